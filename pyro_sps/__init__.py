@@ -1,0 +1,1 @@
+"""Bayesian neural networks without redundant posterior modes, for Pyro."""

@@ -1,0 +1,251 @@
+"""What the fixed weights are set to.
+
+Values are callables `(topology, masks, generator) -> FixedValues`. Only the entries that a mask fixes count;
+the others are zero in a `FixedValues`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Generator, Tensor
+
+from .topology import Topology
+
+
+@dataclass(frozen=True)
+class FixedValues:
+    """Constants for the fixed entries: `scale` times a pattern.
+
+    Attributes:
+        pattern: For each weight tensor a tensor of its full shape; zero where the weight is stochastic.
+        scale: A common factor.
+        learn: Whether the factor is a parameter, optimised with the ELBO from `scale` on.
+    """
+
+    pattern: dict[str, Tensor]
+    scale: float = 1.0
+    learn: bool = False
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The constants themselves: pattern times scale."""
+        if self.scale == 1.0:
+            return dict(self.pattern)
+        return {name: pattern * self.scale for name, pattern in self.pattern.items()}
+
+
+Values = Callable[..., FixedValues]
+
+
+@dataclass(frozen=True)
+class Zero:
+    """Fixed weights are zero: pruning.
+
+    Example:
+        >>> import pyro_sps as sps
+        >>> bnn = sps.BNN(sps.mlp([8, 50, 50, 2]), scheme=sps.Heavy(), values=sps.Zero())
+    """
+
+    def __call__(
+        self, topology: Topology, masks: Mapping[str, Tensor], generator: Generator | None = None
+    ) -> FixedValues:
+        """All zeros."""
+        return FixedValues({tensor.name: torch.zeros(tensor.shape) for tensor in topology.tensors})
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Fixed weights are +c or -c, with a random sign each (arXiv 2405.17666).
+
+    Args:
+        c: The magnitude, positive.
+        learn: Whether c is a parameter optimised with the ELBO, from this value on.
+
+    Raises:
+        ValueError: If `c` is not a positive finite number.
+
+    Example:
+        >>> import pyro_sps as sps
+        >>> bnn = sps.BNN(sps.mlp([8, 50, 50, 2]), scheme=sps.Heavy(), values=sps.Constant(1.0, learn=True))
+    """
+
+    c: float = 1.0
+    learn: bool = False
+
+    def __post_init__(self) -> None:
+        _require_positive("c", self.c)
+
+    def __call__(
+        self, topology: Topology, masks: Mapping[str, Tensor], generator: Generator | None = None
+    ) -> FixedValues:
+        """A random sign for every fixed entry; `generator` decides which."""
+
+        def signs(shape: tuple[int, ...]) -> Tensor:
+            return torch.randint(0, 2, shape, generator=generator).to(torch.get_default_dtype()) * 2 - 1
+
+        return FixedValues(_draw(topology, masks, signs), self.c, self.learn)
+
+
+@dataclass(frozen=True)
+class RandomConstant:
+    """Each fixed weight is one draw of Normal(0, scale²), made once.
+
+    Args:
+        scale: Standard deviation of the draws, positive.
+        learn: Whether the scale is a parameter optimised with the ELBO; the draws stay.
+
+    Raises:
+        ValueError: If `scale` is not a positive finite number.
+
+    Example:
+        >>> import pyro_sps as sps
+        >>> bnn = sps.BNN(sps.mlp([8, 50, 50, 2]), scheme=sps.Heavy(), values=sps.RandomConstant(0.5))
+    """
+
+    scale: float = 1.0
+    learn: bool = False
+
+    def __post_init__(self) -> None:
+        _require_positive("scale", self.scale)
+
+    def __call__(
+        self, topology: Topology, masks: Mapping[str, Tensor], generator: Generator | None = None
+    ) -> FixedValues:
+        """A standard normal draw for every fixed entry, from `generator`."""
+        return FixedValues(
+            _draw(topology, masks, lambda shape: torch.randn(shape, generator=generator)), self.scale, self.learn
+        )
+
+
+@dataclass(frozen=True)
+class Given:
+    """Fixed weights have the values of given tensors.
+
+    Args:
+        weights: Tensors by name of the weight tensor, in their full shapes. Tensors without a fixed
+            entry may be left out; entries that are stochastic are not read.
+
+    Example:
+        >>> import pyro_sps as sps
+        >>> net = sps.mlp([8, 50, 50, 2])
+        >>> weights = {name: parameter.detach() for name, parameter in net.named_parameters()}
+        >>> bnn = sps.BNN(net, scheme=sps.Heavy(), values=sps.Given(weights))
+    """
+
+    weights: Mapping[str, Tensor] = field(repr=False)
+
+    def __call__(
+        self, topology: Topology, masks: Mapping[str, Tensor], generator: Generator | None = None
+    ) -> FixedValues:
+        """The given values where the masks fix a weight.
+
+        Raises:
+            ValueError: If a tensor is missing, is not known, has the wrong shape or is not finite.
+        """
+        if unknown := sorted(set(self.weights) - {tensor.name for tensor in topology.tensors}):
+            raise ValueError(f"weights name {unknown}, which the network does not have")
+        pattern = {}
+        for tensor in topology.tensors:
+            fixed = ~masks[tensor.name].cpu()
+            given = self.weights.get(tensor.name)
+            if given is None:
+                if fixed.any():
+                    raise ValueError(f"weights lack {tensor.name!r}, of which the masks fix {int(fixed.sum())} entries")
+                given = torch.zeros(tensor.shape)
+            given = torch.as_tensor(given).detach().cpu()
+            if given.shape != tensor.shape:
+                raise ValueError(f"weights[{tensor.name!r}] must have shape {tensor.shape}, got {tuple(given.shape)}")
+            value = torch.where(fixed, given, torch.zeros_like(given))
+            if not value.isfinite().all():
+                raise ValueError(f"weights[{tensor.name!r}] has values that are not finite at fixed entries")
+            pattern[tensor.name] = value
+        return FixedValues(pattern)
+
+
+@dataclass(frozen=True)
+class MAP:
+    """Fixed weights have their maximum a posteriori values, from an optimisation with nothing fixed.
+
+    The optimisation needs data, so `pyro_sps.fit` does it first and then sets the constants; before that they
+    are zero. To share one optimisation between several networks, run `pyro_sps.map_estimate` and give its
+    result to `Given`.
+
+    Args:
+        num_steps: Steps of Adam.
+        learning_rate: Its learning rate, decaying to a tenth.
+
+    Raises:
+        ValueError: If an argument is not positive.
+
+    Example:
+        >>> import pyro_sps as sps
+        >>> bnn = sps.BNN(sps.mlp([8, 50, 50, 2]), scheme=sps.Heavy(), values=sps.MAP(num_steps=2000))
+    """
+
+    num_steps: int = 3000
+    learning_rate: float = 0.01
+
+    def __post_init__(self) -> None:
+        _require_positive("num_steps", self.num_steps)
+        _require_positive("learning_rate", self.learning_rate)
+
+    def __call__(
+        self, topology: Topology, masks: Mapping[str, Tensor], generator: Generator | None = None
+    ) -> FixedValues:
+        """Zeros, until `pyro_sps.fit` has found the estimate."""
+        return Zero()(topology, masks, generator)
+
+
+def make_values(
+    values: Values | Mapping[str, Tensor],
+    topology: Topology,
+    masks: Mapping[str, Tensor],
+    generator: Generator | None = None,
+) -> FixedValues:
+    """Fixed values from a rule, a user's function or a dictionary of tensors.
+
+    Args:
+        values: What sets the constants. A function may return a `FixedValues` or a dictionary of tensors.
+        topology: The network's topology.
+        masks: Stochastic masks, checked.
+        generator: Source of randomness, on the CPU.
+
+    Raises:
+        TypeError: If `values` is neither callable nor a mapping.
+        ValueError: If the values do not fit the topology.
+    """
+    if isinstance(values, type):
+        raise TypeError(f"values must be an instance, got the class {values.__name__}; write {values.__name__}()")
+    if isinstance(values, FixedValues):
+        result = values
+    elif isinstance(values, Mapping):
+        return Given(values)(topology, masks)
+    elif callable(values):
+        result = values(topology, masks, generator)
+    else:
+        raise TypeError(f"values must be a rule, a function or a dict of tensors, got {type(values).__name__}")
+    if isinstance(result, Mapping):
+        return Given(result)(topology, masks)
+    if not isinstance(result, FixedValues):
+        raise TypeError(f"values must give FixedValues or a dict of tensors, got {type(result).__name__}")
+    checked = Given(result.pattern)(topology, masks)
+    return FixedValues(checked.pattern, result.scale, result.learn)
+
+
+def _draw(
+    topology: Topology, masks: Mapping[str, Tensor], draw: Callable[[tuple[int, ...]], Tensor]
+) -> dict[str, Tensor]:
+    pattern = {}
+    for tensor in topology.tensors:
+        fixed = ~masks[tensor.name].cpu()
+        value = torch.zeros(tensor.shape)
+        value[fixed] = draw((int(fixed.sum()),))
+        pattern[tensor.name] = value
+    return pattern
+
+
+def _require_positive(name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be a positive finite number, got {value!r}")
