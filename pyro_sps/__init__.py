@@ -1,1 +1,36 @@
 """Bayesian neural networks without redundant posterior modes, for Pyro."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from .version import __version__
+
+# Names are imported when they are used, so that `import pyro_sps` costs nothing beyond pyro and torch.
+_EXPORTS = {
+    "topology": ["Topology", "UnitGroup", "UnsupportedLayerError", "WeightTensor", "mlp"],
+    "schemes": ["Heavy", "Light", "Random", "SymmetryWarning", "Unmasked", "fixed_count"],
+    "values": ["MAP", "Constant", "FixedValues", "Given", "RandomConstant", "Zero"],
+    "symmetry": ["SymmetryReport", "certify"],
+    "nn": ["BNN", "FixWeights", "PartialWeight"],
+    "likelihoods": ["Bernoulli", "Categorical", "Gaussian", "HeteroscedasticGaussian", "Poisson"],
+    "guides": ["AutoSPSNormal"],
+    "infer": ["fit", "map_estimate"],
+    "io": ["load"],
+}
+_MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
+
+__all__ = ["__version__", *_MODULE_OF]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULE_OF:
+        value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,541 @@
+"""Partially stochastic weights, and Bayesian neural networks made of them."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from pyro.infer.reparam.reparam import Reparam
+from pyro.nn import PyroModule, PyroParam
+from torch import Generator, Tensor, nn
+
+from .likelihoods import Gaussian
+from .schemes import Heavy, Scheme, Unmasked, make_masks
+from .topology import WeightTensor, trace
+from .values import MAP, Constant, FixedValues, Values, make_values
+
+if TYPE_CHECKING:
+    from .symmetry import SymmetryReport
+
+Prior = dist.Distribution | Callable[[WeightTensor], dist.Distribution]
+
+
+def _free_entries(prior: dist.Distribution, mask: Tensor, index: Tensor, like: Tensor) -> dist.Distribution:
+    """The prior of the free entries of a tensor, as one vector.
+
+    Args:
+        prior: Univariate distribution whose batch shape broadcasts against B + mask.shape.
+        mask: Stochastic mask of the tensor.
+        index: Flat indices of its free entries, shape (n,).
+        like: A tensor whose device and dtype the result follows.
+
+    Returns:
+        A distribution with batch shape B and event shape (n,).
+    """
+    while isinstance(prior, torch.distributions.Independent):
+        prior = prior.base_dist
+    if prior.event_shape or prior.support.is_discrete:
+        raise ValueError(
+            f"the prior of a partially fixed tensor must be univariate and continuous, got {type(prior).__name__} "
+            f"with event shape {tuple(prior.event_shape)}"
+        )
+    ndim = mask.dim()
+    shape = torch.broadcast_shapes(prior.batch_shape, mask.shape)
+    if shape[len(shape) - ndim :] != mask.shape:
+        raise ValueError(
+            f"the prior's batch shape {tuple(prior.batch_shape)} does not fit a tensor of {tuple(mask.shape)}"
+        )
+    batch = shape[: len(shape) - ndim]
+    arguments = {}
+    for name in prior.arg_constraints:
+        # A distribution is asked only for the arguments it was built with: others (probs next to logits) are derived.
+        if name not in prior.__dict__ and not isinstance(prior, torch.distributions.TransformedDistribution):
+            continue
+        value = getattr(prior, name)
+        if not isinstance(value, Tensor):
+            raise ValueError(f"the prior {type(prior).__name__} has an argument {name} that is not a tensor")
+        value = value.to(device=like.device, dtype=like.dtype)
+        if any(size != 1 for size in value.shape[-ndim:]):
+            value = value.expand(shape).reshape((*batch, mask.numel()))[..., index]
+        else:
+            value = value.reshape((*value.shape[: max(0, value.dim() - ndim)], 1)) if value.dim() else value
+        arguments[name] = value
+    try:
+        restricted = type(prior)(**arguments)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"the prior {type(prior).__name__} cannot be restricted to the free entries ({error}); "
+            "use an independent univariate distribution such as Normal, Laplace or StudentT"
+        ) from error
+    return restricted.expand((*batch, len(index))).to_event(1)
+
+
+class PartialWeight(nn.Module):
+    """One weight tensor: constants where it is fixed, a Pyro sample site for the rest.
+
+    The module holds buffers and no parameters, so it moves with `.to()` and costs no variational parameter.
+
+    Args:
+        name: Name of the sample site.
+        mask: Boolean tensor, True where the weight is stochastic.
+        fixed: Tensor of the same shape, read where the mask is False.
+
+    Raises:
+        ValueError: If the mask is not Boolean, the shapes differ or a fixed value is not finite.
+
+    Example:
+        >>> import pyro, torch, pyro.distributions as dist
+        >>> from pyro_sps import PartialWeight
+        >>> w1 = PartialWeight("w1", torch.tensor([[True, False], [True, True]]), torch.full((2, 2), 7.0))
+        >>> weight = w1(dist.Normal(0.0, 1.0))
+        >>> weight.shape, weight[0, 1]
+        (torch.Size([2, 2]), tensor(7.))
+    """
+
+    mask: Tensor
+    fixed: Tensor
+    index: Tensor
+
+    def __init__(self, name: str, mask: Tensor, fixed: Tensor) -> None:
+        super().__init__()
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"name must be a non-empty string, got {name!r}")
+        if mask.dtype != torch.bool:
+            raise ValueError(f"mask of {name!r} must have dtype torch.bool, got {mask.dtype}")
+        if mask.shape != fixed.shape:
+            raise ValueError(
+                f"fixed of {name!r} must have the mask's shape {tuple(mask.shape)}, got {tuple(fixed.shape)}"
+            )
+        if not fixed.is_floating_point():
+            raise ValueError(f"fixed of {name!r} must have a floating-point dtype, got {fixed.dtype}")
+        if not fixed[~mask].isfinite().all():
+            raise ValueError(f"fixed of {name!r} has values that are not finite at fixed entries")
+        self.name = name
+        self.register_buffer("mask", mask.clone())
+        # Zeros under the free entries, so that scaling by a learned c never meets a stray value.
+        self.register_buffer("fixed", torch.where(mask, torch.zeros_like(fixed), fixed.detach()))
+        self.register_buffer("index", mask.flatten().nonzero().flatten(), persistent=False)
+
+    @property
+    def num_free(self) -> int:
+        """Number of stochastic entries."""
+        return len(self.index)
+
+    def assemble(self, free: Tensor | None, scale: Tensor | None = None) -> Tensor:
+        """The full tensor from its free entries.
+
+        Args:
+            free: Tensor of shape B + (num_free,); None if every entry is fixed.
+            scale: Factor of the fixed entries, of shape () or B.
+
+        Returns:
+            Tensor of shape B + mask.shape.
+        """
+        fixed = self.fixed.flatten()
+        if scale is not None:
+            fixed = fixed * scale.unsqueeze(-1)
+        if free is None or self.num_free == 0:
+            return fixed.reshape((*fixed.shape[:-1], *self.mask.shape))
+        batch = torch.broadcast_shapes(free.shape[:-1], fixed.shape[:-1])
+        free = free.expand((*batch, self.num_free))
+        if self.num_free == self.mask.numel():
+            return free.reshape((*batch, *self.mask.shape))
+        full = fixed.expand((*batch, -1)).scatter(-1, self.index.expand_as(free), free)
+        return full.reshape((*batch, *self.mask.shape))
+
+    def forward(self, prior: dist.Distribution, scale: Tensor | None = None) -> Tensor:
+        """Sample the free entries at the site `name` and put the tensor together.
+
+        Args:
+            prior: Univariate prior of the entries; its batch shape broadcasts against that of the whole tensor
+                (entries of the prior at fixed weights are not used).
+            scale: Factor of the fixed entries, such as a learned c; shape () or the batch shape of the site.
+
+        Returns:
+            The weight tensor, with the batch dimensions of the site (particles, posterior draws) on the left.
+
+        Raises:
+            ValueError: If the prior is not univariate and continuous, or its shape does not fit.
+        """
+        if self.num_free == 0:
+            return self.assemble(None, scale)
+        return self.assemble(pyro.sample(self.name, _free_entries(prior, self.mask, self.index, self.fixed)), scale)
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        return f"{self.name!r}, {self.num_free} of {self.mask.numel()} stochastic"
+
+
+class FixWeights(Reparam):
+    """Make a site of any Pyro model partially stochastic.
+
+    `poutine.reparam(model, {"w1": FixWeights(mask, values)})` replaces the site `w1` by a site `w1_free` of the
+    free entries and makes the full tensor a deterministic site. The posterior is that of the model conditioned on
+    the fixed entries.
+
+    Args:
+        mask: Boolean tensor of the site's shape (batch and event together), True where it is stochastic.
+        values: Tensor of the same shape, read where the mask is False.
+
+    Raises:
+        ValueError: On use, if the site's prior is not a product of univariate continuous distributions, if the
+            shapes differ or if the site is observed.
+
+    Example:
+        >>> import pyro, torch, pyro.distributions as dist
+        >>> from pyro import poutine
+        >>> from pyro_sps import FixWeights
+        >>> def model():
+        ...     return pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        >>> mask = torch.tensor([True, False, True])
+        >>> fixed = poutine.reparam(model, {"w": FixWeights(mask, torch.zeros(3))})
+        >>> bool(fixed()[1] == 0)
+        True
+    """
+
+    def __init__(self, mask: Tensor, values: Tensor) -> None:
+        self.weight = PartialWeight("mask", mask, values)
+
+    def apply(self, msg: Any) -> Any:
+        """Replace one site (called by `pyro.poutine.reparam`)."""
+        name, prior = msg["name"], msg["fn"]
+        weight, event_dim = self.weight, prior.event_dim
+        ndim = weight.mask.dim()
+        if msg["is_observed"]:
+            raise ValueError(f"site {name!r} is observed; FixWeights makes latent sites partially stochastic")
+        if event_dim != ndim:
+            raise ValueError(
+                f"site {name!r} must have the shape of its mask, {tuple(weight.mask.shape)}, as event shape, got "
+                f"batch shape {tuple(prior.batch_shape)} and event shape {tuple(prior.event_shape)}; use .to_event({ndim})"
+            )
+        if prior.event_shape != weight.mask.shape:
+            raise ValueError(f"site {name!r} has shape {tuple(prior.event_shape)}, its mask {tuple(weight.mask.shape)}")
+        value = msg["value"]
+        if value is not None:  # an initial value: its free entries initialise the new site
+            value = value.flatten(-ndim)[..., weight.index]
+        if weight.num_free == 0:
+            full = weight.assemble(None).expand(prior.batch_shape + prior.event_shape)
+        else:
+            try:
+                free_prior = _free_entries(prior, weight.mask, weight.index, weight.fixed)
+            except ValueError as error:
+                raise ValueError(f"site {name!r} cannot be partially fixed: {error}") from error
+            free = pyro.sample(f"{name}_free", free_prior, obs=value, infer={"is_observed": False})
+            full = weight.assemble(free)
+        return {"fn": dist.Delta(full, event_dim=event_dim), "value": full, "is_observed": True}
+
+
+class OrderedNormal(dist.TorchDistribution):
+    """Independent normals conditioned on being in increasing order.
+
+    The density is n! times the product of the normal densities on the ordered region, so that a posterior under
+    it is the posterior under independent normals with one of the n! orders picked. Autoguides and HMC work in
+    the unconstrained space of Pyro's ordered transform.
+
+    Args:
+        loc: Mean of the normals.
+        scale: Standard deviation.
+        size: Number of values n.
+
+    Example:
+        >>> import torch
+        >>> from pyro_sps.nn import OrderedNormal
+        >>> value = OrderedNormal(torch.tensor(0.0), torch.tensor(1.0), 5).sample()
+        >>> bool((value.diff() >= 0).all())
+        True
+    """
+
+    arg_constraints = {"loc": constraints.real, "scale": constraints.positive}
+    support = constraints.ordered_vector
+    has_rsample = True
+
+    def __init__(self, loc: Tensor, scale: Tensor, size: int, validate_args: bool | None = None) -> None:
+        self.loc, self.scale = torch.broadcast_tensors(loc, scale)
+        super().__init__(self.loc.shape, torch.Size([size]), validate_args=validate_args)
+
+    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> OrderedNormal:
+        """The same distribution with a larger batch shape."""
+        return OrderedNormal(self.loc.expand(batch_shape), self.scale.expand(batch_shape), self.event_shape[0])
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        """Draws: sorted independent normals."""
+        shape = self._extended_shape(sample_shape)
+        noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+        return (self.loc.unsqueeze(-1) + self.scale.unsqueeze(-1) * noise).sort(-1).values
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density."""
+        normal = torch.distributions.Normal(self.loc.unsqueeze(-1), self.scale.unsqueeze(-1), validate_args=False)
+        return normal.log_prob(value).sum(-1) + math.lgamma(self.event_shape[0] + 1)
+
+
+class BNN(PyroModule):
+    """A Bayesian neural network of which a part of the weights is fixed: an ordinary Pyro model.
+
+    Calling it samples the stochastic weights (one site a weight tensor, named as in `net.named_parameters()`, of
+    the tensor's free entries as a vector), runs the network and observes `y` at the site `obs` in a plate `data`.
+
+    Args:
+        net: Any supported `nn.Module`. It is read and left as it was; its parameters are a skeleton only: their
+            device and dtype are those of the new module, their values are not used.
+        scheme: What picks the masks: a scheme, a function `(topology, generator) -> masks`, or a dict of masks.
+        values: What the fixed weights are set to: a rule, a function or a dict of tensors.
+        likelihood: Observation model; default `Gaussian(0.1)`.
+        prior: Prior of every stochastic weight: a univariate Pyro distribution, a function from a `WeightTensor`
+            to one, or a dict of these by tensor name. Default: Normal(0, `prior_scale`²).
+        prior_scale: Standard deviation of the default prior.
+        scale_by_fan_in: Whether the default prior's standard deviation is divided by √fan-in (weight matrices only).
+        ordered_biases: Whether the biases of each hidden layer are constrained to increase, another way to
+            break the permutations. Needs stochastic biases with a normal prior.
+        seed: Seeds the random signs, draws and places of scheme and values.
+
+    Attributes:
+        topology: The network's `Topology`.
+        masks: Stochastic masks by tensor name.
+        likelihood: The observation model.
+
+    Raises:
+        UnsupportedLayerError: If the network has a layer that is not supported.
+        ValueError: If masks, values or priors do not fit the network.
+
+    Warns:
+        SymmetryWarning: If the scheme was meant to break symmetries and hidden units can still be relabelled.
+
+    Example:
+        >>> import torch, pyro_sps as sps
+        >>> net = sps.mlp([8, 50, 50, 2])
+        >>> bnn = sps.BNN(net, scheme=sps.Heavy(), values=sps.Constant(1.0, learn=True), likelihood=sps.Gaussian(0.1))
+        >>> bnn(torch.randn(5, 8)).shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        scheme: Scheme | Mapping[str, Tensor] = Heavy(),
+        values: Values | Mapping[str, Tensor] = Constant(1.0, learn=True),
+        likelihood: PyroModule | None = None,
+        prior: Prior | Mapping[str, Prior] | None = None,
+        prior_scale: float = 1.0,
+        scale_by_fan_in: bool = False,
+        ordered_biases: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.topology, function = trace(net)
+        parameters = dict(net.named_parameters())
+        like = parameters[self.topology.tensors[0].name]
+        device = torch.device("cpu") if like.device.type == "meta" else like.device
+        if not like.is_floating_point():
+            raise ValueError(f"net must have real floating-point parameters, got {like.dtype}")
+        if not 0 < prior_scale < math.inf:
+            raise ValueError(f"prior_scale must be a positive finite number, got {prior_scale!r}")
+        self.scheme, self.values = scheme, values
+        self.prior_scale, self.scale_by_fan_in, self.ordered_biases = prior_scale, scale_by_fan_in, ordered_biases
+        self.prior = prior
+        if isinstance(prior, Mapping) and (unknown := set(prior) - {t.name for t in self.topology.tensors}):
+            raise ValueError(f"prior names {sorted(unknown)}, which the network does not have")
+
+        # In a tuple, so that it is no submodule. Only elementwise modules are referred to: no tensor of the net's.
+        self._function = (function,)
+        self.likelihood = Gaussian(0.1) if likelihood is None else copy.deepcopy(likelihood)
+        if not isinstance(self.likelihood, PyroModule):
+            raise TypeError(f"likelihood must be a likelihood such as sps.Gaussian(0.1), got {likelihood!r}")
+
+        generator = torch.Generator().manual_seed(seed)
+        with warnings.catch_warnings():  # the certificate below says more than the scheme's own count
+            warnings.filterwarnings("ignore", category=_symmetry_warning())
+            masks = make_masks(scheme, self.topology, values, generator)
+        fixed = make_values(values, self.topology, masks, generator)
+        self.learns_scale = fixed.learn and any(not mask.all() for mask in masks.values())
+        constants = fixed.pattern if self.learns_scale else fixed.tensors()
+        self.partial = nn.ModuleList(
+            PartialWeight(tensor.name, masks[tensor.name], constants[tensor.name].to(like.dtype))
+            for tensor in self.topology.tensors
+        )
+        if self.learns_scale:
+            scale = torch.tensor(fixed.scale, dtype=like.dtype)
+            self.fixed_scale = PyroParam(scale, constraint=constraints.positive)
+        self._check_ordered()
+        self.to(device=device, dtype=like.dtype)
+        self._warn_of_symmetries()
+
+    @property
+    def function(self) -> Callable[[Mapping[str, Tensor], Tensor], Tensor]:
+        """The network as a pure function `(weights, x) -> outputs`; see `pyro_sps.topology.trace`."""
+        return self._function[0]
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """Stochastic masks by tensor name."""
+        return {weight.name: weight.mask for weight in self.weights}
+
+    @property
+    def fixed(self) -> dict[str, Tensor]:
+        """Current constants by tensor name, in full shape; zero where the weight is stochastic."""
+        scale = self.constant_scale()
+        return {w.name: (w.fixed if scale is None else w.fixed * scale).detach() for w in self.weights}
+
+    @property
+    def weights(self) -> list[PartialWeight]:
+        """The weight tensors, in order of computation."""
+        return list(self.__dict__["_modules"]["partial"])
+
+    @property
+    def num_stochastic(self) -> int:
+        """Number of stochastic weights."""
+        return sum(weight.num_free for weight in self.weights)
+
+    @property
+    def num_fixed(self) -> int:
+        """Number of fixed weights."""
+        return self.topology.num_weights - self.num_stochastic
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor on the module's device and of its dtype."""
+        return self.weights[0].fixed
+
+    def constant_scale(self) -> Tensor | None:
+        """The learned c (or scale of normal draws), or None if it is not learned."""
+        return self.fixed_scale if self.learns_scale else None
+
+    def set_fixed(self, values: FixedValues | Mapping[str, Tensor]) -> None:
+        """Replace the constants of the fixed weights, for instance by MAP values.
+
+        Args:
+            values: New constants by tensor name, in full shapes.
+
+        Raises:
+            ValueError: If they do not fit, or if the network learns its c.
+        """
+        if self.learns_scale:
+            raise ValueError("the fixed values have a learned scale; give sps.Given(values) to BNN instead")
+        new = make_values(values, self.topology, self.masks).tensors()
+        for weight in self.weights:
+            weight.fixed.copy_(new[weight.name])
+
+    def prior_of(self, tensor: WeightTensor) -> dist.Distribution:
+        """The prior of the entries of one weight tensor."""
+        prior = self.prior.get(tensor.name) if isinstance(self.prior, Mapping) else self.prior
+        if prior is None:
+            scale = (
+                self.prior_scale / math.sqrt(tensor.fan_in)
+                if self.scale_by_fan_in and tensor.is_matrix
+                else self.prior_scale
+            )
+            like = self.like
+            return dist.Normal(like.new_zeros(()), like.new_full((), scale))
+        return prior if isinstance(prior, torch.distributions.Distribution) else prior(tensor)
+
+    def sample_weights(self) -> dict[str, Tensor]:
+        """Sample every stochastic weight and put the tensors together.
+
+        Returns:
+            Weight tensors by name, each with the leading batch dimensions (particles, posterior draws) of the
+            sample sites but without the dimension of the `data` plate.
+        """
+        scale = self.constant_scale()
+        weights = {}
+        for tensor, weight in zip(self.topology.tensors, self.weights, strict=True):
+            if tensor.name in self._ordered and weight.num_free:
+                prior = self.prior_of(tensor)
+                weights[tensor.name] = pyro.sample(
+                    tensor.name, OrderedNormal(prior.mean, prior.stddev, weight.num_free)
+                )
+            else:
+                weights[tensor.name] = weight(self.prior_of(tensor), scale)
+        return self._squeeze_data_dimension(weights)
+
+    def _squeeze_data_dimension(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Drop dimension -1 of the batch shapes, which belongs to the `data` plate, and make them equal."""
+        batches = {}
+        for tensor in self.topology.tensors:
+            batch = weights[tensor.name].shape[: -len(tensor.shape)]
+            if batch and batch[-1] != 1:
+                raise ValueError(
+                    f"site {tensor.name!r} has batch shape {tuple(batch)}; its last dimension is that of the data "
+                    "plate and must be 1: unsqueeze draws to shape (draws, 1, entries)"
+                )
+            batches[tensor.name] = batch[:-1]
+        common = torch.broadcast_shapes(*batches.values())
+        return {
+            tensor.name: weights[tensor.name].reshape(batches[tensor.name] + tensor.shape).expand(common + tensor.shape)
+            for tensor in self.topology.tensors
+        }
+
+    def forward(self, x: Tensor, y: Tensor | None = None, num_data: int | None = None) -> Tensor:
+        """The Pyro model.
+
+        Args:
+            x: Inputs, shape (rows, features).
+            y: Targets, shape (rows, outputs), or (rows,) for a categorical likelihood; None to sample them.
+            num_data: Size of the whole data set if `x` is a minibatch of it, so that the likelihood is scaled.
+
+        Returns:
+            The network's outputs, shape B + (rows, outputs) where B are batch dimensions of the sampled weights.
+        """
+        outputs = self.function(self.sample_weights(), x)
+        observation = self.likelihood(outputs)
+        rows = len(x)
+        size = rows if num_data is None else num_data
+        subsample = None if size == rows else torch.arange(rows, device=x.device)
+        with pyro.plate("data", size, subsample=subsample, dim=-1):
+            pyro.sample("obs", observation, obs=y)
+        return outputs
+
+    def symmetry(self, time_limit: float | None = None) -> SymmetryReport:
+        """Which symmetries the masks leave; see `pyro_sps.certify`.
+
+        Args:
+            time_limit: Seconds after which the search gives up; what it did not determine is None in the report.
+
+        Example:
+            >>> import pyro_sps as sps
+            >>> bnn = sps.BNN(sps.mlp([8, 50, 50, 2]), scheme=sps.Heavy(), values=sps.Constant(1.0))
+            >>> bnn.symmetry().permutations.after
+            1
+        """
+        from .symmetry import certify
+
+        # With a learned scale, `fixed` of the weights is the sign pattern: c counts as one value.
+        pattern = {weight.name: weight.fixed for weight in self.weights}
+        return certify(self.topology, self.masks, pattern, time_limit=time_limit, ordered=self._ordered)
+
+    @property
+    def _ordered(self) -> tuple[str, ...]:
+        if not self.ordered_biases:
+            return ()
+        hidden = self.topology.hidden
+        return tuple(t.name for t in self.topology.tensors if not t.is_matrix and t.groups[0] in hidden)
+
+    def _check_ordered(self) -> None:
+        for tensor, weight in zip(self.topology.tensors, self.weights, strict=True):
+            if tensor.name in self._ordered:
+                prior = self.prior_of(tensor)
+                if weight.num_free != tensor.numel:
+                    raise ValueError(
+                        f"ordered_biases needs stochastic biases, but the masks fix some of {tensor.name!r}"
+                    )
+                if not isinstance(prior, torch.distributions.Normal) or prior.batch_shape:
+                    raise ValueError(f"ordered_biases needs one normal prior for {tensor.name!r}, got {prior}")
+
+    def _warn_of_symmetries(self) -> None:
+        """Certify what a symmetry-breaking scheme left and warn of it."""
+        from .symmetry import warn_of_symmetries
+
+        if not isinstance(self.scheme, Unmasked | Mapping) and not isinstance(self.values, MAP):
+            warn_of_symmetries(self.symmetry(time_limit=1.0), self.scheme)
+
+
+def _symmetry_warning() -> type[Warning]:
+    from .schemes import SymmetryWarning
+
+    return SymmetryWarning
