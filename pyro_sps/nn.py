@@ -19,7 +19,7 @@ from torch import Generator, Tensor, nn
 from .likelihoods import Gaussian
 from .schemes import Heavy, Scheme, Unmasked, make_masks
 from .topology import WeightTensor, trace
-from .values import MAP, Constant, FixedValues, Values, make_values
+from .values import MAP, Constant, FixedValues, Values, Zero, make_values
 
 if TYPE_CHECKING:
     from .symmetry import SymmetryReport
@@ -407,6 +407,24 @@ class BNN(PyroModule):
         """The learned c (or scale of normal draws), or None if it is not learned."""
         return self.fixed_scale if self.learns_scale else None
 
+    def copy(self) -> BNN:
+        """A copy with parameters of its own; masks and constants are shared with this one."""
+        shared: dict[int, Any] = {id(buffer): buffer for weight in self.weights for buffer in weight.buffers()}
+        shared[id(self._function)] = self._function
+        return copy.deepcopy(self, shared)
+
+    def unmasked(self) -> BNN:
+        """A copy in which every weight is stochastic."""
+        free = self.copy()
+        free.scheme, free.values, free.learns_scale = Unmasked(), Zero(), False
+        free.__dict__["_pyro_params"].pop("fixed_scale", None)
+        free._parameters.pop("fixed_scale_unconstrained", None)
+        free.partial = nn.ModuleList(
+            PartialWeight(weight.name, torch.ones_like(weight.mask), torch.zeros_like(weight.fixed))
+            for weight in self.weights
+        )
+        return free
+
     def set_fixed(self, values: FixedValues | Mapping[str, Tensor]) -> None:
         """Replace the constants of the fixed weights, for instance by MAP values.
 
@@ -420,7 +438,8 @@ class BNN(PyroModule):
             raise ValueError("the fixed values have a learned scale; give sps.Given(values) to BNN instead")
         new = make_values(values, self.topology, self.masks).tensors()
         for weight in self.weights:
-            weight.fixed.copy_(new[weight.name])
+            # A new tensor, since copies of the network may share the old one.
+            weight.fixed = new[weight.name].to(weight.fixed)
 
     def prior_of(self, tensor: WeightTensor) -> dist.Distribution:
         """The prior of the entries of one weight tensor."""
@@ -434,6 +453,26 @@ class BNN(PyroModule):
             like = self.like
             return dist.Normal(like.new_zeros(()), like.new_full((), scale))
         return prior if isinstance(prior, torch.distributions.Distribution) else prior(tensor)
+
+    @property
+    def num_outputs(self) -> int:
+        """Number of the network's outputs."""
+        return self.topology.groups[self.topology.matrices[-1].groups[0]].size
+
+    def assemble(self, sites: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All weight tensors from values of the sample sites, outside of any handler.
+
+        Args:
+            sites: By site name, values of shape B + (free entries,).
+
+        Returns:
+            Tensors of shape B + shape, by name.
+        """
+        scale = self.constant_scale()
+        full = {weight.name: weight.assemble(sites.get(weight.name), scale) for weight in self.weights}
+        batches = {t.name: full[t.name].shape[: full[t.name].dim() - len(t.shape)] for t in self.topology.tensors}
+        common = torch.broadcast_shapes(*batches.values())
+        return {t.name: full[t.name].expand(common + t.shape) for t in self.topology.tensors}
 
     def sample_weights(self) -> dict[str, Tensor]:
         """Sample every stochastic weight and put the tensors together.
@@ -458,7 +497,7 @@ class BNN(PyroModule):
         """Drop dimension -1 of the batch shapes, which belongs to the `data` plate, and make them equal."""
         batches = {}
         for tensor in self.topology.tensors:
-            batch = weights[tensor.name].shape[: -len(tensor.shape)]
+            batch = weights[tensor.name].shape[: weights[tensor.name].dim() - len(tensor.shape)]
             if batch and batch[-1] != 1:
                 raise ValueError(
                     f"site {tensor.name!r} has batch shape {tuple(batch)}; its last dimension is that of the data "

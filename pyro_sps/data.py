@@ -1,0 +1,180 @@
+"""Arrays from users, checked and turned into tensors; standardisation; minibatches; seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from .likelihoods import Likelihood
+
+
+def make_generator(device: torch.device | str, *key: int) -> Generator:
+    """A random generator whose stream depends on every number of `key`.
+
+    Args:
+        device: Where the generator draws.
+        *key: Non-negative integers: the user's seed first, then what tells streams of one seed apart.
+
+    Raises:
+        ValueError: If the seed is not a non-negative integer.
+    """
+    for number in key:
+        if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < 0:
+            raise ValueError(f"seed must be a non-negative integer, got {number!r}")
+    state = np.random.SeedSequence([int(number) for number in key]).generate_state(1, np.uint64)[0]
+    return torch.Generator(device).manual_seed(int(state >> np.uint64(1)))
+
+
+def as_tensor(name: str, value: Any, like: Tensor, integer: bool = False) -> Tensor:
+    """An array as a finite tensor on the device and of the dtype of `like`.
+
+    Args:
+        name: The argument's name, for errors.
+        value: A tensor, NumPy array, pandas object or nested list of numbers, of at least one dimension.
+        like: Sets device and dtype.
+        integer: Whether the values are labels, which become int64.
+
+    Raises:
+        TypeError: If the values are not numbers.
+        ValueError: If there are none, or some are not finite or leave the range of the dtype.
+    """
+    if isinstance(value, Tensor):
+        tensor = value.detach()
+        if tensor.is_complex():
+            raise TypeError(f"{name} must hold real numbers, got dtype {tensor.dtype}")
+    else:
+        array = np.asarray(value)
+        if array.dtype == object:
+            try:
+                array = array.astype(np.float64)
+            except (TypeError, ValueError) as error:
+                raise TypeError(f"{name} must hold real numbers, got an array of objects ({error})") from error
+        if array.dtype.kind not in "fiub":
+            raise TypeError(f"{name} must hold real numbers, got dtype {array.dtype}")
+        if array.dtype.itemsize > 8 or (array.dtype.kind == "u" and array.dtype.itemsize > 1):
+            array = array.astype(np.float64)
+        tensor = torch.from_numpy(np.array(array, order="C"))
+    if tensor.dim() == 0:
+        raise ValueError(f"{name} must have one row per observation, got a single number")
+    if tensor.numel() == 0:
+        raise ValueError(f"{name} is empty: its shape is {tuple(tensor.shape)}")
+    if tensor.is_floating_point() and not tensor.isfinite().all():
+        row = int((~tensor.isfinite()).reshape(len(tensor), -1).any(-1).nonzero()[0])
+        raise ValueError(f"{name} must be finite, got NaN or infinity in row {row}")
+    if integer:
+        if tensor.is_floating_point() and not (tensor == tensor.round()).all():
+            raise ValueError(f"{name} must hold integer labels, got fractions")
+        return tensor.to(device=like.device, dtype=torch.int64)
+    converted = tensor.to(device=like.device, dtype=like.dtype)
+    if not converted.isfinite().all():
+        raise ValueError(
+            f"{name} has values up to {tensor.abs().max():.3g}, out of the range of {like.dtype}; rescale it"
+        )
+    return converted
+
+
+def check_inputs(name: str, x: Any, like: Tensor, features: int | None) -> Tensor:
+    """Inputs as a tensor of shape (rows, ...), checked against the network's number of features."""
+    tensor = as_tensor(name, x, like)
+    if tensor.dim() < 2:
+        raise ValueError(f"{name} must have shape (rows, features), got {tuple(tensor.shape)}")
+    found = tensor[0].numel()
+    if features is not None and found != features:
+        raise ValueError(f"{name} must have {features} features a row, as the network has, got {found}")
+    return tensor
+
+
+def check_targets(name: str, y: Any, like: Tensor, likelihood: Likelihood, num_outputs: int, rows: int) -> Tensor:
+    """Targets as a tensor of shape (rows, targets), or (rows,) for labels, checked against the likelihood."""
+    tensor = as_tensor(name, y, like, integer=likelihood.event_dim == 0)
+    if likelihood.event_dim == 0 and tensor.dim() == 2 and tensor.shape[1] == 1:
+        tensor = tensor.squeeze(1)
+    if likelihood.event_dim == 1 and tensor.dim() == 1:
+        tensor = tensor.unsqueeze(1)
+    if len(tensor) != rows:
+        raise ValueError(f"{name} must have as many rows as x, {rows}, got {len(tensor)}")
+    try:
+        likelihood.check_targets(tensor, num_outputs)
+    except ValueError as error:
+        raise ValueError(str(error).replace("y must", f"{name} must", 1)) from None
+    return tensor
+
+
+@dataclass(frozen=True)
+class Standardizer:
+    """Shift and scale of inputs and targets, from training data.
+
+    Attributes:
+        x_mean: Mean of each feature.
+        x_scale: Standard deviation of each feature; 1 for a constant one.
+        y_mean: Mean of each target; 0 where targets are not standardised.
+        y_scale: Standard deviation of each target; 1 where targets are not standardised or constant.
+    """
+
+    x_mean: Tensor
+    x_scale: Tensor
+    y_mean: Tensor
+    y_scale: Tensor
+
+    @staticmethod
+    def of(x: Tensor, y: Tensor, targets: bool) -> Standardizer:
+        """Statistics of training data, computed in double precision.
+
+        Args:
+            x: Inputs, shape (rows, ...).
+            y: Targets.
+            targets: Whether targets are standardised too (real-valued ones).
+        """
+        x_mean, x_scale = _moments(x)
+        y_mean, y_scale = _moments(y) if targets else (x.new_zeros(()), x.new_ones(()))
+        return Standardizer(x_mean, x_scale, y_mean, y_scale)
+
+    @staticmethod
+    def identity(like: Tensor) -> Standardizer:
+        """The one that changes nothing."""
+        zero, one = like.new_zeros(()), like.new_ones(())
+        return Standardizer(zero, one, zero, one)
+
+    def inputs(self, x: Tensor) -> Tensor:
+        """Inputs in the units of the network."""
+        return (x - self.x_mean) / self.x_scale
+
+    def targets(self, y: Tensor) -> Tensor:
+        """Targets in the units of the network; labels are left alone."""
+        return (y - self.y_mean) / self.y_scale if y.is_floating_point() else y
+
+    def to(self, like: Tensor) -> Standardizer:
+        """The same on the device and of the dtype of `like`."""
+        return Standardizer(*(getattr(self, name).to(like) for name in self.__dataclass_fields__))
+
+
+def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
+    double = values.double()
+    mean, scale = double.mean(0), double.std(0, unbiased=False)
+    # A column is constant where its spread is rounding only.
+    constant = scale <= 1e-12 * double.abs().amax(0).clamp(min=1e-300)
+    return mean.to(values.dtype), torch.where(constant, torch.ones_like(scale), scale).to(values.dtype)
+
+
+def minibatches(generator: Generator, rows: int, batch_size: int) -> Iterator[Tensor]:
+    """Endless row indices, shape (batch_size,): every epoch is a new order, its incomplete last batch left out."""
+    while True:
+        order = torch.randperm(rows, generator=generator)
+        for start in range(0, rows - batch_size + 1, batch_size):
+            yield order[start : start + batch_size]
+
+
+# Normal draws made at once; more would only cost memory.
+NOISE_BLOCK = 1 << 20
+
+
+def noise_stream(generator: Generator, shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[Tensor]:
+    """Endless standard normal draws of a shape, made in blocks on the generator's device."""
+    block = max(1, NOISE_BLOCK // max(1, torch.Size(shape).numel()))
+    while True:
+        yield from torch.randn((block, *shape), generator=generator, dtype=dtype, device=generator.device).unbind()

@@ -1,0 +1,779 @@
+"""Fitting: from a `BNN` and data to a posterior."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributions import biject_to
+
+from .data import Standardizer, check_inputs, check_targets, make_generator, minibatches, noise_stream
+from .elbo import Params, Problem, elbo_terms, negative_elbo, negative_log_joint, prepare, sum_terms
+from .guides import AutoSPSNormal
+from .nn import BNN
+from .predict import Member, Prediction
+from .step import AdamState, Layout, Objective, Step, make_step
+from .values import MAP, Given
+
+# Fits of fewer steps are over before a compilation pays (6 to 16 s cold, 1 to 2 s from the disk cache).
+COMPILE_FROM = 4000
+
+Callback = Callable[[int, "np.ndarray"], object]
+
+
+class NonFiniteLossError(FloatingPointError):
+    """The loss became NaN or infinite.
+
+    Attributes:
+        fit: The result with the last finite state.
+        step: The step at which it happened, from 0 on.
+        site: The sample site whose term is not finite, or `KL`.
+    """
+
+    def __init__(self, message: str, fit: Fit, step: int, site: str) -> None:
+        super().__init__(message)
+        self.fit, self.step, self.site = fit, step, site
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted Bayesian neural network.
+
+    Attributes:
+        bnn: The fitted model, a copy of the one given to `fit` with learned c and noise in it.
+        guide: The fitted guide.
+        losses: Negative ELBO before each step (sum over the data, in the units of the network), shape (steps,).
+        standardizer: Shift and scale between the user's units and the network's.
+        seconds: Wall time of each part: `prepare`, `map`, `optimise`.
+        settings: What `fit` was asked for.
+        validation: One dict a check: `step`, `rmse`, `lpp`.
+        stopped: Why the fit ended before its last step; empty if it did not.
+        mode: How steps were run: `compiled`, `recorded` or `traced`.
+        x: Training inputs, standardised if that was asked for.
+        y: Training targets, likewise.
+    """
+
+    bnn: BNN
+    guide: AutoSPSNormal
+    losses: np.ndarray = field(repr=False)
+    standardizer: Standardizer = field(repr=False)
+    seconds: Mapping[str, float]
+    settings: Mapping[str, Any] = field(repr=False)
+    validation: Sequence[Mapping[str, float]] = field(default=(), repr=False)
+    stopped: str = ""
+    mode: str = ""
+    x: Tensor | None = field(default=None, repr=False)
+    y: Tensor | None = field(default=None, repr=False)
+
+    def predict(self, x: Any, num_samples: int = 1000, seed: int = 0) -> Prediction:
+        """The posterior predictive distribution at new inputs.
+
+        Args:
+            x: Inputs in original units, shape (rows, features).
+            num_samples: Number of posterior draws S.
+            seed: Seeds them.
+
+        Returns:
+            A lazy `Prediction`: `mean`, `std`, `interval`, `draws`, `rmse`, `lpp`, `coverage`.
+
+        Raises:
+            ValueError: If `x` does not fit the network.
+        """
+        return Prediction.of([self.member], x, num_samples, seed)
+
+    @property
+    def member(self) -> Member:
+        """What predictions need."""
+        return Member(self.bnn, self.guide, self.standardizer)
+
+    @cached_property
+    def elbo(self) -> float:
+        """The final ELBO on the training data in nats, from 256 fresh draws (seed 0)."""
+        return self.elbo_draws(256).mean().item()
+
+    def elbo_draws(self, num_samples: int, seed: int = 0) -> Tensor:
+        """Single-draw estimates of the ELBO on the whole training data, shape (num_samples,).
+
+        Args:
+            num_samples: Number of draws.
+            seed: Seeds them.
+
+        Raises:
+            ValueError: If the fit was loaded from a file, which does not hold the training data.
+        """
+        if self.x is None or self.y is None:
+            raise ValueError("this fit has no training data (it was loaded from a file); its elbo is not known")
+        guide, bnn, x, y = self.guide, self.bnn, self.x, self.y
+        generator = make_generator(x.device, seed, 2)
+        loc, scale = guide.loc.detach(), guide.scale.detach()
+        width = max(group.size for group in bnn.topology.groups)
+        rows = max(1, (1 << 22) // width)
+        problem, _ = prepare(bnn, guide, x[:1], y[:1])
+        values = []
+        with torch.no_grad():
+            for _ in range(num_samples):
+                noise = torch.randn((1, len(loc)), generator=generator, dtype=loc.dtype, device=loc.device)
+                total = 0.0
+                for start in range(0, len(x), rows):
+                    batch = (x[start : start + rows], y[start : start + rows])
+                    terms = elbo_terms(problem, loc, scale, noise, batch)
+                    observed = terms.pop("obs").double()
+                    total = total - observed - (sum_terms(terms).double() if start == 0 else 0.0)
+                values.append(total)
+        return torch.stack(values)  # type: ignore[arg-type]
+
+    def save(self, directory: str | Path) -> None:
+        """Write the fit to a directory; `pyro_sps.load` reads it again. See `pyro_sps.io.save`."""
+        from .io import save
+
+        save(self, directory)
+
+
+class Fits(tuple[Fit, ...]):
+    """Independent fits of one model (replicas), and the mixture of their posteriors."""
+
+    def predict(self, x: Any, num_samples: int = 1000, seed: int = 0) -> Prediction:
+        """The mixture's posterior predictive distribution: draws are divided equally among the fits."""
+        return Prediction.of([fit.member for fit in self], x, num_samples, seed)
+
+    @property
+    def losses(self) -> np.ndarray:
+        """Negative ELBO of each fit, shape (replicas, steps)."""
+        return np.stack([fit.losses for fit in self])
+
+
+def fit(
+    bnn: BNN,
+    x: Any,
+    y: Any,
+    *,
+    num_steps: int = 10_000,
+    num_particles: int = 16,
+    batch_size: int | None = None,
+    learning_rate: float = 0.01,
+    final_learning_rate: float | None = None,
+    init: str | Mapping[str, Tensor] = "random",
+    init_scale: float = 0.05,
+    map_steps: int = 3000,
+    max_grad_norm: float = 1e3,
+    standardize: bool = False,
+    validation: tuple[Any, Any] | None = None,
+    validate_every: int = 500,
+    patience: int | None = None,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    callbacks: Sequence[Callback] = (),
+    compile: bool | None = None,
+    replicas: int | None = None,
+) -> Any:
+    """Fit a mean-field normal posterior over the stochastic weights by maximising the ELBO.
+
+    Adam with gradient clipping and an exponentially decaying learning rate; the ELBO is estimated with
+    `num_particles` draws and the KL divergence in closed form (`pyro_sps.elbo`). `bnn` is not changed.
+
+    Args:
+        bnn: The model.
+        x: Inputs, shape (rows, features); with `replicas`, also (replicas, rows, features) for data of their own.
+        y: Targets, shape (rows, targets) or (rows,); with `replicas`, likewise.
+        num_steps: Number of Adam steps.
+        num_particles: Posterior draws a step.
+        batch_size: Rows a step; None or a number of at least the rows for all of them.
+        learning_rate: Adam's step size at the start.
+        final_learning_rate: At the end; default 0.3 of that at the start.
+        init: Where the guide's means start: `"random"` (normal, variance 1/fan-in), `"map"` (a MAP estimate of the
+            same masked model), or values of the sample sites by name.
+        init_scale: Initial standard deviation of every weight under the guide, in units of 1/√fan-in.
+        map_steps: Steps of the MAP optimisation, with `init="map"`.
+        max_grad_norm: Gradients of the loss per row are scaled down to this norm.
+        standardize: Whether to shift and scale inputs, and real-valued targets, to mean 0 and standard deviation 1 of
+            the training data; predictions come back in the original units. Constant columns are only shifted.
+        validation: Inputs and targets on which RMSE and LPP are tracked, in original units.
+        validate_every: Steps between these checks.
+        patience: Stop after this many checks without a better LPP, and return the best state; None for never.
+        seed: Seeds initialisation, noise and data order. Replica r is the fit with seed `seed + r`.
+        device: Where to fit; default: where `bnn` is.
+        progress: Whether to show a progress bar with the ELBO (on a terminal).
+        callbacks: Functions of (step, losses of the replicas), called after every step; one that returns True stops.
+        compile: Whether to compile the step with `torch.compile`; default: for fits long enough to gain from it.
+        replicas: Number R of independent fits that run as one program; None for a single fit.
+
+    Returns:
+        A `Fit`, or with `replicas` a `Fits`, a tuple of them.
+
+    Raises:
+        ValueError: If an argument is out of range or the data does not fit the network, before any work.
+        NonFiniteLossError: If the loss of a single fit stops being finite; it holds the last finite state.
+
+    Example:
+        >>> import torch, pyro_sps as sps
+        >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
+        >>> bnn = sps.BNN(sps.mlp([1, 5, 5, 1]))
+        >>> fit = sps.fit(bnn, x, x**2, num_steps=20, progress=False)
+        >>> fit.losses.shape
+        (20,)
+    """
+    settings = {
+        name: value for name, value in locals().items() if name not in ("bnn", "x", "y", "validation", "callbacks")
+    }
+    started = time.perf_counter()
+    _check_settings(**settings)
+    count = replicas or 1
+    members = _members(bnn, x, y, count, replicas is not None, standardize, device)
+    checks = _validation_data(members, validation, replicas is not None)
+    first = members[0]
+    rows = len(first.x)
+    batch = rows if batch_size is None else min(batch_size, rows)
+    seconds: dict[str, float] = {}
+
+    for index, member in enumerate(members):
+        if isinstance(member.bnn.values, MAP) and member.bnn.num_fixed:
+            _set_map_values(member, seed + index, progress)
+    guide = AutoSPSNormal(first.bnn)
+    num_data = None if batch == rows else rows
+    problem, own_params = prepare(first.bnn, guide, first.x[:batch], first.y[:batch], num_data=num_data)
+    seconds["prepare"] = time.perf_counter() - started
+
+    started = time.perf_counter()
+    starts = [_initial_params(m, problem, own_params, init, init_scale, seed + r) for r, m in enumerate(members)]
+    if init == "map":
+        starts = _map_starts(members, problem, starts, map_steps, seed, progress, settings)
+        seconds["map"] = time.perf_counter() - started
+
+    started = time.perf_counter()
+
+    def objective(params: Params, noise: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return _vi_objective(problem, params, noise, x, y, rows, num_data)
+
+    run = _Run(
+        objective=objective,
+        members=members,
+        starts=starts,
+        num_steps=num_steps,
+        batch_size=batch,
+        noise_shape=(num_particles, problem.size),
+        seeds=[seed + index for index in range(count)],
+        rates=_rates(learning_rate, final_learning_rate, num_steps),
+        max_grad_norm=max_grad_norm,
+        compile=num_steps >= COMPILE_FROM if compile is None else compile,
+        progress=progress,
+        label="fit",
+    )
+    watcher = _Validation(checks, members, run.layout, guide, validate_every, patience) if checks else None
+    losses = run(callbacks, watcher)
+    seconds["optimise"] = time.perf_counter() - started
+    final = run.layout.unpack(run.state.params if watcher is None or watcher.best is None else watcher.best)
+    fits = Fits(
+        Fit(
+            bnn=_with_params(member.bnn, {name: value[index] for name, value in final.items()}),
+            guide=_guide_with(guide, member, final["loc"][index], final["rho"][index]),
+            losses=losses[index] * rows,
+            standardizer=member.standardizer,
+            seconds=seconds,
+            settings={**settings, "seed": seed + index},
+            validation=watcher.history[index] if watcher else (),
+            stopped=run.stopped,
+            mode=run.step.mode,
+            x=member.x,
+            y=member.y,
+        )
+        for index, member in enumerate(members)
+    )
+    _report_failures(fits, problem, run, rows, num_data, replicas)
+    return fits if replicas is not None else fits[0]
+
+
+def map_estimate(
+    bnn: BNN,
+    x: Any,
+    y: Any,
+    *,
+    num_steps: int = 3000,
+    learning_rate: float = 0.01,
+    standardize: bool = False,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> dict[str, Tensor]:
+    """Maximum a posteriori weights of a network's model with nothing fixed.
+
+    Args:
+        bnn: A network; its likelihood and prior are used, its masks are not.
+        x: Inputs.
+        y: Targets.
+        num_steps: Steps of Adam, on all the data.
+        learning_rate: Its step size at the start; it decays to a tenth.
+        standardize: As in `fit`: use the same there.
+        seed: Seeds the start.
+        device: Where to optimise.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        Weight tensors by name, to be shared among networks as `sps.Given(weights)`.
+
+    Example:
+        >>> import torch, pyro_sps as sps
+        >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
+        >>> net = sps.mlp([1, 5, 5, 1])
+        >>> weights = sps.map_estimate(sps.BNN(net), x, x**2, num_steps=10, progress=False)
+        >>> bnn = sps.BNN(net, scheme=sps.Heavy(), values=sps.Given(weights))
+    """
+    _check_settings(num_steps=num_steps, learning_rate=learning_rate, seed=seed)
+    member = _members(bnn, x, y, 1, False, standardize, device)[0]
+    return _free_map(member, num_steps, learning_rate, seed, progress)
+
+
+# --- preparation -----------------------------------------------------------------------------------
+
+
+@dataclass
+class _Data:
+    """One replica: its model and its data in the units of the network."""
+
+    bnn: BNN
+    x: Tensor
+    y: Tensor
+    standardizer: Standardizer
+
+
+def _check_settings(**settings: Any) -> None:
+    """Raise for arguments out of range, before any work."""
+
+    def require(name: str, valid: bool, expected: str) -> None:
+        if not valid:
+            raise ValueError(f"{name} must be {expected}, got {settings[name]!r}")
+
+    for name in ("num_steps", "num_particles", "batch_size", "validate_every", "patience", "map_steps", "replicas"):
+        value = settings.get(name)
+        if value is not None:
+            require(
+                name,
+                isinstance(value, int | np.integer) and not isinstance(value, bool) and value > 0,
+                "a positive integer",
+            )
+    for name in ("learning_rate", "final_learning_rate", "init_scale", "max_grad_norm"):
+        value = settings.get(name)
+        if value is not None:
+            valid = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+            require(name, valid, "a positive finite number")
+    if "init" in settings:
+        init = settings["init"]
+        require(
+            "init",
+            isinstance(init, Mapping) or init in ("random", "map"),
+            "'random', 'map' or a dict of values by site",
+        )
+    make_generator("cpu", settings["seed"])
+
+
+def _members(
+    bnn: BNN, x: Any, y: Any, count: int, may_stack: bool, standardize: bool, device: torch.device | str | None
+) -> list[_Data]:
+    """A copy of the model and the data for every replica."""
+    if not isinstance(bnn, BNN):
+        raise TypeError(f"bnn must be a pyro_sps.BNN, got {type(bnn).__name__}")
+    if bnn.num_stochastic == 0:
+        raise ValueError("bnn has no stochastic weight: every weight is fixed, so that nothing is left to infer")
+    copies = [bnn.copy() for _ in range(count)]
+    if device is not None:
+        for copy in copies:
+            copy.to(device)
+    like, features = copies[0].like, bnn.topology.groups[0].size
+    stacked = may_stack and np.ndim(x) >= 3 and len(x) == count and math.prod(np.shape(x)[2:]) == features
+    members = []
+    for index, copy in enumerate(copies):
+        own_x, own_y = (x[index], y[index]) if stacked else (x, y)
+        if index == 0 or stacked:
+            inputs = check_inputs("x", own_x, like, features)
+            targets = check_targets("y", own_y, like, copy.likelihood, copy.num_outputs, len(inputs))
+            scaling = (
+                Standardizer.of(inputs, targets, copy.likelihood.real_valued)
+                if standardize
+                else Standardizer.identity(like)
+            )
+            inputs, targets = scaling.inputs(inputs), scaling.targets(targets)
+        members.append(_Data(copy, inputs, targets, scaling))
+    return members
+
+
+def _initial_params(
+    member: _Data, problem: Problem, own: Params, init: str | Mapping[str, Tensor], init_scale: float, seed: int
+) -> Params:
+    """Unconstrained parameters of a replica at the start: the guide's and the model's own."""
+    bnn = member.bnn
+    generator = make_generator("cpu", seed, 3)
+    loc, width = torch.zeros(problem.size), torch.ones(problem.size)
+    for site in problem.sites:
+        tensor = bnn.topology[site.name]
+        spread = 1 / math.sqrt(tensor.fan_in) if tensor.is_matrix else 0.1
+        value = spread * torch.randn(site.shape, generator=generator)
+        if site.support is not None:  # ordered biases
+            value = biject_to(site.support).inv(value.sort(-1).values)
+        loc[site.start : site.stop] = value.flatten()
+        width[site.start : site.stop] = 1 / math.sqrt(tensor.fan_in) if tensor.is_matrix else 1.0
+        if isinstance(init, Mapping):
+            given = torch.as_tensor(init.get(site.name, torch.empty(0))).detach().cpu()
+            if given.numel() != site.stop - site.start:
+                raise ValueError(
+                    f"init[{site.name!r}] must hold the site's {site.stop - site.start} free entries, got {given.numel()}"
+                )
+            value = given.reshape(site.shape)
+            value = value if site.support is None else biject_to(site.support).inv(value)
+            loc[site.start : site.stop] = value.flatten()
+    like = bnn.like
+    return {"loc": loc.to(like), "rho": _inverse_softplus(init_scale * width).to(like), **own}
+
+
+def _inverse_softplus(value: Tensor) -> Tensor:
+    return value + torch.log(-torch.expm1(-value))
+
+
+def _vi_objective(
+    problem: Problem, params: Params, noise: Tensor, x: Tensor, y: Tensor, rows: int, num_data: int | None
+) -> Tensor:
+    """Negative ELBO per row of the data set."""
+    loss = negative_elbo(
+        problem,
+        params["loc"],
+        F.softplus(params["rho"]),
+        noise,
+        (x, y),
+        {"num_data": num_data},
+        problem.constrain(params),
+    )
+    return loss / rows
+
+
+def _rates(start: float, end: float | None, num_steps: int) -> Callable[[int], float]:
+    """Exponential decay from `start` to `end`."""
+    ratio = 0.3 if end is None else end / start
+    return lambda step: start * ratio ** (step / max(1, num_steps - 1))
+
+
+# --- MAP -------------------------------------------------------------------------------------------
+
+
+def _map_starts(
+    members: list[_Data],
+    problem: Problem,
+    starts: list[Params],
+    steps: int,
+    seed: int,
+    progress: bool,
+    settings: Mapping[str, Any],
+) -> list[Params]:
+    """Replace the guide's means by MAP estimates of the masked model, and the model's parameters likewise."""
+    found = _maximise_posterior(members, problem, starts, steps, settings["learning_rate"], seed, progress)
+    return [{**start, **point} for start, point in zip(starts, found, strict=True)]
+
+
+def _maximise_posterior(
+    members: list[_Data], problem: Problem, starts: list[Params], steps: int, rate: float, seed: int, progress: bool
+) -> list[Params]:
+    """MAP estimates of every replica: `loc` and the model's parameters."""
+    rows = len(members[0].x)
+
+    def objective(params: Params, noise: None, x: Tensor, y: Tensor) -> Tensor:
+        return negative_log_joint(problem, params["loc"], (x, y), None, problem.constrain(params)) / rows
+
+    run = _Run(
+        objective=objective,
+        members=members,
+        starts=[{name: value for name, value in start.items() if name != "rho"} for start in starts],
+        num_steps=steps,
+        batch_size=rows,
+        noise_shape=None,
+        seeds=[seed + index for index in range(len(members))],
+        rates=_rates(rate, rate / 10, steps),
+        max_grad_norm=1e3,
+        compile=False,
+        progress=progress,
+        label="MAP",
+    )
+    losses = run((), None)
+    if not np.isfinite(losses[:, -1:]).all():
+        raise FloatingPointError(
+            "the loss of the MAP optimisation is not finite; lower learning_rate, or standardize the data"
+        )
+    final = run.layout.unpack(run.state.params)
+    return [{name: value[index] for name, value in final.items()} for index in range(len(members))]
+
+
+def _free_map(member: _Data, steps: int, rate: float, seed: int, progress: bool) -> dict[str, Tensor]:
+    """MAP weights of a member's model without masks."""
+    free = member.bnn.unmasked()
+    data = _Data(free, member.x, member.y, member.standardizer)
+    problem, own = prepare(free, AutoSPSNormal(free), member.x, member.y)
+    start = _initial_params(data, problem, own, "random", 1.0, seed)
+    point = _maximise_posterior([data], problem, [start], steps, rate, seed, progress)[0]
+    sites = {site.name: site.constrain(site.view(point["loc"])) for site in problem.sites}
+    return {name: value.detach().clone() for name, value in free.assemble(sites).items()}
+
+
+def _set_map_values(member: _Data, seed: int, progress: bool) -> None:
+    """Set the constants of a network whose values are `MAP()`."""
+    rule = member.bnn.values
+    assert isinstance(rule, MAP)
+    member.bnn.set_fixed(Given(_free_map(member, rule.num_steps, rule.learning_rate, seed, progress)))
+
+
+# --- the loop --------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Run:
+    """An optimisation of all replicas; calling it runs it."""
+
+    objective: Objective
+    members: list[_Data]
+    starts: list[Params]
+    num_steps: int
+    batch_size: int
+    noise_shape: tuple[int, ...] | None
+    seeds: list[int]
+    rates: Callable[[int], float]
+    max_grad_norm: float
+    compile: bool
+    progress: bool
+    label: str
+    stopped: str = ""
+    failed: dict[int, int] = field(default_factory=dict)  # replica -> step of its first loss that is not finite
+
+    def __post_init__(self) -> None:
+        self.layout = Layout.of(self.starts[0])
+        self.state = AdamState.start(torch.stack([self.layout.pack(start) for start in self.starts]))
+        self.shared = all(member.x is self.members[0].x for member in self.members)
+        self.full = self.batch_size == len(self.members[0].x)
+        self.batches = self._batches()
+        first = self.noise(), *next(self.batches)
+        data_dim = None if self.shared and self.full else 0
+        self.step: Step = make_step(
+            self.objective,
+            self.layout,
+            (self.state, *first),
+            (None if self.noise_shape is None else 0, data_dim, data_dim),
+            self.max_grad_norm,
+            self.compile,
+        )
+        if self.step.reason:
+            warnings.warn(f"{self.label} runs without the fast path: {self.step.reason}", RuntimeWarning, stacklevel=4)
+        # The examples were drawn from the streams, which start anew for the run.
+        self.batches, self._noise = self._batches(), None
+
+    _noise: list[Iterator[Tensor]] | None = None
+
+    def noise(self) -> Tensor | None:
+        """The next draws of all replicas, (replicas, *noise_shape)."""
+        if self.noise_shape is None:
+            return None
+        params = self.state.params
+        if self._noise is None:
+            generators = [make_generator(params.device, seed, 4) for seed in self.seeds]
+            self._noise = [noise_stream(generator, self.noise_shape, params.dtype) for generator in generators]
+        draws = [next(stream) for stream in self._noise]
+        return draws[0].unsqueeze(0) if len(draws) == 1 else torch.stack(draws)
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Data of each step; with a replica dimension unless all replicas see all of the same data."""
+        x, y = self.members[0].x, self.members[0].y
+        if not self.shared:
+            x, y = (torch.stack([getattr(member, name) for member in self.members]) for name in ("x", "y"))
+        if self.full:
+            while True:
+                yield x, y
+        streams = [
+            minibatches(make_generator("cpu", seed, 5), len(self.members[0].x), self.batch_size) for seed in self.seeds
+        ]
+        replicas = torch.arange(len(streams), device=x.device).unsqueeze(1)
+        while True:
+            rows = torch.stack([next(stream) for stream in streams]).to(x.device)
+            yield (x[rows], y[rows]) if self.shared else (x[replicas, rows], y[replicas, rows])
+
+    def __call__(self, callbacks: Sequence[Callback], watcher: _Validation | None) -> np.ndarray:
+        """Run to the end, a stop or a failure of all replicas.
+
+        Returns:
+            Losses, shape (replicas, steps done).
+        """
+        from tqdm import tqdm
+
+        count, device = len(self.members), self.state.params.device
+        losses = torch.empty((self.num_steps, count), dtype=self.state.params.dtype, device=device)
+        # On an accelerator, looking at a loss waits for it; there failures are looked for now and then.
+        interval = 1 if device.type == "cpu" else 50
+        done = 0
+        bar = tqdm(total=self.num_steps, desc=self.label, disable=None if self.progress else True, mininterval=0.5)
+        try:
+            with bar:
+                while done < self.num_steps and not self.stopped:
+                    noise, (x, y) = self.noise(), next(self.batches)
+                    losses[done] = self.step.run(self.state, self.rates(done), done + 1, noise, x, y)
+                    done += 1
+                    if done % interval == 0 or done == self.num_steps:
+                        self._look(losses[max(0, done - interval) : done], done)
+                    if done % 50 == 0:
+                        bar.update(50)
+                        if not bar.disable:
+                            bar.set_postfix(
+                                ELBO=f"{-losses[done - 50 : done].mean().item() * len(self.members[0].x):.1f}"
+                            )
+                    for callback in callbacks:
+                        if callback(done - 1, losses[done - 1].cpu().numpy() * len(self.members[0].x)) is True:
+                            self.stopped = f"a callback stopped it after step {done}"
+                    if watcher is not None and (done % watcher.every == 0 or done == self.num_steps):
+                        self.stopped = watcher(done, self.state) or self.stopped
+        except KeyboardInterrupt:
+            self.stopped = f"interrupted after step {done}"
+        return losses[:done].T.cpu().double().numpy()
+
+    def _look(self, recent: Tensor, done: int) -> None:
+        finite = recent.isfinite()
+        if finite.all():
+            return
+        for replica in range(recent.shape[1]):
+            if replica not in self.failed and not finite[:, replica].all():
+                self.failed[replica] = done - len(recent) + int((~finite[:, replica]).nonzero()[0])
+        if len(self.failed) == recent.shape[1]:
+            self.stopped = "the loss is not finite"
+
+
+class _Validation:
+    """Tracks scores on held-out data and decides about stopping."""
+
+    def __init__(
+        self,
+        data: list[tuple[Tensor, Tensor]],
+        members: list[_Data],
+        layout: Layout,
+        guide: AutoSPSNormal,
+        every: int,
+        patience: int | None,
+    ) -> None:
+        self.data, self.members, self.layout, self.guide = data, members, layout, guide
+        self.every, self.patience = every, patience
+        self.history: list[list[dict[str, float]]] = [[] for _ in members]
+        self.best: Tensor | None = None
+        self.best_lpp = [-math.inf] * len(members)
+        self.waited = [0] * len(members)
+
+    def __call__(self, step: int, state: AdamState) -> str:
+        params = self.layout.unpack(state.params)
+        if self.patience is not None and self.best is None:
+            self.best = state.params.clone()
+        for index, (member, (x, y)) in enumerate(zip(self.members, self.data, strict=True)):
+            guide = _guide_with(self.guide, member, params["loc"][index], params["rho"][index])
+            bnn = _with_params(member.bnn, {name: value[index] for name, value in params.items()})
+            prediction = Prediction.of([Member(bnn, guide, member.standardizer)], x, 200, 0)
+            scores = {"step": step, "lpp": prediction.lpp(y)}
+            if bnn.likelihood.event_dim:
+                scores["rmse"] = prediction.rmse(y)
+            self.history[index].append(scores)
+            if scores["lpp"] > self.best_lpp[index]:
+                self.best_lpp[index], self.waited[index] = scores["lpp"], 0
+                if self.best is not None:
+                    self.best[index] = state.params[index]
+            else:
+                self.waited[index] += 1
+        if self.patience is not None and min(self.waited) >= self.patience:
+            return f"no better validation LPP in {self.patience} checks, after step {step}"
+        return ""
+
+
+def _validation_data(
+    members: list[_Data], validation: tuple[Any, Any] | None, may_stack: bool
+) -> list[tuple[Tensor, Tensor]]:
+    if validation is None:
+        return []
+    if not isinstance(validation, tuple | list) or len(validation) != 2:
+        raise ValueError("validation must be a pair (x, y)")
+    x, y = validation
+    first = members[0].bnn
+    features = first.topology.groups[0].size
+    stacked = may_stack and np.ndim(x) >= 3 and len(x) == len(members) and math.prod(np.shape(x)[2:]) == features
+    checks = []
+    for index in range(len(members)):
+        inputs = check_inputs("validation x", x[index] if stacked else x, first.like, features)
+        own = y[index] if stacked else y
+        checks.append(
+            (inputs, check_targets("validation y", own, first.like, first.likelihood, first.num_outputs, len(inputs)))
+        )
+    return checks
+
+
+# --- results ---------------------------------------------------------------------------------------
+
+
+def _with_params(bnn: BNN, params: Mapping[str, Tensor]) -> BNN:
+    """The model with its own parameters set to unconstrained values."""
+    own = {f"{name}_unconstrained": value for name, value in params.items()}
+    with torch.no_grad():
+        for name, parameter in bnn.named_parameters():
+            if name in own:
+                parameter.copy_(own[name])
+            elif name in params:
+                parameter.copy_(params[name])
+    return bnn
+
+
+def _guide_with(prototype: AutoSPSNormal, member: _Data, loc: Tensor, rho: Tensor) -> AutoSPSNormal:
+    """A guide of the member's model with the given parameters."""
+    guide = AutoSPSNormal(member.bnn, init_scale=prototype.init_scale)
+    guide.adopt(prototype, loc, F.softplus(rho))
+    return guide
+
+
+def _report_failures(
+    fits: Fits, problem: Problem, run: _Run, rows: int, num_data: int | None, replicas: int | None
+) -> None:
+    """Raise for a single fit whose loss is not finite, warn for replicas."""
+    if not run.failed:
+        return
+    if replicas is not None:
+        steps = ", ".join(f"{replica} (at step {step})" for replica, step in sorted(run.failed.items()))
+        warnings.warn(
+            f"the loss of replicas {steps} stopped being finite; they hold their last finite states",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        return
+    step = run.failed[0]
+    site = _culprit(problem, run, step, num_data)
+    raise NonFiniteLossError(
+        f"the loss is not finite at step {step}, in the term of site {site!r}. Try a lower learning_rate (now "
+        f"{run.rates(step):.3g}), standardize=True, a larger noise scale, a smaller constant c, or dtype float64. "
+        "The exception's attribute `fit` holds the last finite state.",
+        fits[0],
+        step,
+        site,
+    )
+
+
+def _culprit(problem: Problem, run: _Run, step: int, num_data: int | None) -> str:
+    """The term that is not finite: the failing step done once more, at the state that it left unchanged."""
+    run._noise, run.batches = None, run._batches()
+    for _ in range(step + 1):
+        noise, (x, y) = run.noise(), next(run.batches)
+    if x.dim() > run.members[0].x.dim():
+        x, y = x[0], y[0]
+    params = {name: value[0] for name, value in run.layout.unpack(run.state.params).items()}
+    assert noise is not None
+    terms = elbo_terms(
+        problem,
+        params["loc"],
+        F.softplus(params["rho"]),
+        noise[0],
+        (x, y),
+        {"num_data": num_data},
+        problem.constrain(params),
+    )
+    return next((name for name, term in terms.items() if not term.isfinite()), "the gradient")

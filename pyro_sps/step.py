@@ -1,0 +1,223 @@
+"""One optimisation step as one program: the fast path.
+
+`make_step` is its only entry. It takes an objective (a pure function of parameters, noise and data), differentiates
+it, adds Adam, maps the whole over replicas and records the tensor operations once, so that no Python of Pyro's or ours
+runs in a step. The recording is compiled with `torch.compile` where that is asked for and possible.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from .elbo import Params, pyro_session
+
+# (parameters, noise or None, *data) -> scalar loss
+Objective = Callable[..., Tensor]
+
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+
+
+@dataclass
+class AdamState:
+    """Everything a step changes.
+
+    Attributes:
+        params: All unconstrained parameters of a replica in one vector, shape (replicas, p).
+        first: Adam's first moments, same shape.
+        second: Adam's second moments, same shape.
+    """
+
+    params: Tensor
+    first: Tensor
+    second: Tensor
+
+    @staticmethod
+    def start(params: Tensor) -> AdamState:
+        """The state before the first step."""
+        return AdamState(params.clone(), torch.zeros_like(params), torch.zeros_like(params))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names and shapes of the parameters inside one vector."""
+
+    shapes: Mapping[str, torch.Size]
+
+    @staticmethod
+    def of(params: Mapping[str, Tensor]) -> Layout:
+        """The layout of a set of tensors."""
+        return Layout({name: value.shape for name, value in params.items()})
+
+    def pack(self, params: Mapping[str, Tensor]) -> Tensor:
+        """Tensors of shape B + shape as one of B + (p,)."""
+        parts = []
+        for name, shape in self.shapes.items():
+            value = params[name]
+            parts.append(value.reshape((*value.shape[: value.dim() - len(shape)], -1)))
+        return torch.cat(parts, dim=-1)
+
+    def unpack(self, flat: Tensor) -> Params:
+        """Views of B + (p,) with shapes B + shape."""
+        parts = flat.split([shape.numel() for shape in self.shapes.values()], dim=-1)
+        return {
+            name: part.reshape(flat.shape[:-1] + shape)
+            for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
+        }
+
+
+@dataclass(frozen=True)
+class Step:
+    """A callable optimisation step.
+
+    Attributes:
+        run: `(state, learning_rate, count, noise, *data) -> losses`, where `count` is 1 for the first step. Changes
+            the state in place and returns the losses before the step, shape (replicas,).
+        mode: `compiled`, `recorded` (the recorded operations one by one) or `traced` (the model runs in each step).
+        reason: Why it is not compiled although that was asked for; empty otherwise.
+    """
+
+    run: Callable[..., Tensor]
+    mode: str
+    reason: str = ""
+
+
+def make_step(
+    objective: Objective,
+    layout: Layout,
+    examples: tuple[Any, ...],
+    data_dims: tuple[int | None, ...],
+    max_grad_norm: float,
+    compile: bool,
+) -> Step:
+    """Build the optimisation step of an objective.
+
+    Args:
+        objective: Pure function `(params, noise, *data) -> loss`, for one replica; `noise` may be None.
+        layout: Of the parameters.
+        examples: A state and the arguments `(noise, *data)` of a step, with a leading replica dimension.
+        data_dims: For each of `(noise, *data)`, 0 if it has a replica dimension and None if all replicas share it.
+        max_grad_norm: Gradients are scaled down to this norm, replica by replica.
+        compile: Whether to compile.
+
+    Returns:
+        The step, as fast as it could be made. What cannot be recorded or compiled falls back and says why.
+    """
+    state, *arguments = examples
+    replicas = state.params.shape[0]
+
+    def gradients(params: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+        unpacked = layout.unpack(params)
+        grads, loss = torch.func.grad_and_value(objective)(unpacked, *args)
+        flat = layout.pack(grads)
+        norm = flat.norm()
+        finite = loss.isfinite() & norm.isfinite()
+        # A step that is not finite changes nothing: the state stays the last finite one.
+        return torch.where(finite, flat * (max_grad_norm / norm.clamp(min=max_grad_norm)), flat.new_zeros(())), loss
+
+    def step(params: Tensor, first: Tensor, second: Tensor, scalars: Tensor, *args: Any) -> Tensor:
+        if replicas == 1:  # without vmap the recorded program is shorter
+            own = (
+                argument if dim is None or argument is None else argument[0]
+                for argument, dim in zip(args, data_dims, strict=True)
+            )
+            grads, losses = gradients(params[0], *own)
+            grads, losses = grads.unsqueeze(0), losses.reshape(1)
+        else:
+            grads, losses = torch.func.vmap(gradients, in_dims=(0, *data_dims))(params, *args)
+        # Kingma and Ba (2015), algorithm 1; scalars are the step size and √(1 - β₂ᵗ), both with bias correction.
+        size, correction = scalars.unbind()
+        first.lerp_(grads, 1 - BETA1)
+        second.mul_(BETA2).addcmul_(grads, grads, value=1 - BETA2)
+        update = first / (second.sqrt() / correction + EPSILON)
+        params.sub_(torch.where(losses.isfinite().unsqueeze(-1), size * update, size.new_zeros(())))
+        return losses
+
+    example = (state.params, state.first, state.second, _scalars(0.0, 1, state.params), *arguments)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        recorded, reason = _record(step, example)
+    if recorded is None:
+        return Step(_runner(_in_session(step)), "traced", reason)
+    if compile:
+        compiled, reason = _compile(recorded, example)
+        if compiled is not None:
+            return Step(_runner(compiled), "compiled")
+    return Step(_runner(recorded), "recorded", reason)
+
+
+def _runner(step: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def run(state: AdamState, learning_rate: float, count: int, *args: Any) -> Tensor:
+        scalars = _scalars(learning_rate, count, state.params)
+        with torch.no_grad():
+            return step(state.params, state.first, state.second, scalars, *args)
+
+    return run
+
+
+def _scalars(learning_rate: float, count: int, like: Tensor) -> Tensor:
+    size = learning_rate / (1 - BETA1**count)
+    return torch.tensor([size, (1 - BETA2**count) ** 0.5], dtype=like.dtype).to(like.device, non_blocking=True)
+
+
+def _in_session(step: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def run(*args: Any) -> Tensor:
+        with pyro_session():
+            return step(*args)
+
+    return run
+
+
+def _record(step: Callable[..., Tensor], example: tuple[Any, ...]) -> tuple[fx.GraphModule | None, str]:
+    """The tensor operations of one call of `step`, or None and why it could not be recorded."""
+    changed = [tensor.clone() for tensor in example[:3]]
+    try:
+        with pyro_session():
+            recorded = make_fx(step)(*changed, *example[3:])
+    except Exception as error:  # whatever a user's model does that tracing cannot follow
+        return None, f"the model cannot be recorded ({type(error).__name__}: {str(error).splitlines()[0][:120]})"
+    _fold_constants(recorded)
+    return recorded, ""
+
+
+def _fold_constants(module: fx.GraphModule) -> None:
+    """Compute once what depends on no argument: priors, index arithmetic, fixed weights."""
+    values: dict[fx.Node, Any] = {}
+    for node in list(module.graph.nodes):
+        if node.op == "get_attr":
+            values[node] = getattr(module, str(node.target))
+        elif node.op == "call_function" and all(inner in values for inner in node.all_input_nodes):
+            if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) or node.target._schema.is_mutable:  # type: ignore[union-attr]
+                continue
+            arguments = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+            with torch.no_grad():
+                values[node] = node.target(*arguments[0], **arguments[1])  # type: ignore[operator, index]
+    for node, value in values.items():
+        users = [user for user in node.users if user not in values]
+        if node.op == "call_function" and users and isinstance(value, Tensor):
+            name = f"_folded_{node.name}"
+            module.register_buffer(name, value)
+            with module.graph.inserting_before(node):
+                constant = module.graph.get_attr(name)
+            for user in users:
+                user.replace_input_with(node, constant)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+
+
+def _compile(recorded: fx.GraphModule, example: tuple[Any, ...]) -> tuple[Callable[..., Tensor] | None, str]:
+    """The recorded step compiled, or None and why that failed."""
+    try:
+        compiled = torch.compile(recorded, fullgraph=True, dynamic=False)
+        with torch.no_grad():
+            compiled(*(tensor.clone() for tensor in example[:3]), *example[3:])
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        return None, f"torch.compile failed ({type(error).__name__}: {lines[0][:120]})"
+    return compiled, ""
