@@ -16,12 +16,14 @@ _EXPORTS = {
     "nn": ["BNN", "FixWeights", "PartialWeight"],
     "likelihoods": ["Bernoulli", "Categorical", "Gaussian", "HeteroscedasticGaussian", "Poisson"],
     "guides": ["AutoSPSNormal"],
-    "infer": ["fit", "map_estimate"],
-    "io": ["load"],
+    "elbo": ["MeanFieldELBO"],
+    "infer": ["Fit", "Fits", "NonFiniteLossError", "fit", "map_estimate"],
+    "predict": ["Prediction"],
+    "io": ["LoadError", "load"],
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
 
-__all__ = ["__version__", *_MODULE_OF]  # noqa: PLE0604
+__all__ = ["__version__", *_MODULE_OF]
 
 
 def __getattr__(name: str) -> Any:

@@ -26,7 +26,8 @@ def make_generator(device: torch.device | str, *key: int) -> Generator:
     for number in key:
         if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < 0:
             raise ValueError(f"seed must be a non-negative integer, got {number!r}")
-    state = np.random.SeedSequence([int(number) for number in key]).generate_state(1, np.uint64)[0]
+    # The length, since SeedSequence does not tell (1,) from (1, 0).
+    state = np.random.SeedSequence([len(key), *(int(number) for number in key)]).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(state >> np.uint64(1)))
 
 

@@ -82,7 +82,8 @@ def prepare(model: Callable[..., Any], guide: AutoSPSNormal, *args: Any, **kwarg
     Returns:
         The problem, and the model's parameters in unconstrained space, by name.
     """
-    with pyro_session(), torch.no_grad():
+    # Looking at the model must not advance the user's random state.
+    with pyro_session(), torch.random.fork_rng(devices=[]), torch.no_grad():
         guide(*args, **kwargs)
         trace = poutine.trace(poutine.condition(model, data=guide.median())).get_trace(*args, **kwargs)
         known = pyro.get_param_store().get_state()["constraints"]

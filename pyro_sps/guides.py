@@ -134,21 +134,19 @@ class AutoSPSNormal(AutoGuide):
         self.loc = nn.Parameter(loc)
         self.scale = PyroParam(torch.full_like(loc, self.init_scale), self.scale_constraint)
 
-    def adopt(self, other: AutoSPSNormal, loc: Tensor, scale: Tensor) -> None:
+    def adopt(self, other: AutoSPSNormal, loc: Tensor, unconstrained_scale: Tensor) -> None:
         """Take over another guide's layout, with parameters of its own.
 
         Args:
             other: A guide of the same model that has seen its arguments.
             loc: Means, shape (n,).
-            scale: Standard deviations, shape (n,).
+            unconstrained_scale: What softplus makes the standard deviations of, shape (n,).
         """
-        self.sites, self.prototype_trace, self._prototype_frames = (
-            other.sites,
-            other.prototype_trace,
-            other._prototype_frames,
-        )
+        self.sites, self.prototype_trace = other.sites, other.prototype_trace
+        self._prototype_frames = other._prototype_frames
         self.loc = nn.Parameter(loc.detach().clone())
-        self.scale = PyroParam(scale.detach().clone(), self.scale_constraint)
+        self.scale = PyroParam(torch.ones_like(loc), self.scale_constraint)
+        self.scale_unconstrained = nn.Parameter(unconstrained_scale.detach().clone())
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Sample every site; takes the model's arguments and returns a dict of values by site name."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from .data import Standardizer, check_inputs, check_targets, make_generator, minibatches, noise_stream
-from .elbo import Params, Problem, elbo_terms, negative_elbo, negative_log_joint, prepare, sum_terms
+from .elbo import Params, Problem, elbo_terms, negative_elbo, negative_log_joint, prepare, pyro_session, sum_terms
 from .guides import AutoSPSNormal
 from .nn import BNN
 from .predict import Member, Prediction
@@ -120,7 +120,7 @@ class Fit:
         rows = max(1, (1 << 22) // width)
         problem, _ = prepare(bnn, guide, x[:1], y[:1])
         values = []
-        with torch.no_grad():
+        with pyro_session(), torch.no_grad():
             for _ in range(num_samples):
                 noise = torch.randn((1, len(loc)), generator=generator, dtype=loc.dtype, device=loc.device)
                 total = 0.0
@@ -728,7 +728,7 @@ def _with_params(bnn: BNN, params: Mapping[str, Tensor]) -> BNN:
 def _guide_with(prototype: AutoSPSNormal, member: _Data, loc: Tensor, rho: Tensor) -> AutoSPSNormal:
     """A guide of the member's model with the given parameters."""
     guide = AutoSPSNormal(member.bnn, init_scale=prototype.init_scale)
-    guide.adopt(prototype, loc, F.softplus(rho))
+    guide.adopt(prototype, loc, rho)
     return guide
 
 
@@ -767,13 +767,14 @@ def _culprit(problem: Problem, run: _Run, step: int, num_data: int | None) -> st
         x, y = x[0], y[0]
     params = {name: value[0] for name, value in run.layout.unpack(run.state.params).items()}
     assert noise is not None
-    terms = elbo_terms(
-        problem,
-        params["loc"],
-        F.softplus(params["rho"]),
-        noise[0],
-        (x, y),
-        {"num_data": num_data},
-        problem.constrain(params),
-    )
+    with pyro_session():
+        terms = elbo_terms(
+            problem,
+            params["loc"],
+            F.softplus(params["rho"]),
+            noise[0],
+            (x, y),
+            {"num_data": num_data},
+            problem.constrain(params),
+        )
     return next((name for name, term in terms.items() if not term.isfinite()), "the gradient")

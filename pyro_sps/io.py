@@ -159,7 +159,11 @@ def _header(fit: Fit) -> dict[str, Any]:
 
 def _tensors(fit: Fit) -> dict[str, Tensor]:
     bnn = fit.bnn
-    tensors = {"guide.loc": fit.guide.loc, "guide.scale": fit.guide.scale, "losses": torch.from_numpy(fit.losses)}
+    tensors = {
+        "guide.loc": fit.guide.loc,
+        "guide.scale": fit.guide.scale_unconstrained,
+        "losses": torch.from_numpy(fit.losses),
+    }
     for weight in bnn.weights:
         tensors[f"mask.{weight.name}"] = weight.mask
         tensors[f"fixed.{weight.name}"] = weight.fixed
@@ -258,10 +262,14 @@ def _rebuild(
     bnn.load_state_dict(state, strict=False)
     like = bnn.like
     prototype = AutoSPSNormal(bnn)
-    rows = torch.zeros(
-        (1, *(header["input_shape"] or [bnn.topology.groups[0].size])), dtype=like.dtype, device=like.device
+    x = like.new_zeros((1, *(header["input_shape"] or [bnn.topology.groups[0].size])))
+    targets = bnn.likelihood.num_targets(bnn.num_outputs)
+    y = (
+        like.new_zeros((1, targets))
+        if bnn.likelihood.event_dim
+        else torch.zeros(1, dtype=torch.int64, device=like.device)
     )
-    prepare(bnn, prototype, rows)
+    prepare(bnn, prototype, x, y)
     guide = AutoSPSNormal(bnn)
     guide.adopt(prototype, tensors["guide.loc"].to(like), tensors["guide.scale"].to(like))
     return Fit(

@@ -68,8 +68,10 @@ def _free_entries(prior: dist.Distribution, mask: Tensor, index: Tensor, like: T
             value = value.reshape((*value.shape[: max(0, value.dim() - ndim)], 1)) if value.dim() else value
         arguments[name] = value
     try:
-        restricted = type(prior)(**arguments)
-    except (TypeError, ValueError) as error:
+        # Pyro's class of the same name, where a plain torch distribution was given.
+        family = type(prior) if hasattr(prior, "to_event") else getattr(dist, type(prior).__name__)
+        restricted = family(**arguments)
+    except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"the prior {type(prior).__name__} cannot be restricted to the free entries ({error}); "
             "use an independent univariate distribution such as Normal, Laplace or StudentT"

@@ -1,0 +1,289 @@
+"""fit() against exact posteriors, against itself, and at its edges."""
+
+import warnings
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from torch import nn
+
+import pyro_sps as sps
+
+QUICK = {"progress": False, "num_particles": 4}
+
+
+def regression(rows=40, features=3, outputs=2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, features, generator=generator)
+    return x, torch.stack([x.sum(1).sin() + 0.1 * index for index in range(outputs)], 1)
+
+
+def small(**options):
+    return sps.BNN(sps.mlp([3, 4, 4, 2]), **{"scheme": sps.Heavy(), "values": sps.Constant(1.0, learn=True)} | options)
+
+
+def test_linear_gaussian_model_reaches_the_exact_mean_field_posterior():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(30, 6, generator=generator, dtype=torch.float64)
+    y = x @ torch.randn(6, 1, generator=generator, dtype=torch.float64)
+    mask = torch.tensor([[True, False, True, True, False, True]])
+    given = torch.randn(1, 6, generator=generator, dtype=torch.float64)
+    bnn = sps.BNN(
+        nn.Linear(6, 1, bias=False).double(),
+        scheme={"weight": mask},
+        values=sps.Given({"weight": given}),
+        likelihood=sps.Gaussian(0.5),
+    )
+    fit = sps.fit(
+        bnn, x, y, num_steps=3000, learning_rate=0.05, final_learning_rate=1e-4, num_particles=16, progress=False
+    )
+    free, fixed = mask[0], ~mask[0]
+    residual = y[:, 0] - x[:, fixed] @ given[0, fixed]
+    precision = x[:, free].T @ x[:, free] / 0.5**2 + torch.eye(4, dtype=torch.float64)
+    mean = torch.linalg.solve(precision, x[:, free].T @ residual / 0.5**2)
+    scale = precision.diagonal().rsqrt()
+    # At the end Adam's noise is of the order of its step, 1e-4, times the √(1 / (1 - β₁)) steps it remembers.
+    assert ((fit.guide.loc - mean).abs() < 0.05 * scale).all()
+    assert ((fit.guide.scale / scale - 1).abs() < 0.05).all()
+
+
+def test_same_seed_same_result_and_the_model_is_left_alone():
+    x, y = regression()
+    bnn = small()
+    before = {name: value.clone() for name, value in bnn.state_dict().items()}
+    state = torch.random.get_rng_state()
+    pyro.param("mine", torch.tensor(1.0))
+    one, two, other = (sps.fit(bnn, x, y, num_steps=20, batch_size=16, seed=s, **QUICK) for s in (3, 3, 4))
+    assert np.array_equal(one.losses, two.losses)
+    assert torch.equal(one.guide.loc, two.guide.loc)
+    assert not np.array_equal(one.losses, other.losses)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert list(pyro.get_param_store().keys()) == ["mine"]
+    for name, value in bnn.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert one.bnn.constant_scale().item() != 1.0
+
+
+@pytest.mark.parametrize("batch_size", [None, 16])
+@pytest.mark.parametrize("init", ["random", "map"])
+def test_replicas_equal_single_fits(batch_size, init):
+    x, y = regression()
+    bnn = sps.BNN(sps.mlp([3, 4, 4, 2], dtype=torch.float64), likelihood=sps.Gaussian(0.3, learn=True))
+    options = {"num_steps": 25, "batch_size": batch_size, "init": init, "map_steps": 20, **QUICK}
+    fits = sps.fit(bnn, x, y, replicas=3, seed=5, **options)
+    for index, replica in enumerate(fits):
+        single = sps.fit(bnn, x, y, seed=5 + index, **options)
+        np.testing.assert_allclose(replica.losses, single.losses, rtol=1e-9)
+        torch.testing.assert_close(replica.guide.loc, single.guide.loc, rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(replica.bnn.constant_scale(), single.bnn.constant_scale())
+        assert replica.settings["seed"] == single.settings["seed"]
+
+
+def test_replicas_may_have_data_of_their_own():
+    sets = [regression(seed=s) for s in range(2)]
+    x, y = (torch.stack([one[k] for one in sets]) for k in (0, 1))
+    options = {"num_steps": 10, "batch_size": 16, "standardize": True, **QUICK}
+    fits = sps.fit(small(), x, y, replicas=2, **options)
+    for index, replica in enumerate(fits):
+        single = sps.fit(small(), x[index], y[index], seed=index, **options)
+        np.testing.assert_allclose(replica.losses, single.losses, rtol=1e-4)
+    mixture = fits.predict(x[0], num_samples=10)
+    assert mixture.draws.shape == (10, 40, 2)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "outputs", "targets"),
+    [
+        (sps.Gaussian(0.3, learn=True, per_output=2), 2, lambda y: y),
+        (sps.HeteroscedasticGaussian(), 4, lambda y: y),
+        (sps.Categorical(), 3, lambda y: (y[:, 0] > 0).long() + (y[:, 0] > 0.7).long()),
+        (sps.Bernoulli(), 2, lambda y: (y > 0).float()),
+        (sps.Poisson(), 2, lambda y: (3 * y.exp()).round()),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_every_likelihood_learns(likelihood, outputs, targets):
+    x, y = regression()
+    y = targets(y)
+    fit = sps.fit(
+        sps.BNN(sps.mlp([3, 8, 8, outputs]), likelihood=likelihood), x, y, num_steps=300, learning_rate=0.02, **QUICK
+    )
+    assert fit.mode == "recorded"
+    assert fit.losses[-30:].mean() < 0.9 * fit.losses[:5].mean()
+    prediction = fit.predict(x, num_samples=50)
+    assert np.isfinite(prediction.lpp(y))
+
+
+def test_standardised_fit_predicts_in_original_units():
+    x, y = regression()
+    x_far, y_far = 1e3 + 50 * x, 2e4 + 700 * y
+    bnn = sps.BNN(sps.mlp([3, 10, 10, 2], dtype=torch.float64), scheme=sps.Light())
+    options = {"num_steps": 400, "learning_rate": 0.02, "standardize": True, **QUICK}
+    near = sps.fit(bnn, x.double(), y.double(), **options)
+    far = sps.fit(bnn, x_far.double(), y_far.double(), **options)
+    p, q = near.predict(x.double(), 100), far.predict(x_far.double(), 100)
+    torch.testing.assert_close(q.mean, 2e4 + 700 * p.mean, rtol=1e-4, atol=1.0)
+    torch.testing.assert_close(q.std, 700 * p.std, rtol=1e-3, atol=0.5)
+    assert q.rmse(y_far) == pytest.approx(700 * p.rmse(y), rel=1e-2)
+    assert q.lpp(y_far) == pytest.approx(p.lpp(y) - np.log(700), abs=1e-2)
+    assert q.coverage(y_far) == pytest.approx(p.coverage(y), abs=0.05)
+
+
+def test_map_values_are_set_and_shared():
+    x, y = regression()
+    net = sps.mlp([3, 4, 4, 2])
+    weights = sps.map_estimate(sps.BNN(net), x, y, num_steps=200, progress=False)
+    own = sps.fit(sps.BNN(net, values=sps.MAP(num_steps=200)), x, y, num_steps=2, **QUICK)
+    for name, mask in own.bnn.masks.items():
+        assert torch.equal(own.bnn.fixed[name][~mask], weights[name][~mask])
+    shared = sps.BNN(net, scheme=sps.Light(), values=sps.Given(weights))
+    assert torch.equal(
+        shared.fixed["2.weight"][~shared.masks["2.weight"]], weights["2.weight"][~shared.masks["2.weight"]]
+    )
+    # It is a maximum: no random direction goes up by more than rounding.
+    data = sps.map_estimate(sps.BNN(net), x, y, num_steps=3000, progress=False)
+    log_joint = _log_joint(net, x, y)
+    best = log_joint(data)
+    assert best > log_joint(weights)
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        moved = {name: value + 0.02 * torch.randn(value.shape, generator=generator) for name, value in data.items()}
+        assert log_joint(moved) < best
+
+
+def _log_joint(net, x, y):
+    def value(weights):
+        out = torch.func.functional_call(net, weights, (x,))
+        return -((y - out) ** 2).sum() / (2 * 0.1**2) - sum((w**2).sum() for w in weights.values()) / 2
+
+    return value
+
+
+def test_start_at_the_map_and_at_given_values():
+    x, y = regression()
+    bnn = small()
+    mapped = sps.fit(bnn, x, y, num_steps=1, init="map", map_steps=500, init_scale=1e-4, **QUICK)
+    random = sps.fit(bnn, x, y, num_steps=1, init_scale=1e-4, **QUICK)
+    assert mapped.losses[0] < random.losses[0]
+    assert "map" in mapped.seconds
+    again = sps.fit(bnn, x, y, num_steps=1, init=mapped.guide.median(), learning_rate=1e-9, **QUICK)
+    torch.testing.assert_close(again.guide.loc, mapped.guide.loc)
+    with pytest.raises(ValueError, match=r"init\['0.weight'\] must hold"):
+        sps.fit(bnn, x, y, num_steps=1, init={"0.weight": torch.zeros(3)}, **QUICK)
+
+
+def test_validation_is_tracked_and_stops_early():
+    x, y = regression()
+    options = {"num_steps": 400, "validation": (x[:10], y[:10]), "validate_every": 20, **QUICK}
+    fit = sps.fit(small(), x[10:], y[10:], **options)
+    assert [check["step"] for check in fit.validation] == list(range(20, 401, 20))
+    assert {"rmse", "lpp"} <= set(fit.validation[0])
+    # A learning rate this large makes scores worse at once, so that patience runs out.
+    early = sps.fit(small(), x[10:], y[10:], patience=2, **options | {"learning_rate": 0.9})
+    assert early.stopped.startswith("no better validation LPP in 2 checks")
+    assert len(early.losses) < 400
+    best = max(check["lpp"] for check in early.validation)
+    assert early.predict(x[:10], 200).lpp(y[:10]) == pytest.approx(best, abs=1e-5)
+
+
+def test_callbacks_see_every_step_and_may_stop():
+    x, y = regression()
+    seen = []
+
+    def callback(step, losses):
+        seen.append((step, losses.item()))
+        return step == 4
+
+    fit = sps.fit(small(), x, y, num_steps=100, callbacks=[callback], **QUICK)
+    assert [step for step, _ in seen] == list(range(5))
+    np.testing.assert_allclose([loss for _, loss in seen], fit.losses, rtol=1e-6)
+    assert fit.stopped == "a callback stopped it after step 5"
+
+
+def test_interrupting_returns_what_there_is():
+    x, y = regression()
+
+    def callback(step, losses):
+        if step == 3:
+            raise KeyboardInterrupt
+
+    fit = sps.fit(small(), x, y, num_steps=100, callbacks=[callback], **QUICK)
+    assert fit.stopped == "interrupted after step 4"
+    assert len(fit.losses) == 4
+
+
+def test_a_loss_that_is_not_finite_is_explained_and_the_last_state_kept():
+    x, y = regression()
+    bnn = sps.BNN(sps.mlp([3, 4, 4, 2], activation="identity"), likelihood=sps.Poisson())
+    with pytest.raises(sps.NonFiniteLossError, match=r"step \d+, in the term of site 'obs'.*learning_rate") as caught:
+        sps.fit(bnn, 100 * x, y.abs().round(), num_steps=50, learning_rate=10.0, **QUICK)
+    fit = caught.value.fit
+    assert fit.guide.loc.isfinite().all()
+    assert np.isfinite(fit.losses[: caught.value.step]).all()
+    assert not np.isfinite(fit.losses[caught.value.step])
+    assert len(fit.losses) == caught.value.step + 1
+    with pytest.warns(RuntimeWarning, match="replicas 0"):
+        fits = sps.fit(bnn, 100 * x, y.abs().round(), num_steps=50, learning_rate=10.0, replicas=2, **QUICK)
+    assert fits[0].guide.loc.isfinite().all()
+
+
+def test_elbo_is_the_mean_loss_at_the_final_state():
+    x, y = regression()
+    fit = sps.fit(small(), x, y, num_steps=200, learning_rate=0.02, final_learning_rate=1e-12, **QUICK)
+    draws = fit.elbo_draws(400, seed=1)
+    recent = fit.losses[-40:]
+    error = (draws.var() / len(draws) + recent.var() / len(recent)).sqrt().item()
+    # The learning rate has decayed: the last steps are at one state, up to their drift.
+    assert abs(draws.mean().item() + recent.mean()) < 4 * error + 0.02 * abs(recent.mean())
+    assert fit.elbo == pytest.approx(draws.mean().item(), abs=4 * (draws.var() / 256 + draws.var() / 400).sqrt().item())
+
+
+def test_minibatches_see_all_data_and_scale_the_likelihood():
+    x, y = regression()
+    options = {"num_steps": 1000, "learning_rate": 0.02, "final_learning_rate": 1e-3, **QUICK}
+    full = sps.fit(small(), x, y, **options)
+    mini = sps.fit(small(), x, y, batch_size=10, **options)
+    assert mini.elbo == pytest.approx(full.elbo, rel=0.3)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"num_steps": 0}, ValueError, "num_steps must be a positive integer, got 0"),
+        ({"num_particles": 1.5}, ValueError, "num_particles must be a positive integer, got 1.5"),
+        ({"batch_size": True}, ValueError, "batch_size"),
+        ({"learning_rate": float("nan")}, ValueError, "learning_rate must be a positive finite number, got nan"),
+        ({"init": "best"}, ValueError, "init must be 'random', 'map'"),
+        ({"seed": -1}, ValueError, "seed must be a non-negative integer"),
+        ({"replicas": 0}, ValueError, "replicas"),
+        ({"x": torch.zeros(40, 2)}, ValueError, "x must have 3 features a row, as the network has, got 2"),
+        ({"x": torch.zeros(40)}, ValueError, r"x must have shape \(rows, features\)"),
+        ({"y": torch.zeros(39, 2)}, ValueError, "y must have as many rows as x, 40, got 39"),
+        ({"y": torch.zeros(40, 3)}, ValueError, r"y must have shape \(rows, 2\)"),
+        ({"validation": torch.zeros(3)}, ValueError, "validation must be a pair"),
+        ({"validation": (torch.zeros(3, 1), torch.zeros(3, 2))}, ValueError, "validation x must have 3 features"),
+        ({"bnn": nn.Linear(3, 2)}, TypeError, "bnn must be a pyro_sps.BNN"),
+    ],
+)
+def test_bad_arguments_are_named_before_any_work(change, error, message):
+    x, y = regression()
+    arguments = {"bnn": small(), "x": x, "y": y, "num_steps": 10, **QUICK, **change}
+    with pytest.raises(error, match=message):
+        sps.fit(**arguments)
+
+
+def test_nothing_stochastic_is_an_error():
+    bnn = sps.BNN(
+        nn.Linear(3, 2, bias=False), scheme={"weight": torch.zeros(2, 3, dtype=torch.bool)}, values=sps.Zero()
+    )
+    with pytest.raises(ValueError, match="every weight is fixed"):
+        sps.fit(bnn, *regression(), num_steps=3, **QUICK)
+
+
+def test_progress_bar_is_silent_when_asked(capsys):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sps.fit(small(), *regression(), num_steps=3, **QUICK)
+    captured = capsys.readouterr()
+    assert captured.out == captured.err == ""
