@@ -27,6 +27,9 @@ MAX_LINE = 1 << 24
 #: Largest unpacked size of an Excel workbook; a file of a few kilobytes can claim terabytes.
 MAX_UNPACKED = 1 << 30
 
+#: Most empty rows in a row; a workbook can claim a cell in row 10^9.
+MAX_BLANK = 1 << 21
+
 _MISSING = frozenset({"", "na", "n/a", "#n/a", "nan", "null", "none", "?", "-"})
 _DELIMITERS = ",;\t"
 _SHOWN = 3  # offending rows that an error shows
@@ -250,8 +253,9 @@ def _numbers(path: Path, reader: _Reader, names: Sequence[str], columns: Sequenc
     blank: list[int] = []  # empty rows, which are missing values unless they are the file's last
     for number, cells in reader.rows:
         if _is_blank(cells):
-            if len(blank) < _SHOWN:
-                blank.append(number)
+            blank.append(number)
+            if len(blank) > MAX_BLANK:
+                raise DataError(f"{path} has more than {MAX_BLANK:,} empty rows from {reader.unit} {blank[0]} on")
             continue
         for row in blank:
             faults["missing values"].add(f"{reader.unit} {row}", columns[0], None)
@@ -394,26 +398,24 @@ def _delimiter(sample: list[str]) -> str:
 def _xlsx(path: Path) -> Iterator[_Reader]:
     import openpyxl
 
-    with _foreign(path, "an Excel workbook"):
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(member.file_size for member in archive.infolist())
-        if unpacked > MAX_UNPACKED:
-            raise DataError(f"{path} unpacks to {unpacked:,} bytes, more than the {MAX_UNPACKED:,} that are read")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about fonts, validation and other things that are no numbers
-            book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-    try:
-        with _foreign(path, "an Excel workbook"):
+    what = "an Excel workbook"
+    with open(path, "rb") as file:  # openpyxl refuses paths with other endings
+        with _foreign(path, what):
+            with zipfile.ZipFile(file) as archive:
+                unpacked = sum(member.file_size for member in archive.infolist())
+            if unpacked > MAX_UNPACKED:
+                raise DataError(f"{path} unpacks to {unpacked:,} bytes, more than the {MAX_UNPACKED:,} that are read")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about fonts, validation and other things that are no numbers
+                book = openpyxl.load_workbook(file, read_only=True, data_only=True)
             sheet = book.worksheets[0]
             sheet.reset_dimensions()  # some programs write wrong ones
             header = list(next(sheet.iter_rows(max_row=1, values_only=True), ()))
             while header and header[-1] is None:
                 header.pop()
-        # The width is given, so that a single cell far out cannot make every row that wide.
-        rows = sheet.iter_rows(min_row=2, max_col=max(1, len(header)), values_only=True)
-        yield _Reader(header, _guarded(path, "an Excel workbook", enumerate(rows, start=2)))
-    finally:
-        book.close()
+            # The width is given, so that a single cell far out cannot make every row that wide.
+            rows = sheet.iter_rows(min_row=2, max_col=max(1, len(header)), values_only=True)
+        yield _Reader(header, _guarded(path, what, enumerate(rows, start=2)))
 
 
 @contextlib.contextmanager
