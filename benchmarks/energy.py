@@ -2,8 +2,8 @@
 
     PYRO_SPS_DATA=... python benchmarks/energy.py [--splits 5] [--steps 10000]
 
-Setting of the paper's second experiment: tanh, prior N(0, 1), noise 0.1, inputs and targets standardised on the training
-part, Adam from 1e-2 to 3e-3, 16 particles, batches of 512; scores in standardised units.
+Setting of the paper's second experiment: tanh, prior N(0, 1), noise 0.1, inputs and targets standardised on the
+training part, Adam from 1e-2 to 3e-3, 16 particles, batches of 512; scores in standardised units.
 """
 
 import argparse

@@ -88,7 +88,7 @@ def prepare(model: Callable[..., Any], guide: AutoSPSNormal, *args: Any, **kwarg
         trace = poutine.trace(poutine.condition(model, data=guide.median())).get_trace(*args, **kwargs)
         known = pyro.get_param_store().get_state()["constraints"]
     names = [name for name, node in trace.nodes.items() if node["type"] == "param"]
-    params = {name: trace.nodes[name]["value"].unconstrained().detach() for name in names}
+    params = {name: trace.nodes[name]["value"].unconstrained().detach() for name in names}  # type: ignore[union-attr]
     constraints = {name: known[name] for name in names}
     return Problem(model, guide.sites, _nesting(trace), constraints), params
 
@@ -219,7 +219,7 @@ class MeanFieldELBO(ELBO):
             )
         problem = self._problem(model, guide, args, kwargs)
         with guide._pyro_context:  # so that SVI sees the guide's parameters
-            loc, scale = guide.loc, guide.scale
+            loc, scale = guide.parameters_of_sites()
         noise = torch.randn((self.num_particles, len(loc)), dtype=loc.dtype, device=loc.device)
         return negative_elbo(problem, loc, scale, noise, args, kwargs)
 
@@ -243,7 +243,7 @@ class MeanFieldELBO(ELBO):
     def loss_and_grads(self, model: Callable[..., Any], guide: AutoSPSNormal, *args: Any, **kwargs: Any) -> float:
         """An estimate of the negative ELBO; its gradients are added to the parameters."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss.item()
 
 
@@ -294,7 +294,7 @@ def _latents(problem: Problem, flat: Tensor) -> Params:
 
 def _nesting(trace: poutine.Trace) -> int:
     frames = [f for node in trace.nodes.values() if node["type"] == "sample" for f in node["cond_indep_stack"]]
-    return max((-frame.dim for frame in frames if frame.vectorized), default=0)
+    return max((-frame.dim for frame in frames if frame.dim is not None), default=0)
 
 
 def _log_prob(node: Any, value: Tensor) -> Tensor:

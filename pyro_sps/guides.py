@@ -88,6 +88,8 @@ class AutoSPSNormal(AutoGuide):
 
     scale_constraint = constraints.softplus_positive
 
+    prototype_trace: Any
+
     def __init__(
         self,
         model: Callable[..., Any],
@@ -153,7 +155,7 @@ class AutoSPSNormal(AutoGuide):
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
         plates = self._create_plates(*args, **kwargs)
-        loc, scale = self.loc, self.scale
+        loc, scale = self.parameters_of_sites()
         values = {}
         for site in self.sites:
             with ExitStack() as stack:
@@ -161,6 +163,11 @@ class AutoSPSNormal(AutoGuide):
                     stack.enter_context(plates[frame.name])
                 values[site.name] = pyro.sample(site.name, site_distribution(site, loc, scale))
         return values
+
+    def parameters_of_sites(self) -> tuple[Tensor, Tensor]:
+        """Means and standard deviations of all sites in unconstrained space, each of shape (n,)."""
+        scale: Any = self.scale
+        return self.loc, scale
 
     def draws(self, num_samples: int, generator: Generator | None = None) -> dict[str, Tensor]:
         """Posterior draws of every site, outside any handler.
@@ -173,7 +180,7 @@ class AutoSPSNormal(AutoGuide):
             Tensors of shape (S,) + the site's shape, by site name.
         """
         with torch.no_grad():
-            loc, scale = self.loc, self.scale
+            loc, scale = self.parameters_of_sites()
             noise = torch.randn((num_samples, len(loc)), generator=generator, dtype=loc.dtype, device=loc.device)
             flat = loc + scale * noise
             return {site.name: site.constrain(site.view(flat)) for site in self.sites}
@@ -197,7 +204,7 @@ class AutoSPSNormal(AutoGuide):
             Tensors of shape (number of quantiles,) + the site's shape, by site name.
         """
         self._require_sites()
-        loc, scale = self.loc, self.scale
+        loc, scale = self.parameters_of_sites()
         levels = torch.as_tensor(quantiles, dtype=loc.dtype, device=loc.device).reshape(-1, 1)
         flat = torch.distributions.Normal(loc, scale).icdf(levels)
         return {site.name: site.constrain(site.view(flat)) for site in self.sites}

@@ -115,7 +115,7 @@ class Fit:
             raise ValueError("this fit has no training data (it was loaded from a file); its elbo is not known")
         guide, bnn, x, y = self.guide, self.bnn, self.x, self.y
         generator = make_generator(x.device, seed, 2)
-        loc, scale = guide.loc.detach(), guide.scale.detach()
+        loc, scale = (value.detach() for value in guide.parameters_of_sites())
         width = max(group.size for group in bnn.topology.groups)
         rows = max(1, (1 << 22) // width)
         problem, _ = prepare(bnn, guide, x[:1], y[:1])
@@ -123,14 +123,14 @@ class Fit:
         with pyro_session(), torch.no_grad():
             for _ in range(num_samples):
                 noise = torch.randn((1, len(loc)), generator=generator, dtype=loc.dtype, device=loc.device)
-                total = 0.0
+                total = torch.zeros((), dtype=torch.float64, device=loc.device)
                 for start in range(0, len(x), rows):
                     batch = (x[start : start + rows], y[start : start + rows])
                     terms = elbo_terms(problem, loc, scale, noise, batch)
                     observed = terms.pop("obs").double()
                     total = total - observed - (sum_terms(terms).double() if start == 0 else 0.0)
                 values.append(total)
-        return torch.stack(values)  # type: ignore[arg-type]
+        return torch.stack(values)
 
     def save(self, directory: str | Path) -> None:
         """Write the fit to a directory; `pyro_sps.load` reads it again. See `pyro_sps.io.save`."""
@@ -349,7 +349,7 @@ class _Data:
 def _check_settings(**settings: Any) -> None:
     """Raise for arguments out of range, before any work."""
 
-    def require(name: str, valid: bool, expected: str) -> None:
+    def require(name: str, valid: Any, expected: str) -> None:
         if not valid:
             raise ValueError(f"{name} must be {expected}, got {settings[name]!r}")
 
@@ -425,7 +425,8 @@ def _initial_params(
             given = torch.as_tensor(init.get(site.name, torch.empty(0))).detach().cpu()
             if given.numel() != site.stop - site.start:
                 raise ValueError(
-                    f"init[{site.name!r}] must hold the site's {site.stop - site.start} free entries, got {given.numel()}"
+                    f"init[{site.name!r}] must hold the site's {site.stop - site.start} free entries, "
+                    f"got {given.numel()}"
                 )
             value = given.reshape(site.shape)
             value = value if site.support is None else biject_to(site.support).inv(value)

@@ -241,7 +241,7 @@ def _rebuild(
             )
         likelihood = LIKELIHOODS[header["likelihood"]["name"]](**header["likelihood"]["arguments"])
     scale = header["learned_scale"]
-    names = [name for name, _ in expected]
+    names = [tensor.name for tensor in Topology.of(net).tensors]
     dtype = getattr(torch, header["dtype"])
     net = copy.deepcopy(net).to(dtype=dtype)
     if device is not None:

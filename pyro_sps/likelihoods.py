@@ -25,7 +25,7 @@ class Likelihood(PyroModule):
     #: Whether targets are real numbers that may be standardised.
     real_valued = False
 
-    def elementwise(self, outputs: Tensor) -> dist.Distribution:
+    def elementwise(self, outputs: Tensor) -> dist.TorchDistribution:
         """Distribution of every single target given outputs of shape B + (rows, outputs)."""
         raise NotImplementedError
 
@@ -33,7 +33,7 @@ class Likelihood(PyroModule):
         """Number of target columns that this many network outputs describe."""
         return num_outputs
 
-    def forward(self, outputs: Tensor) -> dist.Distribution:
+    def forward(self, outputs: Tensor) -> dist.TorchDistribution:
         """Distribution of the targets of every row, batch shape B + (rows,)."""
         return self.elementwise(outputs).to_event(self.event_dim)
 
@@ -105,7 +105,13 @@ class Gaussian(Likelihood):
 
     def elementwise(self, outputs: Tensor) -> dist.Normal:
         """Normal(outputs, scale)."""
-        return dist.Normal(outputs, self.scale)
+        return dist.Normal(outputs, self.noise_scale)
+
+    @property
+    def noise_scale(self) -> Tensor:
+        """Standard deviation of the noise, shape () or (outputs,)."""
+        scale: Any = self.scale
+        return scale
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments, for saving."""

@@ -6,7 +6,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyro
 import pyro.distributions as dist
@@ -14,20 +14,22 @@ import torch
 from pyro.distributions import constraints
 from pyro.infer.reparam.reparam import Reparam
 from pyro.nn import PyroModule, PyroParam
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
-from .likelihoods import Gaussian
+from .likelihoods import Gaussian, Likelihood
 from .schemes import Heavy, Scheme, Unmasked, make_masks
 from .topology import WeightTensor, trace
-from .values import MAP, Constant, FixedValues, Values, Zero, make_values
+from .values import MAP, Constant, Values, Zero, make_values
 
 if TYPE_CHECKING:
     from .symmetry import SymmetryReport
 
-Prior = dist.Distribution | Callable[[WeightTensor], dist.Distribution]
+Prior = torch.distributions.Distribution | Callable[[WeightTensor], torch.distributions.Distribution]
 
 
-def _free_entries(prior: dist.Distribution, mask: Tensor, index: Tensor, like: Tensor) -> dist.Distribution:
+def _free_entries(
+    prior: torch.distributions.Distribution, mask: Tensor, index: Tensor, like: Tensor
+) -> dist.TorchDistribution:
     """The prior of the free entries of a tensor, as one vector.
 
     Args:
@@ -41,7 +43,8 @@ def _free_entries(prior: dist.Distribution, mask: Tensor, index: Tensor, like: T
     """
     while isinstance(prior, torch.distributions.Independent):
         prior = prior.base_dist
-    if prior.event_shape or prior.support.is_discrete:
+    support: Any = prior.support
+    if prior.event_shape or support.is_discrete:
         raise ValueError(
             f"the prior of a partially fixed tensor must be univariate and continuous, got {type(prior).__name__} "
             f"with event shape {tuple(prior.event_shape)}"
@@ -69,7 +72,7 @@ def _free_entries(prior: dist.Distribution, mask: Tensor, index: Tensor, like: T
         arguments[name] = value
     try:
         # Pyro's class of the same name, where a plain torch distribution was given.
-        family = type(prior) if hasattr(prior, "to_event") else getattr(dist, type(prior).__name__)
+        family: Any = type(prior) if hasattr(prior, "to_event") else getattr(dist, type(prior).__name__)
         restricted = family(**arguments)
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(
@@ -152,7 +155,7 @@ class PartialWeight(nn.Module):
         full = fixed.expand((*batch, -1)).scatter(-1, self.index.expand_as(free), free)
         return full.reshape((*batch, *self.mask.shape))
 
-    def forward(self, prior: dist.Distribution, scale: Tensor | None = None) -> Tensor:
+    def forward(self, prior: torch.distributions.Distribution, scale: Tensor | None = None) -> Tensor:
         """Sample the free entries at the site `name` and put the tensor together.
 
         Args:
@@ -215,7 +218,8 @@ class FixWeights(Reparam):
         if event_dim != ndim:
             raise ValueError(
                 f"site {name!r} must have the shape of its mask, {tuple(weight.mask.shape)}, as event shape, got "
-                f"batch shape {tuple(prior.batch_shape)} and event shape {tuple(prior.event_shape)}; use .to_event({ndim})"
+                f"batch shape {tuple(prior.batch_shape)} and event shape {tuple(prior.event_shape)}; "
+                f"use .to_event({ndim})"
             )
         if prior.event_shape != weight.mask.shape:
             raise ValueError(f"site {name!r} has shape {tuple(prior.event_shape)}, its mask {tuple(weight.mask.shape)}")
@@ -254,7 +258,7 @@ class OrderedNormal(dist.TorchDistribution):
         True
     """
 
-    arg_constraints = {"loc": constraints.real, "scale": constraints.positive}
+    arg_constraints: ClassVar[dict[str, Any]] = {"loc": constraints.real, "scale": constraints.positive}
     support = constraints.ordered_vector
     has_rsample = True
 
@@ -262,13 +266,13 @@ class OrderedNormal(dist.TorchDistribution):
         self.loc, self.scale = torch.broadcast_tensors(loc, scale)
         super().__init__(self.loc.shape, torch.Size([size]), validate_args=validate_args)
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> OrderedNormal:
+    def expand(self, batch_shape: Any, _instance: Any = None) -> OrderedNormal:
         """The same distribution with a larger batch shape."""
         return OrderedNormal(self.loc.expand(batch_shape), self.scale.expand(batch_shape), self.event_shape[0])
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draws: sorted independent normals."""
-        shape = self._extended_shape(sample_shape)
+        shape = self._extended_shape(torch.Size(sample_shape))
         noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
         return (self.loc.unsqueeze(-1) + self.scale.unsqueeze(-1) * noise).sort(-1).values
 
@@ -276,6 +280,9 @@ class OrderedNormal(dist.TorchDistribution):
         """Log density."""
         normal = torch.distributions.Normal(self.loc.unsqueeze(-1), self.scale.unsqueeze(-1), validate_args=False)
         return normal.log_prob(value).sum(-1) + math.lgamma(self.event_shape[0] + 1)
+
+
+_DEFAULT_SCHEME, _DEFAULT_VALUES = Heavy(), Constant(1.0, learn=True)
 
 
 class BNN(PyroModule):
@@ -321,9 +328,9 @@ class BNN(PyroModule):
     def __init__(
         self,
         net: nn.Module,
-        scheme: Scheme | Mapping[str, Tensor] = Heavy(),
-        values: Values | Mapping[str, Tensor] = Constant(1.0, learn=True),
-        likelihood: PyroModule | None = None,
+        scheme: Scheme | Mapping[str, Tensor] = _DEFAULT_SCHEME,
+        values: Values = _DEFAULT_VALUES,
+        likelihood: Likelihood | None = None,
         prior: Prior | Mapping[str, Prior] | None = None,
         prior_scale: float = 1.0,
         scale_by_fan_in: bool = False,
@@ -347,9 +354,9 @@ class BNN(PyroModule):
 
         # In a tuple, so that it is no submodule. Only elementwise modules are referred to: no tensor of the net's.
         self._function = (function,)
-        self.likelihood = Gaussian(0.1) if likelihood is None else copy.deepcopy(likelihood)
-        if not isinstance(self.likelihood, PyroModule):
+        if not isinstance(likelihood, Likelihood | None):
             raise TypeError(f"likelihood must be a likelihood such as sps.Gaussian(0.1), got {likelihood!r}")
+        self.likelihood: Likelihood = Gaussian(0.1) if likelihood is None else copy.deepcopy(likelihood)
 
         generator = torch.Generator().manual_seed(seed)
         with warnings.catch_warnings():  # the certificate below says more than the scheme's own count
@@ -407,7 +414,8 @@ class BNN(PyroModule):
 
     def constant_scale(self) -> Tensor | None:
         """The learned c (or scale of normal draws), or None if it is not learned."""
-        return self.fixed_scale if self.learns_scale else None
+        scale: Any = self.fixed_scale if self.learns_scale else None
+        return scale
 
     def copy(self) -> BNN:
         """A copy with parameters of its own; masks and constants are shared with this one."""
@@ -427,7 +435,7 @@ class BNN(PyroModule):
         )
         return free
 
-    def set_fixed(self, values: FixedValues | Mapping[str, Tensor]) -> None:
+    def set_fixed(self, values: Values) -> None:
         """Replace the constants of the fixed weights, for instance by MAP values.
 
         Args:
@@ -443,7 +451,7 @@ class BNN(PyroModule):
             # A new tensor, since copies of the network may share the old one.
             weight.fixed = new[weight.name].to(weight.fixed)
 
-    def prior_of(self, tensor: WeightTensor) -> dist.Distribution:
+    def prior_of(self, tensor: WeightTensor) -> torch.distributions.Distribution:
         """The prior of the entries of one weight tensor."""
         prior = self.prior.get(tensor.name) if isinstance(self.prior, Mapping) else self.prior
         if prior is None:
@@ -487,10 +495,8 @@ class BNN(PyroModule):
         weights = {}
         for tensor, weight in zip(self.topology.tensors, self.weights, strict=True):
             if tensor.name in self._ordered and weight.num_free:
-                prior = self.prior_of(tensor)
-                weights[tensor.name] = pyro.sample(
-                    tensor.name, OrderedNormal(prior.mean, prior.stddev, weight.num_free)
-                )
+                prior: Any = self.prior_of(tensor)
+                weights[tensor.name] = pyro.sample(tensor.name, OrderedNormal(prior.loc, prior.scale, weight.num_free))
             else:
                 weights[tensor.name] = weight(self.prior_of(tensor), scale)
         return self._squeeze_data_dimension(weights)

@@ -193,11 +193,12 @@ def _fold_constants(module: fx.GraphModule) -> None:
         if node.op == "get_attr":
             values[node] = getattr(module, str(node.target))
         elif node.op == "call_function" and all(inner in values for inner in node.all_input_nodes):
-            if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) or node.target._schema.is_mutable:  # type: ignore[union-attr]
+            operator: Any = node.target
+            if torch.Tag.nondeterministic_seeded in operator.tags or operator._schema.is_mutable:
                 continue
-            arguments = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+            arguments: Any = fx.map_arg((node.args, node.kwargs), values.__getitem__)
             with torch.no_grad():
-                values[node] = node.target(*arguments[0], **arguments[1])  # type: ignore[operator, index]
+                values[node] = operator(*arguments[0], **arguments[1])
     for node, value in values.items():
         users = [user for user in node.users if user not in values]
         if node.op == "call_function" and users and isinstance(value, Tensor):

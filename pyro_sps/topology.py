@@ -6,6 +6,7 @@ of a network. Everything that knows about layer types lives in this module.
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 from collections.abc import Callable, Mapping
@@ -268,7 +269,7 @@ def mlp(
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {activation!r}")
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
+    for inputs, outputs in itertools.pairwise(widths):
         layers += [nn.Linear(inputs, outputs, bias, device=device, dtype=dtype), ACTIVATIONS[activation]()]
     return nn.Sequential(*layers[:-1])
 
@@ -456,6 +457,10 @@ class _Tracer:
             raise self.unsupported(node)
         return self.values[first]
 
+    def operand(self, argument: Any) -> Any:
+        """What is known of an argument: units if a layer computed it, else itself."""
+        return self.values.get(argument, argument) if isinstance(argument, fx.Node) else argument
+
     def parameter(self, node: fx.Node, argument: Any) -> Tensor | None:
         if argument is None:
             return None
@@ -518,7 +523,7 @@ class _Tracer:
         self.values[node] = _Units(value.group, self.copy(node))
 
     def add(self, node: fx.Node) -> None:
-        first, second = (self.values.get(argument, argument) for argument in node.args[:2])
+        first, second = (self.operand(argument) for argument in node.args[:2])
         if isinstance(first, int | float):
             first, second = second, first
         if node.kwargs or len(node.args) != 2 or not isinstance(first, _Units):
@@ -540,7 +545,7 @@ class _Tracer:
         self.values[node] = _Units(result, self.copy(node))
 
     def multiply(self, node: fx.Node) -> None:
-        first, second = (self.values.get(argument, argument) for argument in node.args[:2])
+        first, second = (self.operand(argument) for argument in node.args[:2])
         if isinstance(first, int | float) and node.target not in (operator.truediv, torch.div):
             first, second = second, first
         if node.kwargs or not isinstance(first, _Units) or not isinstance(second, int | float):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -36,7 +37,8 @@ class FixedValues:
         return {name: pattern * self.scale for name, pattern in self.pattern.items()}
 
 
-Values = Callable[..., FixedValues]
+# A rule (topology, masks, generator) -> FixedValues or dict of tensors, or its result.
+Values = Callable[..., Any] | FixedValues | Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,7 @@ class MAP:
 
 
 def make_values(
-    values: Values | Mapping[str, Tensor],
+    values: Values,
     topology: Topology,
     masks: Mapping[str, Tensor],
     generator: Generator | None = None,

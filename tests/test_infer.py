@@ -118,7 +118,7 @@ def test_every_likelihood_learns(likelihood, outputs, targets):
 def test_standardised_fit_predicts_in_original_units():
     x, y = regression()
     x_far, y_far = 1e3 + 50 * x, 2e4 + 700 * y
-    bnn = sps.BNN(sps.mlp([3, 10, 10, 2], dtype=torch.float64), scheme=sps.Light())
+    bnn = sps.BNN(sps.mlp([3, 10, 10, 2], dtype=torch.float64), scheme=sps.Heavy())
     options = {"num_steps": 400, "learning_rate": 0.02, "standardize": True, **QUICK}
     near = sps.fit(bnn, x.double(), y.double(), **options)
     far = sps.fit(bnn, x_far.double(), y_far.double(), **options)

@@ -63,7 +63,7 @@ def test_data_may_have_a_replica_dimension():
 
 
 def test_a_step_that_is_not_finite_changes_nothing_in_its_replica():
-    params, layout, state, noise = start(2)
+    _, layout, state, noise = start(2)
     x, y = torch.ones(3, dtype=torch.float64), TARGET[0]
     step = make_step(objective, layout, (state, noise, x, y), (0, None, None), 1e9, compile=False)
     before = state.params.clone()
