@@ -25,7 +25,10 @@ CONFIGURATIONS = {
 
 def standardised(split):
     """Training and test part in units of the training part."""
-    x_train, y_train, x_test, y_test = (torch.as_tensor(np.asarray(part), dtype=torch.float32) for part in split)
+    x_train, y_train, x_test, y_test = (
+        torch.as_tensor(part, dtype=torch.float32)
+        for part in (split.x_train, split.y_train, split.x_test, split.y_test)
+    )
     x_mean, x_scale, y_mean, y_scale = x_train.mean(0), x_train.std(0), y_train.mean(0), y_train.std(0)
     return (
         (x_train - x_mean) / x_scale,

@@ -48,7 +48,12 @@ def save(fit: Fit, directory: str | Path) -> None:
 
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    content = serialise({name: value.detach().cpu().contiguous() for name, value in _tensors(fit).items()})
+    content = serialise(
+        {
+            name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, value in _tensors(fit).items()
+        }
+    )
     header = _header(fit)
     header["sha256"] = hashlib.sha256(content).hexdigest()
     text = json.dumps(header, indent=1, sort_keys=True)

@@ -50,7 +50,7 @@ class Light:
 
     Example:
         >>> import pyro_sps as sps
-        >>> masks = sps.Light()(sps.Topology.of(sps.mlp([2, 3, 1], bias=False)))
+        >>> masks = sps.Light()(sps.Topology.of(sps.mlp([2, 3, 2], bias=False)))
         >>> masks["0.weight"]
         tensor([[False,  True],
                 [ True,  True],
@@ -76,7 +76,7 @@ class Heavy:
 
     Example:
         >>> import pyro_sps as sps
-        >>> masks = sps.Heavy()(sps.Topology.of(sps.mlp([2, 3, 1], bias=False)))
+        >>> masks = sps.Heavy()(sps.Topology.of(sps.mlp([2, 3, 2], bias=False)))
         >>> masks["0.weight"]
         tensor([[ True,  True],
                 [False,  True],

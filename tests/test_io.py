@@ -9,12 +9,12 @@ from torch import nn
 import pyro_sps as sps
 
 
-def make(directory=None, **options):
+def make(directory=None, standardize=True, **options):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(20, 2, generator=generator)
     y = x.sum(1, keepdim=True).sin().expand(-1, 2)
     net = sps.mlp([2, 4, 4, 2])
-    fit = sps.fit(sps.BNN(net, **options), x, y, num_steps=5, standardize=True, progress=False)
+    fit = sps.fit(sps.BNN(net, **options), x, y, num_steps=5, standardize=standardize, progress=False)
     if directory is not None:
         fit.save(directory)
     return fit, net, x, y
@@ -26,6 +26,7 @@ def make(directory=None, **options):
         {"likelihood": sps.Gaussian(0.2, learn=True, per_output=2)},
         {"scheme": sps.Unmasked(), "values": sps.Zero(), "scale_by_fan_in": True, "prior_scale": 0.5},
         {"values": sps.RandomConstant(0.3)},
+        {"standardize": False},
         {"scheme": sps.Unmasked(), "values": sps.Zero(), "ordered_biases": True},
         {"values": sps.MAP(num_steps=5)},
     ],
