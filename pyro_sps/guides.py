@@ -189,7 +189,8 @@ class AutoSPSNormal(AutoGuide):
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Posterior median of every site, as in `AutoNormal`."""
         self._require_sites()
-        return {site.name: site.constrain(site.view(self.loc)) for site in self.sites}
+        loc = self.loc.clone()  # which the optimiser does not change any more
+        return {site.name: site.constrain(site.view(loc)) for site in self.sites}
 
     @torch.no_grad()
     def quantiles(self, quantiles: list[float] | Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:

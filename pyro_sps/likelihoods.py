@@ -66,6 +66,7 @@ class Likelihood(PyroModule):
 
     def _check_support(self, y: Tensor, num_outputs: int) -> None:
         """Raise if a target is outside the distribution's support."""
+        _require(y, y.isfinite(), "finite numbers")
 
 
 class Gaussian(Likelihood):
@@ -97,7 +98,8 @@ class Gaussian(Likelihood):
         ):
             raise ValueError(f"per_output must be None or the number of outputs, got {per_output!r}")
         self.initial_scale, self.learn, self.per_output = scale, learn, per_output
-        value = torch.full(() if per_output is None else (per_output,), float(scale))
+        # In double precision, so that a network of whatever dtype gets this very scale, rounded once.
+        value = torch.full(() if per_output is None else (per_output,), float(scale), dtype=torch.float64)
         if learn:
             self.scale = PyroParam(value, constraint=constraints.positive)
         else:
@@ -105,7 +107,7 @@ class Gaussian(Likelihood):
 
     def elementwise(self, outputs: Tensor) -> dist.Normal:
         """Normal(outputs, scale)."""
-        return dist.Normal(outputs, self.noise_scale)
+        return dist.Normal(outputs, self.noise_scale.to(outputs.dtype))
 
     @property
     def noise_scale(self) -> Tensor:

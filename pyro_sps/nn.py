@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Mapping
@@ -11,13 +13,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from pyro.distributions import constraints
 from pyro.infer.reparam.reparam import Reparam
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
 from .likelihoods import Gaussian, Likelihood
-from .schemes import Heavy, Scheme, Unmasked, make_masks
+from .schemes import Heavy, Scheme, SymmetryWarning, Unmasked, make_masks
 from .topology import WeightTensor, trace
 from .values import MAP, Constant, Values, Zero, make_values
 
@@ -41,21 +44,25 @@ def _free_entries(
     Returns:
         A distribution with batch shape B and event shape (n,).
     """
+    if not isinstance(prior, torch.distributions.Distribution):
+        raise ValueError(f"the prior must be a distribution, got {prior!r}")
     while isinstance(prior, torch.distributions.Independent):
         prior = prior.base_dist
+    family = type(prior).__name__
     support: Any = prior.support
     if prior.event_shape or support.is_discrete:
         raise ValueError(
-            f"the prior of a partially fixed tensor must be univariate and continuous, got {type(prior).__name__} "
+            f"the prior of a partially fixed tensor must be univariate and continuous, got {family} "
             f"with event shape {tuple(prior.event_shape)}"
         )
-    ndim = mask.dim()
-    shape = torch.broadcast_shapes(prior.batch_shape, mask.shape)
-    if shape[len(shape) - ndim :] != mask.shape:
+    ndim, given = mask.dim(), prior.batch_shape
+    if any(size not in (1, own) for size, own in zip(reversed(given), reversed(mask.shape), strict=False)):
         raise ValueError(
-            f"the prior's batch shape {tuple(prior.batch_shape)} does not fit a tensor of {tuple(mask.shape)}"
+            f"the prior's batch shape {tuple(given)} does not fit a tensor of shape {tuple(mask.shape)}; particles "
+            "and other batch dimensions go to the left of it"
         )
-    batch = shape[: len(shape) - ndim]
+    batch = given[: max(0, len(given) - ndim)]
+    shape = (*batch, *mask.shape)
     arguments = {}
     for name in prior.arg_constraints:
         # A distribution is asked only for the arguments it was built with: others (probs next to logits) are derived.
@@ -63,23 +70,31 @@ def _free_entries(
             continue
         value = getattr(prior, name)
         if not isinstance(value, Tensor):
-            raise ValueError(f"the prior {type(prior).__name__} has an argument {name} that is not a tensor")
+            raise ValueError(f"the prior {family} has an argument {name} that is not a tensor")
         value = value.to(device=like.device, dtype=like.dtype)
         if any(size != 1 for size in value.shape[-ndim:]):
             value = value.expand(shape).reshape((*batch, mask.numel()))[..., index]
-        else:
-            value = value.reshape((*value.shape[: max(0, value.dim() - ndim)], 1)) if value.dim() else value
+        elif value.dim():
+            value = value.reshape((*value.shape[: max(0, value.dim() - ndim)], 1))
         arguments[name] = value
     try:
+        if options := _options(type(prior)) - set(prior.arg_constraints):
+            raise TypeError(f"it has the arguments {sorted(options)}, which are not tensors of parameters")
         # Pyro's class of the same name, where a plain torch distribution was given.
-        family: Any = type(prior) if hasattr(prior, "to_event") else getattr(dist, type(prior).__name__)
-        restricted = family(**arguments)
+        constructor: Any = type(prior) if hasattr(prior, "to_event") else getattr(dist, family)
+        restricted = constructor(**arguments)
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(
-            f"the prior {type(prior).__name__} cannot be restricted to the free entries ({error}); "
+            f"the prior {family} cannot be restricted to the free entries ({error}); "
             "use an independent univariate distribution such as Normal, Laplace or StudentT"
         ) from error
     return restricted.expand((*batch, len(index))).to_event(1)
+
+
+@functools.cache
+def _options(family: type) -> set[str]:
+    """Names of a distribution's constructor arguments."""
+    return set(inspect.signature(family).parameters) - {"validate_args"}
 
 
 class PartialWeight(nn.Module):
@@ -89,11 +104,11 @@ class PartialWeight(nn.Module):
 
     Args:
         name: Name of the sample site.
-        mask: Boolean tensor, True where the weight is stochastic.
-        fixed: Tensor of the same shape, read where the mask is False.
+        mask: Boolean tensor of at least one dimension, True where the weight is stochastic.
+        fixed: Floating-point tensor of the same shape, read where the mask is False.
 
     Raises:
-        ValueError: If the mask is not Boolean, the shapes differ or a fixed value is not finite.
+        ValueError: If the mask is not Boolean or a scalar, the shapes differ or a fixed value is not finite.
 
     Example:
         >>> import pyro, torch, pyro.distributions as dist
@@ -114,6 +129,8 @@ class PartialWeight(nn.Module):
             raise ValueError(f"name must be a non-empty string, got {name!r}")
         if mask.dtype != torch.bool:
             raise ValueError(f"mask of {name!r} must have dtype torch.bool, got {mask.dtype}")
+        if mask.dim() == 0:
+            raise ValueError(f"mask of {name!r} must have at least one dimension, got a scalar")
         if mask.shape != fixed.shape:
             raise ValueError(
                 f"fixed of {name!r} must have the mask's shape {tuple(mask.shape)}, got {tuple(fixed.shape)}"
@@ -127,6 +144,7 @@ class PartialWeight(nn.Module):
         # Zeros under the free entries, so that scaling by a learned c never meets a stray value.
         self.register_buffer("fixed", torch.where(mask, torch.zeros_like(fixed), fixed.detach()))
         self.register_buffer("index", mask.flatten().nonzero().flatten(), persistent=False)
+        self.register_load_state_dict_post_hook(_refresh_index)
 
     @property
     def num_free(self) -> int:
@@ -160,7 +178,8 @@ class PartialWeight(nn.Module):
 
         Args:
             prior: Univariate prior of the entries; its batch shape broadcasts against that of the whole tensor
-                (entries of the prior at fixed weights are not used).
+                (entries of the prior at fixed weights are not used), with batch dimensions to the left of it: a
+                sampled scale `s` common to all entries enters as `Normal(0.0, s[..., None, None])` for a matrix.
             scale: Factor of the fixed entries, such as a learned c; shape () or the batch shape of the site.
 
         Returns:
@@ -186,8 +205,9 @@ class FixWeights(Reparam):
     the fixed entries.
 
     Args:
-        mask: Boolean tensor of the site's shape (batch and event together), True where it is stochastic.
-        values: Tensor of the same shape, read where the mask is False.
+        mask: Boolean tensor of the site's event shape, True where it is stochastic. (Where the distribution has a
+            batch shape instead, write `.to_event()` in the model.)
+        values: Tensor of the same shape, read where the mask is False; the site gets its device and dtype.
 
     Raises:
         ValueError: On use, if the site's prior is not a product of univariate continuous distributions, if the
@@ -206,7 +226,7 @@ class FixWeights(Reparam):
     """
 
     def __init__(self, mask: Tensor, values: Tensor) -> None:
-        self.weight = PartialWeight("mask", mask, values)
+        self.weight = PartialWeight("FixWeights", mask, values)
 
     def apply(self, msg: Any) -> Any:
         """Replace one site (called by `pyro.poutine.reparam`)."""
@@ -225,6 +245,7 @@ class FixWeights(Reparam):
             raise ValueError(f"site {name!r} has shape {tuple(prior.event_shape)}, its mask {tuple(weight.mask.shape)}")
         value = msg["value"]
         if value is not None:  # an initial value: its free entries initialise the new site
+            value._pyro_custom_init = False  # else Pyro warns that the fixed entries are not initialised too
             value = value.flatten(-ndim)[..., weight.index]
         if weight.num_free == 0:
             full = weight.assemble(None).expand(prior.batch_shape + prior.event_shape)
@@ -235,7 +256,7 @@ class FixWeights(Reparam):
                 raise ValueError(f"site {name!r} cannot be partially fixed: {error}") from error
             free = pyro.sample(f"{name}_free", free_prior, obs=value, infer={"is_observed": False})
             full = weight.assemble(free)
-        return {"fn": dist.Delta(full, event_dim=event_dim), "value": full, "is_observed": True}
+        return {"fn": dist.Delta(full, event_dim=event_dim).mask(False), "value": full, "is_observed": True}
 
 
 class OrderedNormal(dist.TorchDistribution):
@@ -277,9 +298,10 @@ class OrderedNormal(dist.TorchDistribution):
         return (self.loc.unsqueeze(-1) + self.scale.unsqueeze(-1) * noise).sort(-1).values
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density."""
+        """Log density; minus infinity where the values are not in order."""
         normal = torch.distributions.Normal(self.loc.unsqueeze(-1), self.scale.unsqueeze(-1), validate_args=False)
-        return normal.log_prob(value).sum(-1) + math.lgamma(self.event_shape[0] + 1)
+        log_prob = normal.log_prob(value).sum(-1) + math.lgamma(self.event_shape[0] + 1)
+        return log_prob.masked_fill((value.diff(dim=-1) < 0).any(-1), -math.inf)
 
 
 _DEFAULT_SCHEME, _DEFAULT_VALUES = Heavy(), Constant(1.0, learn=True)
@@ -360,11 +382,11 @@ class BNN(PyroModule):
 
         generator = torch.Generator().manual_seed(seed)
         with warnings.catch_warnings():  # the certificate below says more than the scheme's own count
-            warnings.filterwarnings("ignore", category=_symmetry_warning())
+            warnings.filterwarnings("ignore", category=SymmetryWarning)
             masks = make_masks(scheme, self.topology, values, generator)
         fixed = make_values(values, self.topology, masks, generator)
         self.learns_scale = fixed.learn and any(not mask.all() for mask in masks.values())
-        constants = fixed.pattern if self.learns_scale else fixed.tensors()
+        constants = fixed.pattern if self.learns_scale else fixed.tensors(like.dtype)
         self.partial = nn.ModuleList(
             PartialWeight(tensor.name, masks[tensor.name], constants[tensor.name].to(like.dtype))
             for tensor in self.topology.tensors
@@ -372,8 +394,8 @@ class BNN(PyroModule):
         if self.learns_scale:
             scale = torch.tensor(fixed.scale, dtype=like.dtype)
             self.fixed_scale = PyroParam(scale, constraint=constraints.positive)
-        self._check_ordered()
         self.to(device=device, dtype=like.dtype)
+        self._check_priors()
         self._warn_of_symmetries()
 
     @property
@@ -420,7 +442,7 @@ class BNN(PyroModule):
     def copy(self) -> BNN:
         """A copy with parameters of its own; masks and constants are shared with this one."""
         shared: dict[int, Any] = {id(buffer): buffer for weight in self.weights for buffer in weight.buffers()}
-        shared[id(self._function)] = self._function
+        shared |= {id(own): own for own in (self._function, self.topology, self.scheme, self.values)}
         return copy.deepcopy(self, shared)
 
     def unmasked(self) -> BNN:
@@ -446,7 +468,7 @@ class BNN(PyroModule):
         """
         if self.learns_scale:
             raise ValueError("the fixed values have a learned scale; give sps.Given(values) to BNN instead")
-        new = make_values(values, self.topology, self.masks).tensors()
+        new = make_values(values, self.topology, self.masks).tensors(self.like.dtype)
         for weight in self.weights:
             # A new tensor, since copies of the network may share the old one.
             weight.fixed = new[weight.name].to(weight.fixed)
@@ -462,7 +484,13 @@ class BNN(PyroModule):
             )
             like = self.like
             return dist.Normal(like.new_zeros(()), like.new_full((), scale))
-        return prior if isinstance(prior, torch.distributions.Distribution) else prior(tensor)
+        if isinstance(prior, torch.distributions.Distribution):
+            return prior
+        if not callable(prior):
+            raise ValueError(
+                f"the prior must be a distribution or a function from a WeightTensor to one, got {prior!r}"
+            )
+        return prior(tensor)
 
     @property
     def num_outputs(self) -> int:
@@ -496,7 +524,8 @@ class BNN(PyroModule):
         for tensor, weight in zip(self.topology.tensors, self.weights, strict=True):
             if tensor.name in self._ordered and weight.num_free:
                 prior: Any = self.prior_of(tensor)
-                weights[tensor.name] = pyro.sample(tensor.name, OrderedNormal(prior.loc, prior.scale, weight.num_free))
+                loc, scale_of_prior = prior.loc.to(self.like), prior.scale.to(self.like)
+                weights[tensor.name] = pyro.sample(tensor.name, OrderedNormal(loc, scale_of_prior, weight.num_free))
             else:
                 weights[tensor.name] = weight(self.prior_of(tensor), scale)
         return self._squeeze_data_dimension(weights)
@@ -528,11 +557,18 @@ class BNN(PyroModule):
 
         Returns:
             The network's outputs, shape B + (rows, outputs) where B are batch dimensions of the sampled weights.
+
+        Raises:
+            ValueError: If `num_data` is smaller than the number of rows.
         """
-        outputs = self.function(self.sample_weights(), x)
-        observation = self.likelihood(outputs)
         rows = len(x)
         size = rows if num_data is None else num_data
+        if size < rows:
+            raise ValueError(f"num_data must be at least the number of rows of x, {rows}, got {num_data}")
+        outputs = self.function(self.sample_weights(), x)
+        observation = self.likelihood(outputs)
+        if y is not None and self.likelihood.event_dim:  # numbers, not labels: 0 and 1 may come as integers
+            y = y.to(outputs.dtype)
         subsample = None if size == rows else torch.arange(rows, device=x.device)
         with pyro.plate("data", size, subsample=subsample, dim=-1):
             pyro.sample("obs", observation, obs=y)
@@ -563,16 +599,26 @@ class BNN(PyroModule):
         hidden = self.topology.hidden
         return tuple(t.name for t in self.topology.tensors if not t.is_matrix and t.groups[0] in hidden)
 
-    def _check_ordered(self) -> None:
-        for tensor, weight in zip(self.topology.tensors, self.weights, strict=True):
-            if tensor.name in self._ordered:
-                prior = self.prior_of(tensor)
-                if weight.num_free != tensor.numel:
-                    raise ValueError(
-                        f"ordered_biases needs stochastic biases, but the masks fix some of {tensor.name!r}"
-                    )
-                if not isinstance(prior, torch.distributions.Normal) or prior.batch_shape:
-                    raise ValueError(f"ordered_biases needs one normal prior for {tensor.name!r}, got {prior}")
+    def _check_priors(self) -> None:
+        """Make every prior once, so that one that does not fit is told now and not during a fit."""
+        devices = [self.like.device] if self.like.is_cuda else []
+        # A function may sample hyperpriors: neither handlers, parameters nor the random state shall know of this call.
+        with poutine.block(), pyro.get_param_store().scope(), torch.random.fork_rng(devices):
+            for tensor, weight in zip(self.topology.tensors, self.weights, strict=True):
+                try:
+                    self._check_prior(tensor, weight)
+                except ValueError as error:
+                    raise ValueError(f"prior of {tensor.name!r}: {error}") from error
+
+    def _check_prior(self, tensor: WeightTensor, weight: PartialWeight) -> None:
+        ordered = tensor.name in self._ordered
+        if ordered and weight.num_free != tensor.numel:
+            raise ValueError("ordered_biases needs stochastic biases, but the masks fix some of them")
+        if weight.num_free:
+            prior = self.prior_of(tensor)
+            _free_entries(prior, weight.mask, weight.index, weight.fixed)
+            if ordered and (not isinstance(prior, torch.distributions.Normal) or prior.batch_shape):
+                raise ValueError(f"ordered_biases needs one normal prior for all biases of a layer, got {prior}")
 
     def _warn_of_symmetries(self) -> None:
         """Certify what a symmetry-breaking scheme left and warn of it."""
@@ -582,7 +628,6 @@ class BNN(PyroModule):
             warn_of_symmetries(self.symmetry(time_limit=1.0), self.scheme)
 
 
-def _symmetry_warning() -> type[Warning]:
-    from .schemes import SymmetryWarning
-
-    return SymmetryWarning
+def _refresh_index(weight: PartialWeight, incompatible_keys: object) -> None:
+    """Find the free entries again after another mask was loaded."""
+    weight.index = weight.mask.flatten().nonzero().flatten()

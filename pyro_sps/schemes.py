@@ -95,8 +95,11 @@ class Random:
     """As many fixed entries in each tensor as another scheme has, at random places: the control.
 
     Args:
-        like: The scheme whose numbers of fixed entries are taken (default: heavy), or a fraction
-            between 0 and 1 of each weight matrix.
+        like: The scheme (or function, or dict of masks) whose numbers of fixed entries are taken (default: heavy),
+            or a fraction between 0 and 1 of each weight matrix.
+
+    Raises:
+        ValueError: If a fraction is not between 0 and 1.
 
     Example:
         >>> import pyro_sps as sps, torch
@@ -106,10 +109,10 @@ class Random:
         49
     """
 
-    like: Scheme | float = Heavy()
+    like: Scheme | Mapping[str, Tensor] | float = Heavy()
 
     def __post_init__(self) -> None:
-        if isinstance(self.like, int | float) and not 0 <= self.like <= 1:
+        if isinstance(self.like, int | float) and (isinstance(self.like, bool) or not 0 <= self.like <= 1):
             raise ValueError(f"like must be a scheme or a fraction in [0, 1], got {self.like!r}")
 
     def __call__(self, topology: Topology, generator: Generator | None = None) -> Masks:
@@ -127,7 +130,7 @@ class Random:
             return [round(self.like * tensor.numel) if tensor.is_matrix else 0 for tensor in topology.tensors]
         with warnings.catch_warnings():  # what the other scheme leaves is not this one's concern
             warnings.simplefilter("ignore", SymmetryWarning)
-            masks = topology.check_masks(self.like(topology, generator))
+            masks = make_masks(self.like, topology, generator=generator)
         return [int((~masks[tensor.name]).sum()) for tensor in topology.tensors]
 
 

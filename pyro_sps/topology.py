@@ -301,12 +301,13 @@ _MODULES: dict[type[nn.Module], tuple[bool, bool]] = {
     nn.Mish: _GENERIC,
 }
 _NAMES: dict[str, tuple[bool, bool]] = {
-    **dict.fromkeys(("tanh", "erf", "sin", "asinh", "sinh", "atan", "arctan", "softsign", "tanhshrink"), _ODD),
+    **dict.fromkeys(("neg", "negative"), _LINEAR),
+    **dict.fromkeys(("tanh", "erf", "special_erf", "sin", "asinh", "sinh", "atan", "arctan"), _ODD),
+    **dict.fromkeys(("softsign", "tanhshrink"), _ODD),
     **dict.fromkeys(("relu", "leaky_relu"), _HOMOGENEOUS),
     **dict.fromkeys(("gelu", "silu", "elu", "celu", "selu", "softplus", "sigmoid"), _GENERIC),
-    **dict.fromkeys(("logsigmoid", "hardsigmoid", "hardswish", "relu6", "mish", "exp"), _GENERIC),
+    **dict.fromkeys(("log_sigmoid", "special_expit", "hardsigmoid", "hardswish", "relu6", "mish", "exp"), _GENERIC),
 }
-_NEGATIONS = {operator.neg, torch.neg}
 _SUMS = {operator.add, torch.add}
 _PRODUCTS = {operator.mul, operator.truediv, torch.mul, torch.div}
 
@@ -331,6 +332,13 @@ def trace(net: nn.Module) -> tuple[Topology, NetworkFunction]:
     """
     if not isinstance(net, nn.Module):
         raise TypeError(f"net must be a torch.nn.Module, got {type(net).__name__}")
+    for name, module in net.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks:  # torch.fx would not see what they do
+            raise UnsupportedLayerError(
+                f"layer {name or 'network'!r} ({type(module).__name__}) has forward hooks, which are not supported. "
+                f"Supported: {SUPPORTED}"
+            )
+    attributes = set(vars(net))
     try:
         graph = fx.Tracer().trace(net)
     except Exception as error:
@@ -338,6 +346,9 @@ def trace(net: nn.Module) -> tuple[Topology, NetworkFunction]:
             f"torch.fx could not trace the network ({type(error).__name__}: {error}); "
             f"its forward must not branch on values. Supported: {SUPPORTED}"
         ) from error
+    finally:
+        for name in set(vars(net)) - attributes:  # torch.fx stores tensors made in forward as attributes
+            delattr(net, name)
     tracer = _Tracer(net)
     for node in graph.nodes:
         tracer.visit(node)
@@ -436,16 +447,13 @@ class _Tracer:
                 raise self.unsupported(node)
             self.linear(node, self.argument(node), weight, bias)
         elif name == "flatten":
-            start, end = ([*node.args[1:], 0, -1] if len(node.args) == 1 else [*node.args[1:], -1])[:2]
-            self.flatten(
-                node, self.argument(node), node.kwargs.get("start_dim", start), node.kwargs.get("end_dim", end)
-            )
+            arguments = {"start_dim": 0, "end_dim": -1} | dict(node.kwargs)
+            arguments |= zip(("start_dim", "end_dim"), node.args[1:], strict=False)
+            self.flatten(node, self.argument(node), arguments["start_dim"], arguments["end_dim"])
         elif node.target in _SUMS or name == "add":
             self.add(node)
         elif node.target in _PRODUCTS or name in ("mul", "div"):
             self.multiply(node)
-        elif node.target in _NEGATIONS:
-            self.elementwise(node, self.argument(node), _ODD)
         elif name in _NAMES:
             self.elementwise(node, self.argument(node), _NAMES[name])
         else:
@@ -518,6 +526,13 @@ class _Tracer:
 
     def elementwise(self, node: fx.Node, value: _Units, flags: tuple[bool, bool]) -> None:
         """Apply an elementwise function; on the raw input it changes no symmetry."""
+        if len(node.all_input_nodes) != 1:  # such as a parameter for a slope
+            raise self.unsupported(node)
+        if value.group in (None, self.input) and self.is_inplace(node):
+            raise UnsupportedLayerError(
+                f"layer {self.place(node)} works in place on the network's input and would change the data; "
+                "use inplace=False"
+            )
         if value.group is not None:
             self.restrict(value.group, flags)
         self.values[node] = _Units(value.group, self.copy(node))
@@ -529,7 +544,7 @@ class _Tracer:
         if node.kwargs or len(node.args) != 2 or not isinstance(first, _Units):
             raise self.unsupported(node)
         if isinstance(second, int | float):
-            return self.elementwise(node, first, _GENERIC)
+            return self.elementwise(node, first, _GENERIC if second else _LINEAR)  # sum() starts from 0
         if not isinstance(second, _Units):
             raise self.unsupported(node)
         known = second if first.group is None else first
@@ -560,6 +575,11 @@ class _Tracer:
         assert value.group is not None
         self.pinned.add(value.group)
         self.graph.output(value.node)
+
+    def is_inplace(self, node: fx.Node) -> bool:
+        if node.op == "call_module":
+            return getattr(self.net.get_submodule(str(node.target)), "inplace", False)
+        return node.kwargs.get("inplace", False) is True or any(argument is True for argument in node.args)
 
     def copy(self, node: fx.Node) -> fx.Node:
         return self.graph.node_copy(node, lambda argument: self.values[argument].node)

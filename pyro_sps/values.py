@@ -22,19 +22,32 @@ class FixedValues:
 
     Attributes:
         pattern: For each weight tensor a tensor of its full shape; zero where the weight is stochastic.
-        scale: A common factor.
+        scale: A common factor, positive.
         learn: Whether the factor is a parameter, optimised with the ELBO from `scale` on.
+
+    Raises:
+        ValueError: If `scale` is not a positive finite number.
+
+    Example:
+        >>> import pyro_sps as sps, torch
+        >>> sps.FixedValues({"0.weight": torch.tensor([[1.0, -1.0]])}, scale=0.5).tensors()
+        {'0.weight': tensor([[ 0.5000, -0.5000]])}
     """
 
     pattern: dict[str, Tensor]
     scale: float = 1.0
     learn: bool = False
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The constants themselves: pattern times scale."""
-        if self.scale == 1.0:
-            return dict(self.pattern)
-        return {name: pattern * self.scale for name, pattern in self.pattern.items()}
+    def __post_init__(self) -> None:
+        _require_positive("scale", self.scale)
+
+    def tensors(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        """The constants themselves: pattern times scale.
+
+        Args:
+            dtype: Their dtype, in which they are also multiplied; by default that of the pattern.
+        """
+        return {name: pattern.to(dtype or pattern.dtype) * self.scale for name, pattern in self.pattern.items()}
 
 
 # A rule (topology, masks, generator) -> FixedValues or dict of tensors, or its result.
@@ -179,7 +192,7 @@ class MAP:
         learning_rate: Its learning rate, decaying to a tenth.
 
     Raises:
-        ValueError: If an argument is not positive.
+        ValueError: If `num_steps` is not a positive integer or `learning_rate` not a positive finite number.
 
     Example:
         >>> import pyro_sps as sps
@@ -190,7 +203,8 @@ class MAP:
     learning_rate: float = 0.01
 
     def __post_init__(self) -> None:
-        _require_positive("num_steps", self.num_steps)
+        if isinstance(self.num_steps, bool) or not isinstance(self.num_steps, int) or self.num_steps < 1:
+            raise ValueError(f"num_steps must be a positive integer, got {self.num_steps!r}")
         _require_positive("learning_rate", self.learning_rate)
 
     def __call__(
