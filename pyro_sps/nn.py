@@ -78,10 +78,10 @@ def _free_entries(
             value = value.reshape((*value.shape[: max(0, value.dim() - ndim)], 1))
         arguments[name] = value
     try:
-        if options := _options(type(prior)) - set(prior.arg_constraints):
-            raise TypeError(f"it has the arguments {sorted(options)}, which are not tensors of parameters")
         # Pyro's class of the same name, where a plain torch distribution was given.
         constructor: Any = type(prior) if hasattr(prior, "to_event") else getattr(dist, family)
+        if options := _options(constructor) - set(prior.arg_constraints):
+            raise TypeError(f"it has the arguments {sorted(options)}, which are no parameters")
         restricted = constructor(**arguments)
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(
