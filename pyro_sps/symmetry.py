@@ -341,16 +341,17 @@ def _slices(tensor: WeightTensor, mask: Tensor, value: Tensor | None) -> Iterato
 
     Axes that count no units (a kernel's positions) make one slice for each of their entries.
     """
-    fixed = (~mask).cpu().numpy()
+    fixed = (~mask).cpu()
     axes = tensor.shape[: len(tensor.groups)]
-    flat = fixed.reshape(*axes, -1)
+    flat = fixed.numpy().reshape(*axes, -1)
     values = None
     if value is not None:
-        exact = torch.where(mask.cpu(), torch.zeros((), dtype=value.dtype), value.detach().cpu()).to(torch.float64)
+        exact = value.detach().cpu()[fixed].to(torch.float64)
         if not exact.isfinite().all():
             raise ValueError(f"values[{tensor.name!r}] has values that are not finite at fixed entries")
-        values = exact.numpy().reshape(*axes, -1)
-        values = values if values.any() else None
+        if exact.any():
+            values = np.zeros(flat.shape)
+            values[flat] = exact.numpy()
     for k in range(flat.shape[-1]):
         yield flat[..., k], None if values is None else values[..., k]
 
@@ -363,16 +364,17 @@ def _values_or_nan(fixed: NDArrayBool, values: Floats | None) -> Floats:
 
 
 def _entries(fixed: NDArrayBool, values: Floats | None, first_tail: int, first_head: int) -> Entries:
-    """The fixed entries of a matrix, by row and by column, without sorting."""
+    """The fixed entries of a matrix, by row and by column."""
     tail, head = (axis.astype(np.int32) for axis in np.nonzero(fixed))
+    value = np.broadcast_to(0.0, tail.shape) if values is None else values[fixed]
+    tail, other = tail + first_tail, head + first_head
+    if len(tail) < fixed.size // 16:
+        return Entries.of(tail, other, value)
+    # Columns first without sorting.
     turned = np.ascontiguousarray(fixed.T)
     head_again, tail_again = (axis.astype(np.int32) for axis in np.nonzero(turned))
-    if values is None:
-        value = value_again = np.broadcast_to(0.0, tail.shape)
-    else:
-        value, value_again = values[fixed], values.T[turned]
-    by_head = (head_again + first_head, tail_again + first_tail, value_again)
-    return Entries(tail + first_tail, head + first_head, value, by_head)
+    value_again = value if values is None else values.T[turned]
+    return Entries(tail, other, value, (head_again + first_head, tail_again + first_tail, value_again))
 
 
 def _distinguish(colours: Ints, codes: Floats) -> Ints:
