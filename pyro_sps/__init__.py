@@ -12,6 +12,7 @@ _EXPORTS = {
     "topology": ["Topology", "UnitGroup", "UnsupportedLayerError", "WeightTensor", "mlp"],
     "schemes": ["Heavy", "Light", "Random", "SymmetryWarning", "Unmasked", "fixed_count"],
     "values": ["MAP", "Constant", "FixedValues", "Given", "RandomConstant", "Zero"],
+    "rigid": ["InputOffsets", "Ladder", "Rigid"],
     "symmetry": ["SymmetryReport", "certify"],
     "nn": ["BNN", "FixWeights", "PartialWeight"],
     "likelihoods": ["Bernoulli", "Categorical", "Gaussian", "HeteroscedasticGaussian", "Poisson"],
