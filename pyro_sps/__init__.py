@@ -12,8 +12,8 @@ _EXPORTS = {
     "topology": ["Topology", "UnitGroup", "UnsupportedLayerError", "WeightTensor", "mlp"],
     "schemes": ["Heavy", "Light", "Random", "SymmetryWarning", "Unmasked", "fixed_count"],
     "values": ["MAP", "Constant", "FixedValues", "Given", "RandomConstant", "Zero"],
-    "rigid": ["InputOffsets", "Ladder", "Rigid"],
     "symmetry": ["SymmetryReport", "certify"],
+    "rigid": ["InputOffsets", "Ladder", "Rigid"],
     "nn": ["BNN", "FixWeights", "PartialWeight"],
     "likelihoods": ["Bernoulli", "Categorical", "Gaussian", "HeteroscedasticGaussian", "Poisson"],
     "guides": ["AutoSPSNormal"],
@@ -23,6 +23,7 @@ _EXPORTS = {
     "io": ["LoadError", "load"],
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
+_MODULES = ["datasets", "likelihoods", "plots", "schemes", "topology", "values"]
 
 __all__ = ["__version__", *_MODULE_OF]
 
@@ -32,6 +33,8 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
         globals()[name] = value
         return value
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
