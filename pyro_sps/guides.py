@@ -76,13 +76,14 @@ class AutoSPSNormal(AutoGuide):
 
     Raises:
         ValueError: If `init_scale` is not positive.
-        NotImplementedError: On first use, if a latent site is discrete or lies in a subsampled plate.
+        NotImplementedError: On first use, if a latent site is discrete or lies in a subsampled plate. (Pyro's default
+            initialisation raises a ValueError for discrete sites before that.)
 
     Example:
         >>> import torch, pyro_sps as sps
         >>> bnn = sps.BNN(sps.mlp([8, 50, 50, 2]))
         >>> guide = sps.AutoSPSNormal(bnn, init_scale=0.1)
-        >>> guide(torch.zeros(1, 8))["4.bias"].shape
+        >>> guide(torch.zeros(1, 8), torch.zeros(1, 2))["4.bias"].shape
         torch.Size([2])
     """
 
@@ -98,7 +99,7 @@ class AutoSPSNormal(AutoGuide):
         init_scale: float = 0.1,
         create_plates: Callable[..., Any] | None = None,
     ) -> None:
-        if not isinstance(init_scale, int | float) or not 0 < init_scale < math.inf:
+        if isinstance(init_scale, bool) or not isinstance(init_scale, int | float) or not 0 < init_scale < math.inf:
             raise ValueError(f"init_scale must be a positive finite number, got {init_scale!r}")
         self.init_loc_fn = init_loc_fn
         self.init_scale = init_scale

@@ -531,16 +531,12 @@ class BNN(PyroModule):
         return self._squeeze_data_dimension(weights)
 
     def _squeeze_data_dimension(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Drop dimension -1 of the batch shapes, which belongs to the `data` plate, and make them equal."""
+        """Drop dimension -1 of the batch shapes, which is that of the `data` plate, of size 1, and make them equal."""
         batches = {}
         for tensor in self.topology.tensors:
             batch = weights[tensor.name].shape[: weights[tensor.name].dim() - len(tensor.shape)]
-            if batch and batch[-1] != 1:
-                raise ValueError(
-                    f"site {tensor.name!r} has batch shape {tuple(batch)}; its last dimension is that of the data "
-                    "plate and must be 1: unsqueeze draws to shape (draws, 1, entries)"
-                )
-            batches[tensor.name] = batch[:-1]
+            # `Predictive` reshapes draws to (draws, entries) as if entries were a plate: nothing is dropped there.
+            batches[tensor.name] = batch[:-1] if batch and batch[-1] == 1 else batch
         common = torch.broadcast_shapes(*batches.values())
         return {
             tensor.name: weights[tensor.name].reshape(batches[tensor.name] + tensor.shape).expand(common + tensor.shape)
