@@ -104,7 +104,7 @@ def refine(colour: Ints, entries: Sequence[Entries], deadline: float | None = No
     changed, delta = vertices, _mix(cell[vertices].astype(np.uint64))
     while len(changed) and count <= len(vertices):
         _check(deadline)
-        touched = _propagate(seen, arcs, units, changed, delta)
+        touched = _propagate(seen, arcs, units, changed, delta, deadline)
         changed, old = _split(cell, size, seen, touched, count)
         count += len(np.unique(cell[changed]))
         delta = _mix(cell[changed].astype(np.uint64)) - _mix(old.astype(np.uint64))
@@ -146,7 +146,9 @@ def _hash_value(value: Floats, salt: np.uint64) -> Hashes:
     return _mix((value + 0.0).view(np.uint64) ^ salt)  # + 0.0 makes a positive zero of a negative one
 
 
-def _propagate(seen: Hashes, arcs: list[_Arcs], units: int, changed: Ints, delta: Hashes) -> Ints:
+def _propagate(
+    seen: Hashes, arcs: list[_Arcs], units: int, changed: Ints, delta: Hashes, deadline: float | None
+) -> Ints:
     """Tell the neighbours of changed vertices; returns the vertices that were told.
 
     A vertex sees the sum, modulo 2^64, of hash(value) × hash(colour) over its arcs.
@@ -164,6 +166,7 @@ def _propagate(seen: Hashes, arcs: list[_Arcs], units: int, changed: Ints, delta
         counts = arc.start[sources + 1] - arc.start[sources]
         busy = counts > 0
         for where, source in _chunks(arc.start, sources[busy], counts[busy]):
+            _check(deadline)
             target, value = arc.target[where], arc.value[where]
             same = _hash_value(value, arc.salt)
             if signed:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -13,8 +14,9 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from .schemes import Heavy, Light, Scheme, SymmetryWarning, Unmasked, make_masks
 from .symmetry import certify
-from .topology import Masks, Topology
+from .topology import Masks, Topology, mlp
 from .values import MAP, Constant, FixedValues, RandomConstant, Zero, make_values
 
 # A place where a unit of a group can have a fixed weight: (tensor, the group's axis in it, unit on the other axis).
@@ -639,3 +641,66 @@ class _Patterns:
         self.lacking[index][unit] += change.sum()
         self.distance[index][unit] = new
         self.distance[index][:, unit] = new
+
+
+# --- what each scheme leaves ------------------------------------------------------------------------
+
+
+def scheme_table(
+    widths_list: Sequence[Sequence[int]],
+    schemes: Mapping[str, Scheme] | None = None,
+    activation: str = "tanh",
+    seed: int = 0,
+) -> str:
+    """What each scheme leaves of the symmetries of fully connected networks, as a Markdown table.
+
+    Args:
+        widths_list: Widths of the networks' layers, inputs first.
+        schemes: Schemes by the name they have in the table; default: none, light, heavy, rigid and rigid with signs.
+        activation: Their activation; see `pyro_sps.mlp`. Columns for sign flips are there if it is odd.
+        seed: Seeds the signs of the constants and random schemes.
+
+    Returns:
+        One row for each network and scheme. Orders with constants ±c are for one draw of the signs.
+
+    Example:
+        >>> import pyro_sps as sps
+        >>> print(sps.rigid.scheme_table([[8, 50, 50, 2]], {"heavy": sps.Heavy(), "rigid": sps.Rigid()}, "relu"))
+        | widths | scheme | fixed weights | permutations left |
+        | --- | --- | ---: | --- |
+        | 8-50-50-2 | heavy | 1,254 | 1 |
+        | 8-50-50-2 | rigid | 89 | 1 |
+    """
+    if schemes is None:
+        schemes = {
+            "none": Unmasked(),
+            "light": Light(),
+            "heavy": Heavy(),
+            "rigid": Rigid(),
+            "rigid, signs": Rigid(signs=True),
+        }
+    rows: list[list[str]] = []
+    odd = False
+    for widths in widths_list:
+        topology = Topology.of(mlp(tuple(widths), activation, device="meta"))
+        odd = any(topology.groups[index].odd for index in topology.hidden)
+        for name, scheme in schemes.items():
+            generator = torch.Generator().manual_seed(seed)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", SymmetryWarning)
+                try:
+                    masks = make_masks(scheme, topology, Constant(), generator)
+                except ValueError:  # equal constants cannot do it
+                    rows.append(["-".join(map(str, widths)), name, "impossible", *[""] * (3 if odd else 1)])
+                    continue
+            zero = certify(topology, masks)
+            row = ["-".join(map(str, widths)), name, f"{zero.num_fixed:,}", zero.permutations.text(after=True)]
+            if zero.signed_permutations is not None:
+                constant = certify(topology, masks, Constant()(topology, masks, generator)).signed_permutations
+                row.append(zero.signed_permutations.text(after=True))
+                row.append("" if constant is None or not zero.num_fixed else constant.text(after=True))
+            rows.append(row)
+    head = ["widths", "scheme", "fixed weights", "permutations left"]
+    head += ["with sign flips, zero", "with sign flips, ±c"] if odd else []
+    lines = [head, ["---", "---", "---:", *["---"] * (len(head) - 3)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -15,7 +15,7 @@ from test_symmetry import brute_force
 from torch import nn
 
 import pyro_sps as sps
-from pyro_sps.rigid import InputOffsets, Ladder, Rigid, _subsets
+from pyro_sps.rigid import InputOffsets, Ladder, Rigid, _subsets, scheme_table
 from pyro_sps.symmetry import certify
 from pyro_sps.topology import Topology, UnitGroup, WeightTensor
 
@@ -338,3 +338,12 @@ def test_subsets_are_complete_and_balanced():
     assert [len(subset) for subset in chosen] == sorted(len(subset) for subset in chosen)
     pairs = [place for subset in chosen[6:12] for place in subset]
     assert all(pairs.count(place) == 2 for place in places)
+
+
+def test_scheme_table():
+    lines = scheme_table([[8, 50, 50, 2], [1, 50, 1]]).splitlines()
+    cells = {tuple(line.strip("| ").split(" | ")[:2]): line.strip("|").split(" | ") for line in lines[2:]}
+    assert len({line.count("|") for line in lines}) == 1
+    assert [cell.strip() for cell in cells["8-50-50-2", "heavy"][2:]] == ["1,254", "1", "2^100 = 10^30.10", "4"]
+    assert [cell.strip() for cell in cells["8-50-50-2", "rigid, signs"][2:]] == ["100", "1", "2^100 = 10^30.10", "1"]
+    assert "impossible" in cells["1-50-1", "rigid"][2]

@@ -352,12 +352,10 @@ def test_values_are_compared_exactly():
 
 
 def test_a_learned_scale_counts_as_one_value():
-    topology, masks, pattern = column([1.0, -1.0, 2.0, 1.0])
-    tiny = sps.FixedValues(pattern, 1e-320, learn=False)
-    assert after(topology, masks, sps.FixedValues(pattern, 1e-320, learn=True)) == (2, 6)
-    assert after(topology, masks, tiny) == (2, 6)
-    gone = sps.FixedValues(pattern, 1e-330, learn=False)  # zeros
-    assert after(topology, masks, gone) == (24, 24 * 16)
+    topology, masks, pattern = column([1.0, -1.0, 2.0, 1.0], torch.float32)
+    tiny = 1e-60  # constants of this size are zeros in float32
+    assert after(topology, masks, sps.FixedValues(pattern, tiny, learn=True)) == (2, 6)
+    assert after(topology, masks, sps.FixedValues(pattern, tiny, learn=False)) == (24, 24 * 16)
 
 
 def test_values_that_do_not_fit():
@@ -598,3 +596,42 @@ def test_speed():
     start = time.monotonic()
     certify(topology, masks)
     assert time.monotonic() - start < 0.5
+
+
+# --- large blocks, figures ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("value", "signed"), [(0.0, F(60) ** 2 * 2**120), (1.0, F(60) ** 2 * 2)])
+def test_a_whole_matrix_of_one_value_constrains_no_permutation(value, signed):
+    """Equal non-zero constants only tie all signs of the two layers together."""
+    topology = Topology.of(sps.mlp([2, 60, 60, 1]))
+    masks = {"2.weight": torch.zeros(60, 60, dtype=torch.bool)}
+    values = {"2.weight": torch.full((60, 60), value)}
+    report = certify(topology, masks, values)
+    assert report.permutations.after == F(60) ** 2
+    assert report.signed_permutations.after == signed
+    # All but one diagonal free: the layers go together.
+    masks["2.weight"].fill_diagonal_(True)
+    report = certify(topology, masks, values)
+    assert report.permutations.after == F(60)
+    assert report.signed_permutations.after == F(60) * (2**120 if value == 0 else 2)
+
+
+def test_figures_show_values_and_orbits():
+    from pyro_sps.plots import plot_masks, plot_symmetry
+
+    topology = Topology.of(sps.mlp([8, 12, 12, 2]))
+    masks = LIGHT(topology)
+    values = sps.Constant(2.0)(topology, masks, torch.Generator().manual_seed(0))
+    report = certify(topology, masks)
+    axes = plot_symmetry(report, masks, values)
+    cells = axes[1].images[0].get_array()
+    assert (cells.mask == masks["2.weight"].numpy()).all()
+    assert set(cells.compressed().tolist()) == {-2.0, 2.0}
+    assert "5! = 120" not in axes[0].figure.get_suptitle()  # small orders are written out
+    assert axes[0].figure.get_suptitle().startswith("120 permutations")
+    marked = sum(len(points.get_offsets()) for points in axes[1].collections)
+    orbits = report.orbits()
+    assert marked == sum(orbit.count(label) > 1 for orbit in orbits.values() for label in orbit) == 10
+    black = plot_masks(topology, masks)[1].images[0].get_array()
+    assert (black == ~masks["2.weight"].numpy()).all()
