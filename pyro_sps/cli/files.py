@@ -1,0 +1,82 @@
+"""The folder that `fit` writes and `predict` reads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+METRICS, MODEL = "metrics.json", "model.json"
+FORMAT = 1
+_MAX_MODEL = 16 << 20
+_MAX_WIDTH = 1 << 24
+
+
+def claim(out: Path, force: bool) -> None:
+    """Make the folder for results, before any work; refuse one that has something in it."""
+    if out.exists() and not out.is_dir():
+        raise click.UsageError(f"--out {out} is a file")
+    out.mkdir(parents=True, exist_ok=True)
+    if any(out.iterdir()) and not force:
+        raise click.UsageError(f"--out {out} is not empty; --force overwrites what is there")
+    probe = out / ".write-test"  # a folder that cannot be written must not be noticed after an hour of work
+    probe.touch()
+    probe.unlink()
+
+
+def write_json(path: Path, content: Mapping[str, Any], checksum: bool = True) -> None:
+    """Write a JSON file, with a checksum of its content that `read_model` verifies."""
+    from ..io import write_atomically
+
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    if checksum:
+        sha256 = hashlib.sha256(text.encode()).hexdigest()
+        text = json.dumps({"sha256": sha256, "model": content}, indent=1, ensure_ascii=False)
+    write_atomically(path, (text + "\n").encode())
+
+
+def read_model(path: Path) -> dict[str, Any]:
+    """What `fit` wrote, checked.
+
+    Raises:
+        LoadError: If it is missing, damaged or of another version.
+    """
+    from ..io import LoadError
+
+    try:
+        if path.stat().st_size > _MAX_MODEL:
+            raise LoadError(f"{path} is too large: {path.stat().st_size} bytes")
+        document = json.loads(path.read_text(encoding="utf-8"))
+        model = document["model"]
+        text = json.dumps(model, indent=1, ensure_ascii=False)
+        intact = hashlib.sha256(text.encode()).hexdigest() == document["sha256"]
+    except FileNotFoundError as error:
+        raise LoadError(f"{path.parent} holds no fit of pyro-sps: there is no {path.name}") from error
+    except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
+        if isinstance(error, LoadError):
+            raise
+        raise LoadError(f"{path} is damaged: {type(error).__name__} {str(error)[:200]}") from error
+    if not intact:
+        raise LoadError(f"{path} is damaged: its checksum does not match")
+    if not isinstance(model, dict) or model.get("format") != FORMAT:
+        raise LoadError(f"{path} is not of format {FORMAT}, which this version of pyro_sps reads")
+    kinds = {"features": str, "targets": str, "widths": int, "target_scale": float}
+    for name, kind in kinds.items():
+        found = model.get(name)
+        if not isinstance(found, list) or not found or any(type(one) is not kind for one in found):
+            raise LoadError(f"{path} is damaged: {name} must be a list of {kind.__name__}s")
+    if not isinstance(model.get("activation"), str) or not all(0 < width <= _MAX_WIDTH for width in model["widths"]):
+        raise LoadError(f"{path} is damaged: no network has these widths and activation")
+    return model
+
+
+def require_file(data: str) -> None:
+    """Refuse DATA that is nothing we know, before anything tries to read it."""
+    from ..datasets import UCI
+
+    if not Path(data).exists():
+        raise click.UsageError(f"DATA is neither a file nor one of the data sets {', '.join(UCI)}: {data}")

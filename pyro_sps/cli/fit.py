@@ -1,0 +1,228 @@
+"""`pyro-sps fit`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .files import FORMAT, METRICS, MODEL, claim, require_file, write_json
+from .options import (
+    NAMES,
+    NUMBERS,
+    Command,
+    activation_option,
+    force_option,
+    integers,
+    make_scheme,
+    make_values_rule,
+    printer,
+    quiet_option,
+    scheme_option,
+    seed_option,
+    values_options,
+)
+from .scores import scores_of, table_of
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..infer import Fit
+    from ..tables import Dataset
+
+LIKELIHOODS = ("gaussian", "heteroscedastic", "poisson", "bernoulli")
+#: With fewer rows there is nothing to hold out.
+MIN_ROWS = 5
+
+
+@click.command(
+    cls=Command,
+    epilog="\b\nExample:\n  pyro-sps fit ENB2012_data.xlsx --target Y1 Y2 --hidden 50 50 --scheme heavy --out energy",
+    several={"--hidden": NUMBERS, "--target": NAMES, "--feature": NAMES, "--drop": NAMES},
+)
+@click.argument("data")
+@click.option("--target", "targets", multiple=True, help="Names of the target columns.")
+@click.option("--feature", "features", multiple=True, help="Names of the feature columns.  [default: all others]")
+@click.option("--drop", multiple=True, help="Columns that are neither feature nor target.")
+@click.option("--hidden", multiple=True, default=("50", "50"), callback=integers, help="Widths.  [default: 50 50]")
+@activation_option
+@scheme_option
+@values_options("learned-constant")
+@click.option(
+    "--likelihood", type=click.Choice(LIKELIHOODS), default="gaussian", show_default=True, help="Observation model."
+)
+@click.option(
+    "--noise", help="Gaussian noise: a standard deviation (standardised, if data is), or 'learned'.  [default: 0.1]"
+)
+@click.option("--prior-scale", type=float, default=1.0, show_default=True, help="Prior standard deviation of a weight.")
+@click.option("--steps", type=click.IntRange(1), default=10_000, show_default=True, help="Steps of Adam.")
+@click.option("--particles", type=click.IntRange(1), default=16, show_default=True, help="Posterior draws a step.")
+@click.option("--batch-size", type=click.IntRange(1), help="Rows a step.  [default: all]")
+@click.option("--learning-rate", type=float, default=0.01, show_default=True, help="At the start; it decays to 0.3.")
+@click.option("--init", type=click.Choice(["random", "map"]), default="random", show_default=True, help="Start.")
+@click.option(
+    "--test-fraction", type=click.FloatRange(0, 1, max_open=True), default=0.2, show_default=True, help="Held out."
+)
+@click.option("--standardize/--no-standardize", default=True, show_default=True, help="By the training part.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the result.")
+@force_option
+@seed_option
+@quiet_option
+def fit(data: str, out: Path, force: bool, quiet: bool, **options: Any) -> None:
+    """Fit a network to DATA: a CSV, Excel or Parquet file, or the name of a data set.
+
+    DATA comes before the columns. Of the rows a share is held out at random, and the fit is scored on it. Names of
+    data sets are energy, concrete, power-plant, wine-red and kin8nm; their targets need not be named.
+    """
+    say = printer(quiet)
+    claim(out, force)
+    settings = _Settings(**{name: options.pop(name) for name in list(options) if name in _Settings.__annotations__})
+    dataset = _training_data(data, options["targets"], options["features"], options["drop"])
+    model = settings.model(dataset)
+    x, y, x_test, y_test = _parts(dataset, options["test_fraction"], options["seed"])
+    say(f"{dataset.name}: {len(dataset):,} rows, {dataset.x.shape[1]} features, targets {', '.join(model['targets'])}")
+    say(f"{len(x):,} rows to train on, {len(x_test):,} held out (seed {options['seed']})")
+
+    import pyro_sps as sps
+
+    bnn = settings.bnn(model["widths"], options["seed"])
+    say(settings.describe(bnn))
+    result = sps.fit(
+        bnn,
+        x,
+        y,
+        num_steps=options["steps"],
+        num_particles=options["particles"],
+        batch_size=options["batch_size"],
+        learning_rate=options["learning_rate"],
+        init=options["init"],
+        standardize=options["standardize"],
+        seed=options["seed"],
+        progress=not quiet,
+    )
+    result.save(out)  # before anything else can fail
+    asked = {**asdict(settings), **options}
+    write_json(out / MODEL, {**model, "target_scale": y.std(0).tolist(), "data": data, "options": asked})
+    metrics = _fit_metrics(result, y, x_test, y_test, model, options["seed"])
+    write_json(out / METRICS, metrics, checksum=False)
+    say(f"ELBO {metrics['elbo']:,.1f} nats after {len(result.losses):,} steps, {metrics['seconds']:.0f} s")
+    if len(x_test):
+        say(table_of(metrics))
+    say(f"wrote {out}/: the model, {MODEL} and {METRICS}")
+    say(f"next: pyro-sps predict {out} DATA --out predictions.csv")
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """The options of a network."""
+
+    hidden: list[int]
+    activation: str
+    scheme: str
+    values: str
+    scale: float | None
+    likelihood: str
+    noise: str | None
+    prior_scale: float
+
+    def __post_init__(self) -> None:
+        if self.noise is not None and self.likelihood != "gaussian":
+            raise click.UsageError(f"--noise is for --likelihood gaussian, not {self.likelihood}")
+        make_values_rule(self.values, self.scale)
+        self._noise()
+
+    def _noise(self) -> tuple[float, bool]:
+        """Standard deviation of the noise, and whether it is learned."""
+        if self.noise == "learned":
+            return 0.1, True
+        try:
+            noise = 0.1 if self.noise is None else float(self.noise)
+        except ValueError:
+            noise = -1.0
+        if not 0 < noise < float("inf"):
+            raise click.UsageError(f"--noise must be a positive number or 'learned', got {self.noise!r}")
+        return noise, False
+
+    def model(self, dataset: Dataset) -> dict[str, Any]:
+        """What `predict` must know besides the fit."""
+        outputs = dataset.y.shape[1] * (2 if self.likelihood == "heteroscedastic" else 1)
+        return {
+            "format": FORMAT,
+            "features": list(dataset.feature_names),
+            "targets": list(dataset.target_names),
+            "widths": [dataset.x.shape[1], *self.hidden, outputs],
+            "activation": self.activation,
+        }
+
+    def bnn(self, widths: Sequence[int], seed: int) -> Any:
+        """The network's model; its skeleton takes no memory."""
+        import pyro_sps as sps
+
+        scale, learn = self._noise()
+        likelihoods: dict[str, Callable[[], Any]] = {
+            "gaussian": lambda: sps.Gaussian(scale, learn=learn),
+            "heteroscedastic": sps.HeteroscedasticGaussian,
+            "poisson": sps.Poisson,
+            "bernoulli": sps.Bernoulli,
+        }
+        return sps.BNN(
+            sps.mlp(list(widths), self.activation, device="meta"),
+            scheme=make_scheme(self.scheme),
+            values=make_values_rule(self.values, self.scale),
+            likelihood=likelihoods[self.likelihood](),
+            prior_scale=self.prior_scale,
+            seed=seed,
+        )
+
+    def describe(self, bnn: Any) -> str:
+        """The network in one line."""
+        widths = "-".join(str(group.size) for group in bnn.topology.groups)
+        fixed = f"{bnn.num_fixed:,} of {bnn.topology.num_weights:,} weights fixed"
+        how = f" ({self.scheme}, {self.values})" if bnn.num_fixed else ""
+        return f"{widths} network, {self.activation}, {fixed}{how}"
+
+
+def _training_data(data: str, targets: Sequence[str], features: Sequence[str], drop: Sequence[str]) -> Dataset:
+    """A file, or a data set by name with its own targets unless others are asked for."""
+    from ..datasets import UCI, load_uci
+    from ..tables import read_table
+
+    if data in UCI and not Path(data).exists():
+        if targets or features or drop:
+            raise click.UsageError(f"the columns of the data set {data} are set; give a file to choose others")
+        return load_uci(data)
+    require_file(data)
+    if not targets:
+        raise click.UsageError("Missing option '--target': name the columns to predict.")
+    return read_table(data, targets, features or None, drop, min_rows=MIN_ROWS, varying=True)
+
+
+def _parts(dataset: Dataset, test_fraction: float, seed: int) -> tuple[np.ndarray, ...]:
+    if test_fraction == 0:
+        return dataset.x, dataset.y, dataset.x[:0], dataset.y[:0]
+    split = dataset.split(seed, test_fraction)
+    return split.x_train, split.y_train, split.x_test, split.y_test
+
+
+def _fit_metrics(
+    result: Fit, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray, model: Mapping[str, Any], seed: int
+) -> dict[str, Any]:
+    scores = {}
+    if len(x_test):
+        prediction = result.predict(x_test, seed=seed)
+        scores = scores_of(prediction, prediction.interval(0.95), 0.95, y_test, y.std(0), model["targets"])
+    scale = result.bnn.constant_scale()
+    return {
+        "train_rows": len(y),
+        "test_rows": len(x_test),
+        "weights": result.bnn.topology.num_weights,
+        "fixed_weights": result.bnn.num_fixed,
+        "learned_c": None if scale is None else scale.item(),
+        "elbo": result.elbo,
+        "steps": len(result.losses),
+        "seconds": sum(result.seconds.values()),
+        **scores,
+    }

@@ -1,0 +1,175 @@
+"""What the commands share: how they read options, how they fail, and the options that several of them have."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+SCHEMES = ("none", "light", "heavy", "random", "rigid", "rigid-signs")
+VALUES = ("zero", "constant", "learned-constant", "normal", "learned-normal", "ladder", "learned-ladder", "map")
+
+#: What the values of an option with several of them look like: numbers, or any text that is no option.
+NUMBERS = r"\d+(,\d+)*,?"
+NAMES = r"(?!-).*"
+
+seed_option = click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of all randomness."
+)
+quiet_option = click.option("--quiet", is_flag=True, help="Print errors only.")
+force_option = click.option("--force", is_flag=True, help="Overwrite what is there.")
+plot_option = click.option(
+    "--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw the masks to this file."
+)
+activation_option = click.option("--activation", default="tanh", show_default=True, help="tanh, relu, gelu, silu, ...")
+
+
+scheme_option = click.option(
+    "--scheme", type=click.Choice(SCHEMES), default="heavy", show_default=True, help="What picks the masks."
+)
+
+
+class Command(click.Command):
+    """A command whose `several` options take any number of values, and whose errors are one line.
+
+    `--hidden 50 50`, `--hidden 50,50` and `--hidden 50 --hidden 50` mean the same. Click knows the last form only,
+    so the others are turned into it.
+    """
+
+    def __init__(self, *args: Any, several: Mapping[str, str] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.several = several or {}
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Repeat the option before each of its values."""
+        return super().parse_args(ctx, list(self._repeat(args)))
+
+    def _repeat(self, args: Sequence[str]) -> Iterator[str]:
+        option: str | None = None
+        for index, arg in enumerate(args):
+            if arg == "--":
+                yield from args[index:]
+                return
+            if option and re.fullmatch(self.several[option], arg):
+                yield from (option, arg)
+                continue
+            option = arg if arg in self.several else None
+            if option is None:
+                yield arg
+            elif index + 1 == len(args) or not re.fullmatch(self.several[option], args[index + 1]):
+                yield arg  # click says what is missing or wrong
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; errors that name what was wrong become one line without a traceback."""
+        try:
+            with _warnings_as_lines(quiet=bool(ctx.params.get("quiet"))):
+                return super().invoke(ctx)
+        except click.exceptions.Exit:
+            raise
+        except ValueError as error:
+            raise _WrongInput(error) from error
+        except (OSError, ArithmeticError, MemoryError) as error:
+            raise _Failure(error) from error
+
+
+class _Failure(click.ClickException):
+    """The work failed: exit code 1."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(" ".join(str(error).split()) or type(error).__name__)
+
+
+class _WrongInput(_Failure):
+    """What was asked for, or the data, is wrong: exit code 2, as for wrong options."""
+
+    exit_code = 2
+
+
+@contextlib.contextmanager
+def _warnings_as_lines(quiet: bool) -> Iterator[None]:
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        if issubclass(category, UserWarning) and not quiet:
+            click.echo(f"warning: {' '.join(str(message).split())}", err=True)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        warnings.showwarning = show
+        yield
+
+
+def values_options(default: str) -> Callable[[Any], Any]:
+    """The options `--values` and `--c`."""
+
+    def decorate(function: Any) -> Any:
+        function = click.option(
+            "--c", "scale", type=float, help="Size of the fixed values, where they have one.  [default: 1.0]"
+        )(function)
+        return click.option(
+            "--values",
+            type=click.Choice(VALUES),
+            default=default,
+            show_default=True,
+            help="What the fixed weights are set to.",
+        )(function)
+
+    return decorate
+
+
+def integers(context: click.Context, parameter: click.Parameter, texts: Sequence[str]) -> list[int]:
+    """Integers of `50 50` or `50,50`."""
+    parts = [part for text in texts for part in text.split(",") if part]
+    try:
+        numbers = [int(part) for part in parts]
+    except ValueError:
+        numbers = [0]
+    if any(number < 1 for number in numbers):
+        raise click.BadParameter(f"these must be positive integers: {' '.join(texts)}")
+    return numbers
+
+
+def printer(quiet: bool, err: bool = False) -> Callable[[str], None]:
+    """What prints a line, or nothing."""
+
+    def say(text: str) -> None:
+        if not quiet:
+            click.echo(text, err=err)
+
+    return say
+
+
+def make_scheme(name: str) -> Any:
+    """The scheme of that name."""
+    import pyro_sps as sps
+
+    rules: dict[str, Callable[[], Any]] = {
+        "none": sps.Unmasked,
+        "light": sps.Light,
+        "heavy": sps.Heavy,
+        "random": sps.Random,
+        "rigid": sps.Rigid,
+        "rigid-signs": lambda: sps.Rigid(signs=True),
+    }
+    return rules[name]()
+
+
+def make_values_rule(name: str, scale: float | None) -> Any:
+    """What sets the constants, by name.
+
+    Raises:
+        UsageError: If the scale is no positive finite number, or the values have none.
+    """
+    import pyro_sps as sps
+
+    if name in ("zero", "map"):
+        if scale is not None:
+            raise click.UsageError(f"--c has no meaning with --values {name}")
+        return sps.Zero() if name == "zero" else sps.MAP()
+    if scale is not None and not 0 < scale < float("inf"):
+        raise click.UsageError(f"--c must be a positive finite number, got {scale}")
+    rules = {"constant": sps.Constant, "normal": sps.RandomConstant, "ladder": sps.Ladder}
+    return rules[name.removeprefix("learned-")](1.0 if scale is None else scale, learn=name.startswith("learned"))

@@ -1,0 +1,66 @@
+"""Scores of predictions, and tables of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from ..predict import Prediction
+
+
+def scores_of(
+    prediction: Prediction,
+    interval: tuple[Tensor, Tensor],
+    level: float,
+    y: np.ndarray,
+    target_scale: np.ndarray,
+    names: Sequence[str],
+) -> dict[str, Any]:
+    """RMSE, LPP and coverage of each target and on average, in original and in standardised units (DESIGN 2.5)."""
+    import numpy as np
+
+    lower, upper = (end.double().numpy() for end in interval)
+    rmse = np.sqrt(np.square(prediction.mean.double().numpy() - y).mean(0))
+    rows = {
+        "rmse": rmse,
+        "lpp": prediction.log_prob(y).double().numpy().mean(0),
+        "coverage": ((y >= lower) & (y <= upper)).mean(0),
+    }
+    if prediction.members[0].bnn.likelihood.real_valued:
+        rows["rmse_standardized"] = rmse / target_scale
+        rows["lpp_standardized"] = rows["lpp"] + np.log(target_scale)
+    targets = {name: {score: float(value[index]) for score, value in rows.items()} for index, name in enumerate(names)}
+    return {**{score: float(value.mean()) for score, value in rows.items()}, "level": level, "targets": targets}
+
+
+def table_of(scores: Mapping[str, Any]) -> str:
+    """Scores as a table for a reader."""
+    heads = {
+        "rmse": "RMSE",
+        "rmse_standardized": "RMSE (std.)",
+        "lpp": "LPP",
+        "lpp_standardized": "LPP (std.)",
+        "coverage": f"in {scores['level']:.0%} interval",
+    }
+    heads = {score: head for score, head in heads.items() if score in scores}
+    rows = [("held-out target", *heads.values())]
+    every = dict(scores["targets"])
+    if len(every) > 1:
+        every["average"] = scores
+    for name, row in every.items():
+        rows.append((name, *(f"{row[score]:.1%}" if score == "coverage" else f"{row[score]:.4g}" for score in heads)))
+    return columns_of(rows)
+
+
+def columns_of(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text as aligned columns, the first one flush left."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
