@@ -202,7 +202,8 @@ class FixWeights(Reparam):
 
     `poutine.reparam(model, {"w1": FixWeights(mask, values)})` replaces the site `w1` by a site `w1_free` of the
     free entries and makes the full tensor a deterministic site. The posterior is that of the model conditioned on
-    the fixed entries.
+    the fixed entries. Initial values of an autoguide may be given for `w1` (Pyro warns if they differ from the fixed
+    values) or for `w1_free`.
 
     Args:
         mask: Boolean tensor of the site's event shape, True where it is stochastic. (Where the distribution has a
@@ -230,12 +231,11 @@ class FixWeights(Reparam):
 
     def apply(self, msg: Any) -> Any:
         """Replace one site (called by `pyro.poutine.reparam`)."""
-        name, prior = msg["name"], msg["fn"]
-        weight, event_dim = self.weight, prior.event_dim
-        ndim = weight.mask.dim()
+        name, prior, given = msg["name"], msg["fn"], msg["value"]
+        weight, ndim = self.weight, self.weight.mask.dim()
         if msg["is_observed"]:
             raise ValueError(f"site {name!r} is observed; FixWeights makes latent sites partially stochastic")
-        if event_dim != ndim:
+        if prior.event_dim != ndim:
             raise ValueError(
                 f"site {name!r} must have the shape of its mask, {tuple(weight.mask.shape)}, as event shape, got "
                 f"batch shape {tuple(prior.batch_shape)} and event shape {tuple(prior.event_shape)}; "
@@ -243,20 +243,22 @@ class FixWeights(Reparam):
             )
         if prior.event_shape != weight.mask.shape:
             raise ValueError(f"site {name!r} has shape {tuple(prior.event_shape)}, its mask {tuple(weight.mask.shape)}")
-        value = msg["value"]
-        if value is not None:  # an initial value: its free entries initialise the new site
-            value._pyro_custom_init = False  # else Pyro warns that the fixed entries are not initialised too
-            value = value.flatten(-ndim)[..., weight.index]
-        if weight.num_free == 0:
-            full = weight.assemble(None).expand(prior.batch_shape + prior.event_shape)
+        try:
+            free_prior = _free_entries(prior, weight.mask, weight.index, weight.fixed)
+        except ValueError as error:
+            raise ValueError(f"site {name!r} cannot be partially fixed: {error}") from error
+
+        if weight.num_free:
+            # Pyro marks initial values that it made up by itself. Of those that somebody chose the free entries
+            # initialise the new site, which else gets an initial value of its own.
+            chosen = given is not None and getattr(given, "_pyro_custom_init", True)
+            initial = given.flatten(-ndim)[..., weight.index] if chosen else None
+            full = weight.assemble(pyro.sample(f"{name}_free", free_prior, obs=initial, infer={"is_observed": False}))
         else:
-            try:
-                free_prior = _free_entries(prior, weight.mask, weight.index, weight.fixed)
-            except ValueError as error:
-                raise ValueError(f"site {name!r} cannot be partially fixed: {error}") from error
-            free = pyro.sample(f"{name}_free", free_prior, obs=value, infer={"is_observed": False})
-            full = weight.assemble(free)
-        return {"fn": dist.Delta(full, event_dim=event_dim).mask(False), "value": full, "is_observed": True}
+            full = weight.assemble(None).expand(prior.shape())
+        if given is not None and torch.equal(full, given):
+            full = given  # the very tensor, from which Pyro sees that the initial value was respected
+        return {"fn": dist.Delta(full, event_dim=ndim).mask(False), "value": full, "is_observed": True}
 
 
 class OrderedNormal(dist.TorchDistribution):
@@ -526,8 +528,10 @@ class BNN(PyroModule):
                 prior: Any = self.prior_of(tensor)
                 loc, scale_of_prior = prior.loc.to(self.like), prior.scale.to(self.like)
                 weights[tensor.name] = pyro.sample(tensor.name, OrderedNormal(loc, scale_of_prior, weight.num_free))
-            else:
+            elif weight.num_free:
                 weights[tensor.name] = weight(self.prior_of(tensor), scale)
+            else:
+                weights[tensor.name] = weight.assemble(None, scale)
         return self._squeeze_data_dimension(weights)
 
     def _squeeze_data_dimension(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -555,18 +559,21 @@ class BNN(PyroModule):
             The network's outputs, shape B + (rows, outputs) where B are batch dimensions of the sampled weights.
 
         Raises:
-            ValueError: If `num_data` is smaller than the number of rows.
+            ValueError: If `num_data` is smaller than the number of rows, or `y` has another shape.
         """
         rows = len(x)
-        size = rows if num_data is None else num_data
-        if size < rows:
+        if num_data is not None and num_data < rows:
             raise ValueError(f"num_data must be at least the number of rows of x, {rows}, got {num_data}")
         outputs = self.function(self.sample_weights(), x)
         observation = self.likelihood(outputs)
-        if y is not None and self.likelihood.event_dim:  # numbers, not labels: 0 and 1 may come as integers
-            y = y.to(outputs.dtype)
-        subsample = None if size == rows else torch.arange(rows, device=x.device)
-        with pyro.plate("data", size, subsample=subsample, dim=-1):
+        if y is not None:
+            expected = (rows, *observation.event_shape)
+            if y.shape[-len(expected) :] != expected:  # it could be broadcast, silently and wrongly
+                raise ValueError(f"y must have shape {expected}, got {tuple(y.shape)}")
+            if self.likelihood.event_dim:  # numbers, not labels: 0 and 1 may come as integers
+                y = y.to(outputs.dtype)
+        index = torch.arange(rows, device=x.device)
+        with pyro.plate("data", rows if num_data is None else num_data, subsample=index, dim=-1, device=str(x.device)):
             pyro.sample("obs", observation, obs=y)
         return outputs
 
