@@ -26,6 +26,8 @@ MAX_CELLS = 100_000_000
 MAX_LINE = 1 << 24
 #: Largest unpacked size of an Excel workbook; a file of a few kilobytes can claim terabytes.
 MAX_UNPACKED = 1 << 30
+#: Largest unpacked size of its parts that are held in memory as a whole: all but the sheets.
+MAX_PART = 1 << 27
 
 #: Most empty rows in a row; a workbook can claim a cell in row 10^9.
 MAX_BLANK = 1 << 21
@@ -402,9 +404,7 @@ def _xlsx(path: Path) -> Iterator[_Reader]:
     with open(path, "rb") as file:  # openpyxl refuses paths with other endings
         with _foreign(path, what):
             with zipfile.ZipFile(file) as archive:
-                unpacked = sum(member.file_size for member in archive.infolist())
-            if unpacked > MAX_UNPACKED:
-                raise DataError(f"{path} unpacks to {unpacked:,} bytes, more than the {MAX_UNPACKED:,} that are read")
+                _check_unpacked(path, archive)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about fonts, validation and other things that are no numbers
                 book = openpyxl.load_workbook(file, read_only=True, data_only=True)
@@ -416,6 +416,14 @@ def _xlsx(path: Path) -> Iterator[_Reader]:
             # The width is given, so that a single cell far out cannot make every row that wide.
             rows = sheet.iter_rows(min_row=2, max_col=max(1, len(header)), values_only=True)
         yield _Reader(header, _guarded(path, what, enumerate(rows, start=2)))
+
+
+def _check_unpacked(path: Path, archive: zipfile.ZipFile) -> None:
+    whole = sum(member.file_size for member in archive.infolist())
+    parts = sum(member.file_size for member in archive.infolist() if "worksheets/" not in member.filename)
+    for size, limit in ((whole, MAX_UNPACKED), (parts, MAX_PART)):
+        if size > limit:
+            raise DataError(f"{path} unpacks to {size:,} bytes, more than the {limit:,} that are read")
 
 
 @contextlib.contextmanager

@@ -357,6 +357,7 @@ def test_predict_refuses_what_does_not_fit(fitted, tmp_path):
     (tmp_path / "p.csv").write_text("mine")
     assert "--force" in run("predict", folder / "fit", data, "--out", tmp_path / "p.csv", code=2).output
     assert (tmp_path / "p.csv").read_text() == "mine"
+    assert "no folder" in run("predict", folder / "fit", data, "--out", tmp_path / "no" / "p.csv", code=2).output
     run("predict", folder / "fit", data, "--out", tmp_path / "p.csv", "--force", "--num-samples", "2", "--quiet")
 
 

@@ -207,8 +207,10 @@ def test_limits_bound_the_memory(tmp_path, monkeypatch):
     assert "a line of more than" in error_of(text(tmp_path, "a,b\n" + "1" * 5000))
     monkeypatch.setattr(tables, "MAX_CELLS", 10)
     assert "more than 10 numbers" in error_of(text(tmp_path, "a,b\n" + "1,2\n" * 20))
-    monkeypatch.setattr(tables, "MAX_UNPACKED", 100)
-    assert "unpacks to" in error_of(write(tmp_path / "f.xlsx"))
+    for limit in ("MAX_UNPACKED", "MAX_PART"):
+        with monkeypatch.context() as patch:
+            patch.setattr(tables, limit, 100)
+            assert "unpacks to" in error_of(write(tmp_path / "f.xlsx"))
 
 
 def test_a_workbook_with_a_cell_far_down_ends(tmp_path, monkeypatch):

@@ -110,7 +110,7 @@ def fit(data: str, out: Path, force: bool, quiet: bool, **options: Any) -> None:
     write_json(out / METRICS, metrics, checksum=False)
     say(f"ELBO {metrics['elbo']:,.1f} nats after {len(result.losses):,} steps, {metrics['seconds']:.0f} s")
     if len(x_test):
-        say(table_of(metrics))
+        say(table_of(metrics, "held-out target"))
     say(f"wrote {out}/: the model, {MODEL} and {METRICS}")
     say(f"next: pyro-sps predict {out} DATA --out predictions.csv")
 

@@ -40,12 +40,15 @@ def predict(
 ) -> None:
     """Predict the rows of DATA with the fit that `pyro-sps fit` wrote to DIR.
 
-    DATA needs the feature columns of the fit, in any order; if it has the targets too, the predictions are scored.
+    DATA needs the feature columns of the fit, in any order; if it has the targets too, the predictions are scored
+    (on all rows: if the network was fitted to some of them, that is no test).
     For each target the result has mean, standard deviation and the ends of a central interval, noise included, in
     the units of the data the network was fitted to.
     """
     if out is not None and out.exists() and not force:
         raise click.UsageError(f"{out} exists; --force overwrites it")
+    if out is not None and not out.parent.is_dir():
+        raise click.UsageError(f"--out {out}: there is no folder {out.parent}")
     say = printer(quiet, err=out is None)
     model = read_model(directory / MODEL)
 
@@ -67,7 +70,8 @@ def predict(
     say(f"predicted {', '.join(model['targets'])} for {len(dataset):,} rows of {data}")
     if dataset.y.shape[1]:
         scale = np.array(model["target_scale"])
-        say(table_of(scores_of(prediction, interval, level, dataset.y, scale, model["targets"])))
+        scores = scores_of(prediction, interval, level, dataset.y, scale, model["targets"])
+        say(table_of(scores, "target"))
     if out is not None:
         say(f"wrote {out}")
 

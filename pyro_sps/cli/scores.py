@@ -37,8 +37,8 @@ def scores_of(
     return {**{score: float(value.mean()) for score, value in rows.items()}, "level": level, "targets": targets}
 
 
-def table_of(scores: Mapping[str, Any]) -> str:
-    """Scores as a table for a reader."""
+def table_of(scores: Mapping[str, Any], title: str) -> str:
+    """Scores as a table for a reader; `title` is above the targets."""
     heads = {
         "rmse": "RMSE",
         "rmse_standardized": "RMSE (std.)",
@@ -47,7 +47,7 @@ def table_of(scores: Mapping[str, Any]) -> str:
         "coverage": f"in {scores['level']:.0%} interval",
     }
     heads = {score: head for score, head in heads.items() if score in scores}
-    rows = [("held-out target", *heads.values())]
+    rows = [(title, *heads.values())]
     every = dict(scores["targets"])
     if len(every) > 1:
         every["average"] = scores
