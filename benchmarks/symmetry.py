@@ -3,8 +3,8 @@
     python benchmarks/symmetry.py [--quick] [--json FILE]
 
 Each case runs in a process of its own on one thread. Time is that of `sps.certify` (all classes of symmetry, masks and
-values given), the best of several runs; memory is the largest resident size of the process, less its size before the
-first certificate. Writes benchmarks/RESULTS-symmetry.md and benchmarks/symmetry.png unless --quick.
+values given), the best of several runs; memory is the largest resident size of the process, which includes masks and
+values; "added" is that less the size just before the first certificate, an upper bound. Writes benchmarks/RESULTS-symmetry.md and benchmarks/symmetry.png unless --quick.
 """
 
 from __future__ import annotations
@@ -63,25 +63,31 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     masks = topology.check_masks(schemes[case["scheme"]](topology, generator))
     fixed = values[case["values"]](topology, masks, generator)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    scale = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes or kilobytes
+    before = resident() or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
     times: list[float] = []
     while len(times) < 2 or (sum(times) < 1.0 and len(times) < 20):
         start = time.perf_counter()
         report = sps.certify(topology, masks, fixed)
         times.append(time.perf_counter() - start)
-    scale = 1 if sys.platform == "darwin" else 1024  # bytes or kilobytes
-    memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * scale
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
     assert report.signed_permutations is not None
     return case | {
         "fixed": report.num_fixed,
         "first_s": times[0],
         "best_s": min(times),
-        "memory_gb": memory / 1e9,
-        "process_gb": memory / 1e9 + before * scale / 1e9,
+        "memory_gb": (peak - before) / 1e9,
+        "process_gb": peak / 1e9,
         "permutations": report.permutations.text(after=True),
         "signed": report.signed_permutations.text(after=True),
         "how": report.signed_permutations.how,
     }
+
+
+def resident() -> int:
+    """Resident size of this process in bytes; 0 where Linux does not tell."""
+    statistics = Path("/proc/self/statm")
+    return int(statistics.read_text().split()[1]) * resource.getpagesize() if statistics.exists() else 0
 
 
 def run(case: dict[str, Any]) -> dict[str, Any]:
@@ -104,6 +110,7 @@ def row(result: dict[str, Any], seconds: float | None = None, gigabytes: float |
         f"{result['first_s'] * 1e3:,.0f} ms",
         f"{result['best_s'] * 1e3:,.0f} ms",
         f"{result['memory_gb']:.2f} GB",
+        f"{result['process_gb']:.2f} GB",
         result["permutations"],
         result["signed"],
         goals,
@@ -111,8 +118,8 @@ def row(result: dict[str, Any], seconds: float | None = None, gigabytes: float |
     return "| " + " | ".join(cells) + " |"
 
 
-HEAD = """| widths | scheme | values | fixed | first run | best run | memory | permutations left | with signs | goal |
-| --- | --- | --- | ---: | ---: | ---: | ---: | --- | --- | --- |"""
+HEAD = """| widths | scheme | values | fixed | first run | best run | added | peak | permutations left | with signs | goal |
+| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | --- | --- | --- |"""
 
 
 def draw(curves: dict[str, list[dict[str, Any]]], path: Path) -> None:
@@ -133,7 +140,7 @@ def draw(curves: dict[str, list[dict[str, Any]]], path: Path) -> None:
         axes.set_xlabel("fixed weights (number)")
         axes.grid(alpha=0.3)
     left.set(ylabel="time of the certificate (s)", title="d-d-d-10 tanh network, one thread")
-    right.set(ylabel="memory added (GB)")
+    right.set(ylabel="memory added, at most (GB)")
     left.legend(fontsize="small")
     figure.savefig(path, dpi=130)
 
@@ -153,8 +160,9 @@ def machine() -> str:
     if information.exists():
         names = [line.split(":")[1].strip() for line in information.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
+    load = os.getloadavg()[1]
     versions = f"Python {platform.python_version()}, numpy {numpy.__version__}, torch {torch.__version__}"
-    return f"{model}, {os.cpu_count()} cores, one thread used; {versions}"
+    return f"{model}, {os.cpu_count()} cores, one thread used, load average {load:.1f} at the end; {versions}"
 
 
 def main() -> None:
@@ -194,7 +202,8 @@ def main() -> None:
         "# Certificates of symmetry: time and memory",
         "",
         "Made by `python benchmarks/symmetry.py`. Time is that of `sps.certify` for a tanh network with both",
-        "permutations and signed permutations; memory is what the process grew by. Orders left are exact.",
+        "permutations and signed permutations; memory is what the process grew by (at most) and its peak, which includes",
+        "masks and values. Orders left are exact.",
         "",
         f"Machine: {machine()}.",
         "",

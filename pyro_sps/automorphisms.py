@@ -93,6 +93,8 @@ def refine(colour: Ints, entries: Sequence[Entries], deadline: float | None = No
     """
     units = colour.shape[1]
     arcs = [arc for family, entry in enumerate(entries) for arc in _both_directions(units, family, entry)]
+    if sum(len(arc.target) for arc in arcs) < _CHUNK // 16:
+        arcs = _merged(units, arcs)
     vertices = np.flatnonzero(colour.ravel() >= 0)
     cell = np.zeros(colour.size, dtype=np.int64)  # cell 0: the vertices that do not exist
     cell[vertices] = 1 + np.unique(colour.ravel()[vertices], return_inverse=True)[1]
@@ -118,7 +120,7 @@ class _Arcs:
     start: Ints
     target: Ints
     value: Floats
-    salt: np.uint64
+    salt: Hashes  # which tensor an arc belongs to, and which end of it
 
 
 _PAIR = np.uint64(0x9D8F3C56E1B7A24B)  # multiplies the colour of a vertex's twin of the other sign
@@ -129,9 +131,21 @@ def _both_directions(units: int, family: int, entry: Entries) -> list[_Arcs]:
     directions = ((entry.tail, entry.head, entry.value), entry.by_head)
     salts = _mix(np.arange(2 * family, 2 * family + 2, dtype=np.uint64) + np.uint64(1 << 40))
     return [
-        _Arcs(np.searchsorted(source, np.arange(units + 1)), target, value, salt)
+        _Arcs(np.searchsorted(source, np.arange(units + 1)), target, value, np.broadcast_to(salt, target.shape))
         for (source, target, value), salt in zip(directions, salts, strict=True)
     ]
+
+
+def _merged(units: int, arcs: list[_Arcs]) -> list[_Arcs]:
+    """One list of arcs instead of several, which saves time where arrays are small."""
+    if not arcs:
+        return []
+    source = np.concatenate([np.repeat(np.arange(units), np.diff(arc.start)) for arc in arcs])
+    order = np.argsort(source, kind="stable")
+    target, value, salt = (
+        np.concatenate([getattr(arc, name) for arc in arcs])[order] for name in ("target", "value", "salt")
+    )
+    return [_Arcs(np.searchsorted(source[order], np.arange(units + 1)), target, value, salt)]
 
 
 def _mix(x: Hashes) -> Hashes:
@@ -142,7 +156,7 @@ def _mix(x: Hashes) -> Hashes:
     return x ^ (x >> np.uint64(31))
 
 
-def _hash_value(value: Floats, salt: np.uint64) -> Hashes:
+def _hash_value(value: Floats, salt: Hashes) -> Hashes:
     return _mix((value + 0.0).view(np.uint64) ^ salt)  # + 0.0 makes a positive zero of a negative one
 
 
@@ -167,10 +181,10 @@ def _propagate(
         busy = counts > 0
         for where, source in _chunks(arc.start, sources[busy], counts[busy]):
             _check(deadline)
-            target, value = arc.target[where], arc.value[where]
-            same = _hash_value(value, arc.salt)
+            target, value, salt = arc.target[where], arc.value[where], arc.salt[where]
+            same = _hash_value(value, salt)
             if signed:
-                opposite = _hash_value(-value, arc.salt)
+                opposite = _hash_value(-value, salt)
                 plus, minus = change[source], change[units + source]
                 np.add.at(seen, target, same * plus + opposite * minus)
                 np.add.at(seen, units + target, same * minus + opposite * plus)

@@ -167,8 +167,8 @@ def check_strength(topology, masks, strength, values=None):
         for u, w in itertools.combinations(range(topology.groups[index].size), 2):
             places = 0
             for tensor in topology.matrices:
-                mask = masks[tensor.name]
-                value = None if values is None else values[tensor.name]
+                mask = masks[tensor.name].numpy()
+                value = None if values is None else values[tensor.name].numpy()
                 for axis in (0, 1):
                     if tensor.groups[axis] == index:
                         own = tensor.groups[1 - axis] == index

@@ -244,7 +244,9 @@ TABLE = [
 ]
 
 
-@pytest.mark.parametrize(("widths", "scheme", "fixed", "permutations", "zero", "constant", "logs"), TABLE)
+@pytest.mark.parametrize(
+    ("widths", "scheme", "fixed", "permutations", "zero", "constant", "logs"), TABLE, ids=range(len(TABLE))
+)
 def test_the_table_of_the_design(widths, scheme, fixed, permutations, zero, constant, logs):
     topology = Topology.of(sps.mlp(widths))
     masks = scheme(topology)
@@ -601,7 +603,7 @@ def test_speed():
 # --- large blocks, figures ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("value", "signed"), [(0.0, F(60) ** 2 * 2**120), (1.0, F(60) ** 2 * 2)])
+@pytest.mark.parametrize(("value", "signed"), [(0.0, F(60) ** 2 * 2**120), (1.0, F(60) ** 2 * 2)], ids=["0", "1"])
 def test_a_whole_matrix_of_one_value_constrains_no_permutation(value, signed):
     """Equal non-zero constants only tie all signs of the two layers together."""
     topology = Topology.of(sps.mlp([2, 60, 60, 1]))
