@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 #: Steps of each fit; five of them take about two minutes on two cores.
-NUM_STEPS = 4000
+NUM_STEPS = 3000
 NUM_PARTICLES = 16
 WIDTHS = (1, 50, 50, 1)
 
@@ -111,13 +111,17 @@ def run(
 def _fit(
     name: str, scheme: Scheme, values: Values, toy: Toy, seed: int, num_steps: int, progress: bool
 ) -> tuple[Outcome, _Bands]:
+    import torch
+
     import pyro_sps as sps
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SymmetryWarning)  # that light masks leave symmetries is what is shown
         bnn = sps.BNN(sps.mlp(WIDTHS), scheme=scheme, values=values, likelihood=sps.Gaussian(toy.noise), seed=seed)
     started = time.perf_counter()
-    # Five programs to compile would take longer than what that saves.
+    # These networks are so small that a second thread costs more than it does, and five programs to compile
+    # would take longer than what that saves.
+    torch.set_num_threads(1)
     fit = sps.fit(
         bnn,
         toy.x,
