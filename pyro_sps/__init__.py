@@ -23,7 +23,7 @@ _EXPORTS = {
     "io": ["LoadError", "load"],
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
-_MODULES = ["datasets", "likelihoods", "plots", "schemes", "topology", "values"]
+_MODULES = ["datasets", "likelihoods", "plots", "schemes", "tables", "topology", "values"]
 
 __all__ = ["__version__", *_MODULE_OF]
 
