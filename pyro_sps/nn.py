@@ -324,7 +324,7 @@ class BNN(PyroModule):
         prior: Prior of every stochastic weight: a univariate Pyro distribution, a function from a `WeightTensor`
             to one, or a dict of these by tensor name. Default: Normal(0, `prior_scale`²).
         prior_scale: Standard deviation of the default prior.
-        scale_by_fan_in: Whether the default prior's standard deviation is divided by √fan-in (weight matrices only).
+        scale_by_fan_in: Whether the default prior's standard deviation is divided by √fan-in (which is 1 for biases).
         ordered_biases: Whether the biases of each hidden layer are constrained to increase, another way to
             break the permutations. Needs stochastic biases with a normal prior.
         seed: Seeds the random signs, draws and places of scheme and values.
@@ -479,11 +479,7 @@ class BNN(PyroModule):
         """The prior of the entries of one weight tensor."""
         prior = self.prior.get(tensor.name) if isinstance(self.prior, Mapping) else self.prior
         if prior is None:
-            scale = (
-                self.prior_scale / math.sqrt(tensor.fan_in)
-                if self.scale_by_fan_in and tensor.is_matrix
-                else self.prior_scale
-            )
+            scale = self.prior_scale / (math.sqrt(tensor.fan_in) if self.scale_by_fan_in else 1)
             like = self.like
             return dist.Normal(like.new_zeros(()), like.new_full((), scale))
         if isinstance(prior, torch.distributions.Distribution):

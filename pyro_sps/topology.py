@@ -84,7 +84,7 @@ class WeightTensor:
 
     @property
     def fan_in(self) -> int:
-        """Number of inputs that one output unit sums over through this tensor."""
+        """Number of inputs that one output unit sums over through this tensor; 1 for a bias."""
         return math.prod(self.shape[1:])
 
 

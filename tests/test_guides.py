@@ -220,6 +220,7 @@ def every_support():
     pyro.sample("positive", dist.HalfNormal(1.0).expand([4]).to_event(1))
     pyro.sample("interval", dist.Uniform(-1.0, 2.0))
     pyro.sample("simplex", dist.Dirichlet(torch.ones(3)))
+    pyro.sample("correlation", dist.LKJCholesky(3, torch.tensor(1.0)))
     with pyro.plate("columns", 3, dim=-1):
         pyro.sample("in a plate", dist.LogNormal(0.0, 1.0))
         with pyro.plate("rows", 2, dim=-2):
@@ -386,7 +387,7 @@ def test_draws_follow_the_guide():
     }
     quantiles = guide.quantiles([0.25, 0.8])
     for site in guide.sites:
-        if site.name != "simplex":  # whose entries are not functions of one normal each
+        if site.name not in ("simplex", "correlation"):  # whose entries are not functions of one normal each
             for level, quantile in zip((0.25, 0.8), quantiles[site.name], strict=True):
                 share = (draws[site.name] < quantile).double().mean(0)
                 assert ((share - level).abs() < 5 * math.sqrt(level * (1 - level) / 4000)).all()

@@ -1068,6 +1068,7 @@ def test_fix_weights_sites(data):
     assert node["is_observed"]
     assert torch.equal(node["value"][~W1], V1[~W1])
     assert torch.equal(node["value"][W1], trace.nodes["w1_free"]["value"])
+    assert node["fn"].log_prob(node["value"] + 1) == 0  # a deterministic site, without a density
 
 
 def test_fix_weights_in_vectorised_particles(data):
