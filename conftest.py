@@ -1,9 +1,12 @@
-"""Doctests share a process: each starts with an empty parameter store of Pyro's."""
+"""What all tests and doctests share."""
 
 import pyro
 import pytest
+import torch
 
 
 @pytest.fixture(autouse=True)
-def _empty_parameter_store():
+def _fresh():
+    """Each starts with an empty parameter store of Pyro's and the same random state."""
     pyro.clear_param_store()
+    torch.manual_seed(0)

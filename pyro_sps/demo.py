@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,11 +95,12 @@ def run(
     say(f"A draw of a Gaussian process: {len(toy.x)} points, none of them in {toy.gap}.")
     say(f"{'-'.join(map(str, WIDTHS))} networks, tanh, noise {toy.noise}, prior N(0, 1), {steps:,} steps each.")
     outcomes, bands = [], []
-    for name, (scheme, values) in CONFIGURATIONS.items():
-        outcome, band = _fit(name, scheme, values, toy, seed, steps, progress)
-        outcomes.append(outcome)
-        bands.append(band)
-        say(f"  {name}: {outcome.seconds:.0f} s")
+    with _one_thread():
+        for name, (scheme, values) in CONFIGURATIONS.items():
+            outcome, band = _fit(name, scheme, values, toy, seed, steps, progress)
+            outcomes.append(outcome)
+            bands.append(band)
+            say(f"  {name}: {outcome.seconds:.0f} s")
     say("")
     say(table(outcomes))
     say(f"Held out: {len(toy.x_test)} points over the whole range, {int(toy.in_gap.sum())} of them in the gap.")
@@ -108,20 +110,29 @@ def run(
     return outcomes
 
 
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread of torch's: these networks are so small that a second one costs more than it does."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _fit(
     name: str, scheme: Scheme, values: Values, toy: Toy, seed: int, num_steps: int, progress: bool
 ) -> tuple[Outcome, _Bands]:
-    import torch
-
     import pyro_sps as sps
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SymmetryWarning)  # that light masks leave symmetries is what is shown
         bnn = sps.BNN(sps.mlp(WIDTHS), scheme=scheme, values=values, likelihood=sps.Gaussian(toy.noise), seed=seed)
     started = time.perf_counter()
-    # These networks are so small that a second thread costs more than it does, and five programs to compile
-    # would take longer than what that saves.
-    torch.set_num_threads(1)
+    # Five programs to compile would take longer than what that saves.
     fit = sps.fit(
         bnn,
         toy.x,

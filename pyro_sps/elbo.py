@@ -84,8 +84,7 @@ def prepare(model: Callable[..., Any], guide: AutoSPSNormal, *args: Any, **kwarg
     """
     # Looking at the model must not advance the user's random state.
     with pyro_session(), torch.random.fork_rng(devices=[]), torch.no_grad():
-        guide(*args, **kwargs)
-        trace = poutine.trace(poutine.condition(model, data=guide.median())).get_trace(*args, **kwargs)
+        trace = _trace(model, guide, args, kwargs)
         known = pyro.get_param_store().get_state()["constraints"]
     names = [name for name, node in trace.nodes.items() if node["type"] == "param"]
     params = {name: trace.nodes[name]["value"].unconstrained().detach() for name in names}  # type: ignore[union-attr]
@@ -227,10 +226,7 @@ class MeanFieldELBO(ELBO):
         known = self._problems.get(id(guide))
         if known is None or known[0] is not model or known[1] is not guide:
             with torch.no_grad():
-                guide(*args, **kwargs)
-                trace = poutine.block(poutine.trace(poutine.condition(model, data=guide.median())).get_trace)(
-                    *args, **kwargs
-                )
+                trace = _trace(model, guide, args, kwargs)
             known = (model, guide, Problem(model, guide.sites, _nesting(trace), {}))
             self._problems[id(guide)] = known
         return known[2]
@@ -290,6 +286,14 @@ def _latents(problem: Problem, flat: Tensor) -> Params:
         value = site.view(flat).reshape(flat.shape[:1] + (1,) * missing + site.shape)
         latents[site.name] = site.constrain(value)
     return latents
+
+
+def _trace(model: Callable[..., Any], guide: AutoSPSNormal, args: tuple[Any, ...], kwargs: Any) -> poutine.Trace:
+    """A trace of the model at the guide's median, hidden from handlers outside; the guide learns its sites."""
+    guide(*args, **kwargs)
+    conditioned = poutine.condition(model, data=guide.median())
+    trace: poutine.Trace = poutine.block(poutine.trace(conditioned).get_trace)(*args, **kwargs)
+    return trace
 
 
 def _nesting(trace: poutine.Trace) -> int:

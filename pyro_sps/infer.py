@@ -247,7 +247,8 @@ def fit(
     started = time.perf_counter()
     starts = [_initial_params(m, problem, own_params, init, init_scale, seed + r) for r, m in enumerate(members)]
     if init == "map":
-        starts = _map_starts(members, problem, starts, map_steps, seed, progress, settings)
+        points = _maximise_posterior(members, problem, starts, map_steps, learning_rate, seed, progress)
+        starts = [{**start, **point} for start, point in zip(starts, points, strict=True)]
         seconds["map"] = time.perf_counter() - started
 
     started = time.perf_counter()
@@ -389,7 +390,7 @@ def _members(
         for copy in copies:
             copy.to(device)
     like, features = copies[0].like, bnn.topology.groups[0].size
-    stacked = may_stack and np.ndim(x) >= 3 and len(x) == count and math.prod(np.shape(x)[2:]) == features
+    stacked = may_stack and _is_stacked(x, count, features)
     members = []
     for index, copy in enumerate(copies):
         own_x, own_y = (x[index], y[index]) if stacked else (x, y)
@@ -404,6 +405,11 @@ def _members(
             inputs, targets = scaling.inputs(inputs), scaling.targets(targets)
         members.append(_Data(copy, inputs, targets, scaling))
     return members
+
+
+def _is_stacked(x: Any, count: int, features: int) -> bool:
+    """Whether inputs are (replicas, rows, ...): data of their own for each of `count` replicas."""
+    return np.ndim(x) >= 3 and len(x) == count and math.prod(np.shape(x)[2:]) == features
 
 
 def _initial_params(
@@ -462,20 +468,6 @@ def _rates(start: float, end: float | None, num_steps: int) -> Callable[[int], f
 
 
 # --- MAP -------------------------------------------------------------------------------------------
-
-
-def _map_starts(
-    members: list[_Data],
-    problem: Problem,
-    starts: list[Params],
-    steps: int,
-    seed: int,
-    progress: bool,
-    settings: Mapping[str, Any],
-) -> list[Params]:
-    """Replace the guide's means by MAP estimates of the masked model, and the model's parameters likewise."""
-    found = _maximise_posterior(members, problem, starts, steps, settings["learning_rate"], seed, progress)
-    return [{**start, **point} for start, point in zip(starts, found, strict=True)]
 
 
 def _maximise_posterior(
@@ -700,7 +692,7 @@ def _validation_data(
     x, y = validation
     first = members[0].bnn
     features = first.topology.groups[0].size
-    stacked = may_stack and np.ndim(x) >= 3 and len(x) == len(members) and math.prod(np.shape(x)[2:]) == features
+    stacked = may_stack and _is_stacked(x, len(members), features)
     checks = []
     for index in range(len(members)):
         inputs = check_inputs("validation x", x[index] if stacked else x, first.like, features)

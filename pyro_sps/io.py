@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +56,7 @@ def save(fit: Fit, directory: str | Path) -> None:
     )
     header = _header(fit)
     header["sha256"] = hashlib.sha256(content).hexdigest()
-    text = json.dumps(header, indent=1, sort_keys=True)
-    header_text = json.dumps(
-        {"checksum": hashlib.sha256(text.encode()).hexdigest(), "header": header}, indent=1, sort_keys=True
-    )
+    header_text = _canonical({"checksum": hashlib.sha256(_canonical(header).encode()).hexdigest(), "header": header})
     write_atomically(directory / _TENSORS, content)
     write_atomically(directory / _HEADER, header_text.encode())
 
@@ -158,7 +155,8 @@ def _header(fit: Fit) -> dict[str, Any]:
         "validation": [dict(check) for check in fit.validation],
         "stopped": fit.stopped,
         "mode": fit.mode,
-        "elbo": fit.elbo if fit.x is not None else None,
+        # Only if it was asked for before: saving must neither wait for it nor fail with it.
+        "elbo": vars(fit).get("elbo"),
     }
 
 
@@ -180,22 +178,43 @@ def _tensors(fit: Fit) -> dict[str, Tensor]:
     return tensors
 
 
-def _read_header(path: Path) -> dict[str, Any]:
+def read_checked(path: Path, content: str, checksum: str, canonical: Callable[[Any], str], missing: str) -> Any:
+    """Content of a JSON file that holds it beside its checksum.
+
+    Args:
+        path: The file.
+        content: Key of the content.
+        checksum: Key of the SHA-256 of its canonical text.
+        canonical: The text of some content that the checksum was taken of.
+        missing: What to say if there is no such file.
+
+    Raises:
+        LoadError: If the file is missing, too large or damaged.
+    """
     try:
         if path.stat().st_size > _MAX_HEADER:
-            raise LoadError(f"{path} is too large for a header: {path.stat().st_size} bytes")
+            raise LoadError(f"{path} is too large: {path.stat().st_size} bytes")
         document = json.loads(path.read_text(encoding="utf-8"))
-        header = document["header"]
-        text = json.dumps(header, indent=1, sort_keys=True)
-        intact = hashlib.sha256(text.encode()).hexdigest() == document["checksum"]
+        value = document[content]
+        intact = hashlib.sha256(canonical(value).encode()).hexdigest() == document[checksum]
     except FileNotFoundError as error:
-        raise LoadError(f"there is no saved fit in {path.parent}: {path.name} is missing") from error
+        raise LoadError(missing) from error
     except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
         if isinstance(error, LoadError):
             raise
         raise LoadError(f"{path} is damaged: {type(error).__name__} {str(error)[:200]}") from error
     if not intact:
         raise LoadError(f"{path} is damaged: its checksum does not match")
+    return value
+
+
+def _canonical(header: Any) -> str:
+    return json.dumps(header, indent=1, sort_keys=True)
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    missing = f"there is no saved fit in {path.parent}: {path.name} is missing"
+    header = read_checked(path, "header", "checksum", _canonical, missing)
     if header.get("format") != FORMAT:
         raise LoadError(f"{path} has format {header.get('format')!r}; this version of pyro_sps reads format {FORMAT}")
     return header

@@ -506,9 +506,20 @@ class BNN(PyroModule):
         """
         scale = self.constant_scale()
         full = {weight.name: weight.assemble(sites.get(weight.name), scale) for weight in self.weights}
-        batches = {t.name: full[t.name].shape[: full[t.name].dim() - len(t.shape)] for t in self.topology.tensors}
+        return self._with_equal_batches(full, lambda batch: batch)
+
+    def _with_equal_batches(
+        self, weights: Mapping[str, Tensor], trim: Callable[[torch.Size], torch.Size]
+    ) -> dict[str, Tensor]:
+        """Weight tensors whose batch shapes are trimmed and then expanded to one."""
+        batches = {
+            t.name: trim(weights[t.name].shape[: weights[t.name].dim() - len(t.shape)]) for t in self.topology.tensors
+        }
         common = torch.broadcast_shapes(*batches.values())
-        return {t.name: full[t.name].expand(common + t.shape) for t in self.topology.tensors}
+        return {
+            t.name: weights[t.name].reshape(batches[t.name] + t.shape).expand(common + t.shape)
+            for t in self.topology.tensors
+        }
 
     def sample_weights(self) -> dict[str, Tensor]:
         """Sample every stochastic weight and put the tensors together.
@@ -528,20 +539,9 @@ class BNN(PyroModule):
                 weights[tensor.name] = weight(self.prior_of(tensor), scale)
             else:
                 weights[tensor.name] = weight.assemble(None, scale)
-        return self._squeeze_data_dimension(weights)
-
-    def _squeeze_data_dimension(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Drop dimension -1 of the batch shapes, which is that of the `data` plate, of size 1, and make them equal."""
-        batches = {}
-        for tensor in self.topology.tensors:
-            batch = weights[tensor.name].shape[: weights[tensor.name].dim() - len(tensor.shape)]
-            # `Predictive` reshapes draws to (draws, entries) as if entries were a plate: nothing is dropped there.
-            batches[tensor.name] = batch[:-1] if batch and batch[-1] == 1 else batch
-        common = torch.broadcast_shapes(*batches.values())
-        return {
-            tensor.name: weights[tensor.name].reshape(batches[tensor.name] + tensor.shape).expand(common + tensor.shape)
-            for tensor in self.topology.tensors
-        }
+        # Dimension -1 is that of the `data` plate, of size 1. `Predictive` reshapes draws to (draws, entries) as if
+        # entries were a plate: nothing is dropped there.
+        return self._with_equal_batches(weights, lambda batch: batch[:-1] if batch and batch[-1] == 1 else batch)
 
     def forward(self, x: Tensor, y: Tensor | None = None, num_data: int | None = None) -> Tensor:
         """The Pyro model.

@@ -71,12 +71,6 @@ class Prediction:
     def _num_outputs(self) -> int:
         return self._bnn.num_outputs
 
-    @property
-    def _num_targets(self) -> int:
-        """Columns of the mean: targets, or classes."""
-        likelihood = self._bnn.likelihood
-        return likelihood.num_targets(self._num_outputs) if likelihood.event_dim else self._num_outputs
-
     def __len__(self) -> int:
         return len(self.x)
 

@@ -12,7 +12,6 @@ import click
 
 METRICS, MODEL = "metrics.json", "model.json"
 FORMAT = 1
-_MAX_MODEL = 16 << 20
 _MAX_WIDTH = 1 << 24
 
 
@@ -28,14 +27,17 @@ def claim(out: Path, force: bool) -> None:
     probe.unlink()
 
 
+def _canonical(content: Any) -> str:
+    return json.dumps(content, indent=1, ensure_ascii=False)
+
+
 def write_json(path: Path, content: Mapping[str, Any], checksum: bool = True) -> None:
     """Write a JSON file, with a checksum of its content that `read_model` verifies."""
     from ..io import write_atomically
 
-    text = json.dumps(content, indent=1, ensure_ascii=False)
+    text = _canonical(content)
     if checksum:
-        sha256 = hashlib.sha256(text.encode()).hexdigest()
-        text = json.dumps({"sha256": sha256, "model": content}, indent=1, ensure_ascii=False)
+        text = _canonical({"sha256": hashlib.sha256(text.encode()).hexdigest(), "model": content})
     write_atomically(path, (text + "\n").encode())
 
 
@@ -45,23 +47,10 @@ def read_model(path: Path) -> dict[str, Any]:
     Raises:
         LoadError: If it is missing, damaged or of another version.
     """
-    from ..io import LoadError
+    from ..io import LoadError, read_checked
 
-    try:
-        if path.stat().st_size > _MAX_MODEL:
-            raise LoadError(f"{path} is too large: {path.stat().st_size} bytes")
-        document = json.loads(path.read_text(encoding="utf-8"))
-        model = document["model"]
-        text = json.dumps(model, indent=1, ensure_ascii=False)
-        intact = hashlib.sha256(text.encode()).hexdigest() == document["sha256"]
-    except FileNotFoundError as error:
-        raise LoadError(f"{path.parent} holds no fit of pyro-sps: there is no {path.name}") from error
-    except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
-        if isinstance(error, LoadError):
-            raise
-        raise LoadError(f"{path} is damaged: {type(error).__name__} {str(error)[:200]}") from error
-    if not intact:
-        raise LoadError(f"{path} is damaged: its checksum does not match")
+    missing = f"{path.parent} holds no fit of pyro-sps: there is no {path.name}"
+    model = read_checked(path, "model", "sha256", _canonical, missing)
     if not isinstance(model, dict) or model.get("format") != FORMAT:
         raise LoadError(f"{path} is not of format {FORMAT}, which this version of pyro_sps reads")
     kinds = {"features": str, "targets": str, "widths": int, "target_scale": float}
