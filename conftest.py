@@ -3,6 +3,10 @@
 import pyro
 import pytest
 import torch
+from hypothesis import settings
+
+settings.register_profile("pyro_sps", deadline=None)  # machines are shared: no test is timed
+settings.load_profile("pyro_sps")
 
 
 @pytest.fixture(autouse=True)

@@ -16,8 +16,8 @@ import sys
 import time
 
 JOBS = {
-    "energy": {"widths": [8, 50, 50, 2], "rows": 512, "steps": 40},
-    "toy": {"widths": [1, 50, 50, 1], "rows": 30, "steps": 100},
+    "energy": {"widths": [8, 50, 50, 2], "rows": 512, "steps": 100},
+    "toy": {"widths": [1, 50, 50, 1], "rows": 30, "steps": 400},
 }
 PARTICLES, NOISE, RATE = 16, 0.1, 1e-3
 
@@ -190,7 +190,7 @@ def measure(job, repeats):
         except ImportError as error:
             print(f"  {name}: skipped ({error})")
             continue
-        steps[name] = max(2, job["steps"] // 10) if "loop" in name else job["steps"]
+        steps[name] = max(2, job["steps"] // 50) if "loop" in name else job["steps"]
         for _ in range(2):
             block(steps[name])
         blocks[name] = block

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -162,20 +162,51 @@ def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
     return mean.to(values.dtype), torch.where(constant, torch.ones_like(scale), scale).to(values.dtype)
 
 
-def minibatches(generator: Generator, rows: int, batch_size: int) -> Iterator[Tensor]:
-    """Endless row indices, shape (batch_size,): every epoch is a new order, its incomplete last batch left out."""
+# Row numbers and normal draws of a stream that are made at once. Every block has a generator of its own, so that a
+# stream can start at any step; more in a block would only cost memory.
+INDEX_BLOCK = 1 << 16
+NOISE_BLOCK = 1 << 18
+
+
+def minibatches(seeds: Sequence[int], rows: int, batch_size: int, start: int = 0) -> Iterator[Tensor]:
+    """Endless row numbers of minibatches, shape (streams, batch_size).
+
+    Every epoch of a stream has an order of its own, of which the incomplete last batch is left out.
+
+    Args:
+        seeds: One for each stream, whose batches depend on no other.
+        rows: Number of rows of the data.
+        batch_size: Rows of a batch.
+        start: Number of batches to leave out.
+    """
+    in_epoch = rows // batch_size
+    epochs = max(1, INDEX_BLOCK // rows)
+    block, skip = divmod(start, epochs * in_epoch)
     while True:
-        order = torch.randperm(rows, generator=generator)
-        for start in range(0, rows - batch_size + 1, batch_size):
-            yield order[start : start + batch_size]
+        orders = []
+        for seed in seeds:
+            generator = make_generator("cpu", seed, 5, block)
+            drawn = [torch.randperm(rows, generator=generator)[: in_epoch * batch_size] for _ in range(epochs)]
+            orders.append(torch.cat(drawn).reshape(-1, batch_size))
+        yield from torch.stack(orders, dim=1)[skip:].unbind()
+        block, skip = block + 1, 0
 
 
-# Normal draws made at once; more would only cost memory.
-NOISE_BLOCK = 1 << 20
+def noise_stream(seeds: Sequence[int], shape: tuple[int, ...], like: Tensor, start: int = 0) -> Iterator[Tensor]:
+    """Endless standard normal draws, (streams, *shape), each to be used before the next is asked for.
 
-
-def noise_stream(generator: Generator, shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[Tensor]:
-    """Endless standard normal draws of a shape, made in blocks on the generator's device."""
-    block = max(1, NOISE_BLOCK // max(1, torch.Size(shape).numel()))
+    Args:
+        seeds: One for each stream, whose draws depend on no other.
+        shape: Shape of a draw.
+        like: A tensor whose device and dtype the draws follow.
+        start: Number of draws to leave out.
+    """
+    size = max(1, NOISE_BLOCK // max(1, torch.Size(shape).numel()))
+    # Written again and again: fresh memory for every block would cost as much as the numbers in it.
+    buffer = like.new_empty((len(seeds), size, *shape))
+    block, skip = divmod(start, size)
     while True:
-        yield from torch.randn((block, *shape), generator=generator, dtype=dtype, device=generator.device).unbind()
+        for own, seed in zip(buffer, seeds, strict=True):
+            own.normal_(generator=make_generator(like.device, seed, 4, block))
+        yield from buffer.transpose(0, 1)[skip:].unbind()
+        block, skip = block + 1, 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 import warnings
@@ -22,7 +23,7 @@ from .elbo import Params, Problem, elbo_terms, negative_elbo, negative_log_joint
 from .guides import AutoSPSNormal
 from .nn import BNN
 from .predict import Member, Prediction
-from .step import AdamState, Layout, Objective, Step, make_step
+from .step import AdamState, Layout, Objective, Step, adam_scalars, make_step
 from .values import MAP, Given
 
 # Fits of fewer steps are over before a compilation pays (6 to 16 s cold, 1 to 2 s from the disk cache).
@@ -547,49 +548,37 @@ class _Run:
         self.state = AdamState.start(torch.stack([self.layout.pack(start) for start in self.starts]))
         self.shared = all(member.x is self.members[0].x for member in self.members)
         self.full = self.batch_size == len(self.members[0].x)
-        self.batches = self._batches()
-        first = self.noise(), *next(self.batches)
         data_dim = None if self.shared and self.full else 0
         self.step: Step = make_step(
             self.objective,
             self.layout,
-            (self.state, *first),
+            (self.state, *next(self.arguments())),
             (None if self.noise_shape is None else 0, data_dim, data_dim),
             self.max_grad_norm,
             self.compile,
         )
         if self.step.reason:
             warnings.warn(f"{self.label} runs without the fast path: {self.step.reason}", RuntimeWarning, stacklevel=4)
-        # The examples were drawn from the streams, which start anew for the run.
-        self.batches, self._noise = self._batches(), None
 
-    _noise: list[Iterator[Tensor]] | None = None
+    def arguments(self, start: int = 0) -> Iterator[tuple[Tensor | None, Tensor, Tensor]]:
+        """Noise and data of each step from `start` on.
 
-    def noise(self) -> Tensor | None:
-        """The next draws of all replicas, (replicas, *noise_shape)."""
-        if self.noise_shape is None:
-            return None
-        params = self.state.params
-        if self._noise is None:
-            generators = [make_generator(params.device, seed, 4) for seed in self.seeds]
-            self._noise = [noise_stream(generator, self.noise_shape, params.dtype) for generator in generators]
-        draws = [next(stream) for stream in self._noise]
-        return draws[0].unsqueeze(0) if len(draws) == 1 else torch.stack(draws)
+        Noise has shape (replicas, *noise_shape); data has a replica dimension unless all replicas see all of the same.
+        """
+        noise: Iterator[Tensor | None] = itertools.repeat(None)
+        if self.noise_shape is not None:
+            noise = noise_stream(self.seeds, self.noise_shape, self.state.params, start)
+        return ((draw, x, y) for draw, (x, y) in zip(noise, self._batches(start), strict=False))
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Data of each step; with a replica dimension unless all replicas see all of the same data."""
+    def _batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         x, y = self.members[0].x, self.members[0].y
         if not self.shared:
             x, y = (torch.stack([getattr(member, name) for member in self.members]) for name in ("x", "y"))
         if self.full:
-            while True:
-                yield x, y
-        streams = [
-            minibatches(make_generator("cpu", seed, 5), len(self.members[0].x), self.batch_size) for seed in self.seeds
-        ]
-        replicas = torch.arange(len(streams), device=x.device).unsqueeze(1)
-        while True:
-            rows = torch.stack([next(stream) for stream in streams]).to(x.device)
+            yield from itertools.repeat((x, y))
+        replicas = torch.arange(len(self.seeds), device=x.device).unsqueeze(1)
+        for rows in minibatches(self.seeds, len(self.members[0].x), self.batch_size, start):
+            rows = rows.to(x.device)
             yield (x[rows], y[rows]) if self.shared else (x[replicas, rows], y[replicas, rows])
 
     def __call__(self, callbacks: Sequence[Callback], watcher: _Validation | None) -> np.ndarray:
@@ -604,13 +593,14 @@ class _Run:
         losses = torch.empty((self.num_steps, count), dtype=self.state.params.dtype, device=device)
         # On an accelerator, looking at a loss waits for it; there failures are looked for now and then.
         interval = 1 if device.type == "cpu" else 50
+        scalars = adam_scalars([self.rates(step) for step in range(self.num_steps)], self.state.params)
+        arguments = self.arguments()
         done = 0
         bar = tqdm(total=self.num_steps, desc=self.label, disable=None if self.progress else True, mininterval=0.5)
         try:
             with bar:
                 while done < self.num_steps and not self.stopped:
-                    noise, (x, y) = self.noise(), next(self.batches)
-                    losses[done] = self.step.run(self.state, self.rates(done), done + 1, noise, x, y)
+                    losses[done] = self.step.run(self.state, scalars[done], *next(arguments))
                     done += 1
                     if done % interval == 0 or done == self.num_steps:
                         self._look(losses[max(0, done - interval) : done], done)
@@ -630,9 +620,9 @@ class _Run:
         return losses[:done].T.cpu().double().numpy()
 
     def _look(self, recent: Tensor, done: int) -> None:
-        finite = recent.isfinite()
-        if finite.all():
+        if math.isfinite(recent.sum().item()):  # cheaper than looking at each
             return
+        finite = recent.isfinite()
         for replica in range(recent.shape[1]):
             if replica not in self.failed and not finite[:, replica].all():
                 self.failed[replica] = done - len(recent) + int((~finite[:, replica]).nonzero()[0])
@@ -753,9 +743,7 @@ def _report_failures(
 
 def _culprit(problem: Problem, run: _Run, step: int, num_data: int | None) -> str:
     """The term that is not finite: the failing step done once more, at the state that it left unchanged."""
-    run._noise, run.batches = None, run._batches()
-    for _ in range(step + 1):
-        noise, (x, y) = run.noise(), next(run.batches)
+    noise, x, y = next(run.arguments(step))
     if x.dim() > run.members[0].x.dim():
         x, y = x[0], y[0]
     params = {name: value[0] for name, value in run.layout.unpack(run.state.params).items()}

@@ -170,8 +170,9 @@ class PartialWeight(nn.Module):
         free = free.expand((*batch, self.num_free))
         if self.num_free == self.mask.numel():
             return free.reshape((*batch, *self.mask.shape))
-        full = fixed.expand((*batch, -1)).scatter(-1, self.index.expand_as(free), free)
-        return full.reshape((*batch, *self.mask.shape))
+        # `fixed` is zero under the free entries: a sum, whose derivatives need no copy of the whole tensor.
+        placed = free.new_zeros((*batch, self.mask.numel())).scatter(-1, self.index.expand_as(free), free)
+        return (placed + fixed).reshape((*batch, *self.mask.shape))
 
     def forward(self, prior: torch.distributions.Distribution, scale: Tensor | None = None) -> Tensor:
         """Sample the free entries at the site `name` and put the tensor together.

@@ -1,5 +1,7 @@
 """Arrays from users, standardisation, minibatches, seeds."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -72,22 +74,43 @@ def test_constant_columns_are_only_shifted():
 
 
 def test_an_epoch_holds_every_row_at_most_once():
-    stream = minibatches(torch.Generator().manual_seed(0), rows=10, batch_size=3)
-    epoch = torch.cat([next(stream) for _ in range(3)])
+    stream = minibatches([0], rows=10, batch_size=3)
+    epoch = torch.cat([next(stream)[0] for _ in range(3)])
     assert len(set(epoch.tolist())) == 9
     counts = torch.zeros(10)
     for _ in range(3000):
-        counts[next(stream)] += 1
+        counts[next(stream)[0]] += 1
     # Each row is in an epoch (1000 of them) with probability 0.9.
     assert ((counts - 900).abs() < 5 * (1000 * 0.9 * 0.1) ** 0.5).all()
 
 
-def test_noise_stream_does_not_depend_on_how_it_is_read():
-    one = noise_stream(make_generator("cpu", 3), (2, 5), torch.float32)
-    two = noise_stream(make_generator("cpu", 3), (2, 5), torch.float32)
-    assert torch.equal(torch.stack([next(one) for _ in range(4)]), torch.stack([next(two) for _ in range(4)]))
-    other = noise_stream(make_generator("cpu", 4), (2, 5), torch.float32)
-    assert not torch.equal(next(one), next(other))
+def take(stream, count):
+    return torch.stack([draw.clone() for draw in itertools.islice(stream, count)])
+
+
+STREAMS = {
+    "noise": lambda seeds, start=0: noise_stream(seeds, (2, 50_000), torch.zeros(()), start),  # two draws a block
+    "rows": lambda seeds, start=0: minibatches(seeds, 20_000, 5_000, start),  # three epochs a block
+}
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_streams_depend_on_their_seed_alone_and_start_anywhere(name):
+    stream = STREAMS[name]
+    alone, other = take(stream([3]), 14), take(stream([4]), 14)
+    assert not torch.equal(alone, other)
+    assert torch.equal(take(stream([4, 3]), 14), torch.cat([other, alone], dim=1))
+    assert len({tuple(draw.flatten()[:5].tolist()) for draw in alone}) == 14
+    for start in (1, 2, 3, 12, 13):
+        assert torch.equal(take(stream([3], start), 1)[0], alone[start])
+
+
+def test_noise_is_standard_normal():
+    draws = take(noise_stream([0], (1000,), torch.zeros((), dtype=torch.float64)), 300).flatten()
+    n = len(draws)
+    assert abs(draws.mean()) < 5 / n**0.5
+    assert abs(draws.square().mean() - 1) < 5 * (2 / n) ** 0.5
+    assert abs(draws.pow(4).mean() - 3) < 5 * (96 / n) ** 0.5
 
 
 @pytest.mark.parametrize("seed", [-1, 1.5, True, "0"])
