@@ -256,7 +256,7 @@ _TANH_Q = (1.0, 0.46777826, 0.026164447, 0.00034112922, 8.5224294e-07)
 
 
 def _rational_tanh(x: Tensor) -> Tensor:
-    """tanh of float32 on a CPU by a few fused multiply-adds: a third of the energy network's step goes into tanh."""
+    """Tanh of float32 on a CPU by a few fused multiply-adds: a third of the energy network's step goes into tanh."""
     if x.dtype != torch.float32 or x.device.type != "cpu":
         return NotImplemented
     x = x.clamp(-8.0, 8.0)  # beyond which it is 1 to rounding
