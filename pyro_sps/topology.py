@@ -6,6 +6,7 @@ of a network. Everything that knows about layer types lives in this module.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import operator
@@ -619,7 +620,30 @@ class _Tracer:
 
     def function(self) -> NetworkFunction:
         # Elementwise modules hold no tensors, so the graph module refers to them and to nothing of the net's size.
-        return fx.GraphModule(self.net, self.graph)
+        return _NetworkFunction(self.net, fx.GraphModule(self.net, self.graph))
+
+
+class _NetworkFunction:
+    """The network as a function of its weights, which other processes can be sent."""
+
+    def __init__(self, net: nn.Module, run: fx.GraphModule) -> None:
+        self.run = run
+        # The network without its numbers: what it takes to trace it again there.
+        weightless: dict[int, Any] = {
+            id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in net.parameters()
+        }
+        self.skeleton = copy.deepcopy(net, weightless)
+
+    def __call__(self, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        outputs: Tensor = self.run(weights, x)
+        return outputs
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _function_of, (self.skeleton,)
+
+
+def _function_of(net: nn.Module) -> NetworkFunction:
+    return trace(net)[1]
 
 
 def _first_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
