@@ -36,6 +36,7 @@ def as_tensor(name: str, value: Any, like: Tensor, integer: bool = False) -> Ten
 
     Integers, Booleans (0 and 1) and floats of any size are taken, whatever their strides and flags, on any device.
     Text, dates, complex, missing and masked values are not: what they should count as is for the user to say.
+    Columns of a DataFrame count by their position; their names are not looked at.
 
     Args:
         name: The argument's name, for errors.
@@ -50,12 +51,14 @@ def as_tensor(name: str, value: Any, like: Tensor, integer: bool = False) -> Ten
     """
     if isinstance(value, Tensor):
         tensor = value.detach()
-        if tensor.is_complex() or tensor.is_quantized or tensor.layout != torch.strided:
+        if tensor.is_complex() or tensor.is_quantized or tensor.is_nested or tensor.layout != torch.strided:
             raise TypeError(
                 f"{name} must be a dense tensor of real numbers, got dtype {tensor.dtype} and layout {tensor.layout}"
             )
         if tensor.is_meta:
             raise ValueError(f"{name} is on the meta device, where tensors have no values")
+        if tensor.is_floating_point() and tensor.element_size() == 1:  # of which torch can do next to nothing
+            tensor = tensor.to(torch.float32)
     else:
         tensor = torch.from_numpy(_as_array(name, value))
     if tensor.dim() == 0:
@@ -102,7 +105,7 @@ def _from_objects(name: str, array: np.ndarray) -> np.ndarray:
         row = position * len(array) // array.size
         if item is None or type(item).__name__ in ("NAType", "NaTType"):
             raise ValueError(f"{name} must be finite, got the missing value {item} in row {row}")
-        if isinstance(item, str | bytes) or not hasattr(item, "__float__"):
+        if isinstance(item, str | bytes | np.datetime64 | np.timedelta64) or not hasattr(item, "__float__"):
             raise TypeError(f"{name} must hold real numbers, got {repr(item)[:80]} in row {row}")
     try:
         return array.astype(np.float64)

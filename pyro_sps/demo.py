@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .datasets import Toy, toy_gp
-from .quiet import silenced
+from .process import silenced
 from .schemes import Heavy, Light, Scheme, SymmetryWarning, Unmasked
 from .values import Constant, Values, Zero
 

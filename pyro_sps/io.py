@@ -18,7 +18,7 @@ from .data import Standardizer
 from .elbo import prepare
 from .guides import AutoSPSNormal
 from .infer import Fit
-from .likelihoods import LIKELIHOODS, Gaussian, Likelihood
+from .likelihoods import LIKELIHOODS, Likelihood
 from .nn import BNN, Prior
 from .topology import Topology
 from .values import FixedValues
@@ -450,13 +450,5 @@ def _model_of(
     own = {name: value for name, value in bnn.state_dict().items() if not name.startswith("partial.")}
     state = {name: numbers.take(f"state.{name}", value.dtype, value.shape) for name, value in own.items()}
     bnn.load_state_dict(state, strict=False)
-    _check_parameters(directory, bnn)
+    bnn.check_scales()
     return bnn
-
-
-def _check_parameters(directory: Path, bnn: BNN) -> None:
-    """Refuse a c or a noise scale that is not a positive finite number in the network's dtype."""
-    noise = bnn.likelihood.noise_scale if isinstance(bnn.likelihood, Gaussian) else None
-    for name, value in (("learned c", bnn.constant_scale()), ("noise scale", noise)):
-        if value is not None and not (value.isfinite() & (value > 0)).all():
-            raise LoadError(f"{directory} is damaged: its {name} is {value.tolist()}, not a positive finite number")

@@ -19,7 +19,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
 from .likelihoods import Gaussian, Likelihood
-from .quiet import silenced
+from .process import process_lock, silenced
 from .schemes import Heavy, Scheme, SymmetryWarning, Unmasked, make_masks
 from .topology import WeightTensor, trace
 from .values import MAP, Constant, Values, Zero, make_values
@@ -396,6 +396,7 @@ class BNN(PyroModule):
             scale = torch.tensor(fixed.scale, dtype=like.dtype)
             self.fixed_scale = PyroParam(scale, constraint=constraints.positive)
         self.to(device=device, dtype=like.dtype)
+        self.check_scales()
         self._check_priors()
         self._warn_of_symmetries()
 
@@ -597,13 +598,28 @@ class BNN(PyroModule):
         hidden = self.topology.hidden
         return tuple(t.name for t in self.topology.tensors if not t.is_matrix and t.groups[0] in hidden)
 
+    def check_scales(self) -> None:
+        """Check that prior, noise and learned c are positive finite numbers in the network's dtype.
+
+        Raises:
+            ValueError: If one has left its range.
+        """
+        noise = self.likelihood.noise_scale if isinstance(self.likelihood, Gaussian) else None
+        prior = torch.tensor(float(self.prior_scale), dtype=torch.float64).to(self.like.dtype)
+        scales = {
+            "prior_scale": prior,
+            "the scale of the fixed values": self.constant_scale(),
+            "the noise scale": noise,
+        }
+        for name, value in scales.items():
+            if value is not None and not (value.isfinite() & (value > 0)).all():
+                raise ValueError(f"{name} must be positive and finite in {self.like.dtype}, got {value.tolist()}")
+
     def _check_priors(self) -> None:
         """Make every prior once, so that one that does not fit is told now and not during a fit."""
-        from .elbo import _PYRO_LOCK  # below this module; here since Pyro's state must change in one thread at a time
-
         devices = [self.like.device] if self.like.is_cuda else []
         # A function may sample hyperpriors: neither handlers, parameters nor the random state shall know of this call.
-        with _PYRO_LOCK, poutine.block(), pyro.get_param_store().scope(), torch.random.fork_rng(devices):
+        with process_lock(), poutine.block(), pyro.get_param_store().scope(), torch.random.fork_rng(devices):
             for tensor, weight in zip(self.topology.tensors, self.weights, strict=True):
                 try:
                     self._check_prior(tensor, weight)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from .quiet import silenced
+from .process import silenced
 from .schemes import Heavy, Light, Scheme, SymmetryWarning, Unmasked, make_masks
 from .symmetry import certify
 from .topology import Masks, Topology, mlp

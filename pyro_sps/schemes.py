@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from .quiet import silenced
+from .process import silenced
 from .topology import Masks, Topology
 
 Scheme = Callable[..., Mapping[str, Tensor]]

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from .quiet import silenced
+from .process import silenced
 
 #: Largest table that is read: 800 MB of float64. Larger data belongs into the Python interface.
 MAX_CELLS = 100_000_000

@@ -10,6 +10,7 @@ import copy
 import itertools
 import math
 import operator
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+
+from .process import process_lock
 
 Masks = dict[str, Tensor]
 
@@ -343,7 +346,8 @@ def trace(net: nn.Module) -> tuple[Topology, NetworkFunction]:
             )
     attributes = set(vars(net))
     try:
-        graph = fx.Tracer().trace(net)
+        with process_lock():
+            graph = _ThreadTracer().trace(net)
     except Exception as error:
         raise UnsupportedLayerError(
             f"torch.fx could not trace the network ({type(error).__name__}: {error}); "
@@ -356,6 +360,27 @@ def trace(net: nn.Module) -> tuple[Topology, NetworkFunction]:
     for node in graph.nodes:
         tracer.visit(node)
     return tracer.topology(), tracer.function()
+
+
+class _ThreadTracer(fx.Tracer):
+    """Tracer of the modules that one thread calls.
+
+    While torch.fx traces, all module calls of the process go through the tracer. Those of other threads go on as ever.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thread = threading.get_ident()
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self.thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
 
 @dataclass

@@ -114,7 +114,7 @@ def symmetry(
 
     import torch
 
-    from ..quiet import silenced
+    from ..process import silenced
     from ..schemes import make_masks
     from ..symmetry import certify
     from ..topology import Topology, mlp
