@@ -296,7 +296,7 @@ def _read_header(path: Path) -> dict[str, Any]:
     for name, kind in _KINDS.items():
         value: Any = header
         for part in name.split("."):
-            value = value.get(part)
+            value = value.get(part, ...)  # which is of no kind
         # A Boolean is an integer to Python, but not here.
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise LoadError(f"{path} is damaged: {name} is {str(value)[:80]!r}")

@@ -35,7 +35,7 @@ MAX_UNPACKED = 1 << 30
 MAX_PART = 1 << 27
 #: Most XML elements (with attributes and, by 64 characters, text) of a part of a workbook that a parser holds at once:
 #: all but the contents of rows that are done. Each takes it about 100 bytes.
-MAX_ELEMENTS = 1 << 22
+MAX_ELEMENTS = 1 << 21
 #: Longest XML tag, in bytes.
 MAX_TAG = 1 << 20
 #: Most empty rows in a row; a workbook can claim a cell in row 10^9.
