@@ -77,8 +77,8 @@ def fit_in_worker(arguments):
 def test_workers_give_the_numbers_of_this_process_and_share_no_noise():
     bnn = model()
     with multiprocessing.get_context("spawn").Pool(2) as pool:
-        fits = pool.map(fit_in_worker, [(bnn, 0), (bnn, 0), (bnn, 2), (bnn, 1)], chunksize=1)
-    own = [numbers(run(seed, bnn)) for seed in (0, 0, 2, 1)]
+        fits = pool.map(fit_in_worker, [(bnn, 0), (bnn, 0), (bnn, 2)], chunksize=1)
+    own = [numbers(run(seed, bnn)) for seed in (0, 0, 2)]
     for fit, expected in zip(fits, own, strict=True):
         assert equal(numbers(fit), expected)
     assert not np.array_equal(own[0][0], own[2][0])
@@ -141,10 +141,10 @@ def state():
 
 
 def test_fits_in_threads_are_those_of_a_row_and_leave_the_process_as_it_was():
-    expected = [numbers(run(seed)) for seed in range(4)]
+    expected = [numbers(run(seed)) for seed in range(3)]
     pyro.param("mine", torch.tensor(3.0))
     before = state()
-    found = in_threads(*(lambda seed=seed: numbers(run(seed)) for seed in range(4)))
+    found = in_threads(*(lambda seed=seed: numbers(run(seed)) for seed in range(3)))
     assert all(equal(one, other) for one, other in zip(found, expected, strict=True))
     assert state() == before
 
