@@ -34,6 +34,10 @@ def make_generator(device: torch.device | str, *key: int) -> Generator:
 def as_tensor(name: str, value: Any, like: Tensor, integer: bool = False) -> Tensor:
     """An array as a finite tensor on the device and of the dtype of `like`.
 
+    Integers, Booleans (0 and 1) and floats of any size are taken, whatever their strides and flags, on any device.
+    Text, dates, complex, missing and masked values are not: what they should count as is for the user to say.
+    Columns of a DataFrame count by their position; their names are not looked at.
+
     Args:
         name: The argument's name, for errors.
         value: A tensor, NumPy array, pandas object or nested list of numbers, of at least one dimension.
@@ -42,24 +46,21 @@ def as_tensor(name: str, value: Any, like: Tensor, integer: bool = False) -> Ten
 
     Raises:
         TypeError: If the values are not numbers.
-        ValueError: If there are none, or some are not finite or leave the range of the dtype.
+        ValueError: If there are none, if rows differ in length, or if some are missing, not finite or leave the range
+            of the dtype.
     """
     if isinstance(value, Tensor):
         tensor = value.detach()
-        if tensor.is_complex():
-            raise TypeError(f"{name} must hold real numbers, got dtype {tensor.dtype}")
+        if tensor.is_complex() or tensor.is_quantized or tensor.is_nested or tensor.layout != torch.strided:
+            raise TypeError(
+                f"{name} must be a dense tensor of real numbers, got dtype {tensor.dtype} and layout {tensor.layout}"
+            )
+        if tensor.is_meta:
+            raise ValueError(f"{name} is on the meta device, where tensors have no values")
+        if tensor.is_floating_point() and tensor.element_size() == 1:  # of which torch can do next to nothing
+            tensor = tensor.to(torch.float32)
     else:
-        array = np.asarray(value)
-        if array.dtype == object:
-            try:
-                array = array.astype(np.float64)
-            except (TypeError, ValueError) as error:
-                raise TypeError(f"{name} must hold real numbers, got an array of objects ({error})") from error
-        if array.dtype.kind not in "fiub":
-            raise TypeError(f"{name} must hold real numbers, got dtype {array.dtype}")
-        if array.dtype.itemsize > 8 or (array.dtype.kind == "u" and array.dtype.itemsize > 1):
-            array = array.astype(np.float64)
-        tensor = torch.from_numpy(np.array(array, order="C"))
+        tensor = torch.from_numpy(_as_array(name, value))
     if tensor.dim() == 0:
         raise ValueError(f"{name} must have one row per observation, got a single number")
     if tensor.numel() == 0:
@@ -77,6 +78,62 @@ def as_tensor(name: str, value: Any, like: Tensor, integer: bool = False) -> Ten
             f"{name} has values up to {tensor.abs().max():.3g}, out of the range of {like.dtype}; rescale it"
         )
     return converted
+
+
+def _as_array(name: str, value: Any) -> np.ndarray:
+    """Anything but a tensor as an array of a dtype that torch has."""
+    if np.ma.is_masked(value):
+        raise ValueError(f"{name} has masked values; fill them or drop their rows")
+    try:
+        array = np.asarray(value)
+    except Exception as error:  # nested lists of unequal lengths, of tensors with gradients, on other devices, ...
+        raise ValueError(f"{name} must be an array of numbers: {error}") from error
+    if array.dtype == object:
+        array = _from_objects(name, array)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{name} must hold real numbers, got dtype {array.dtype}")
+    if array.dtype.itemsize > 8 or (array.dtype.kind == "u" and array.dtype.itemsize > 1):
+        array = array.astype(np.float64)
+    return np.array(array, order="C", dtype=array.dtype.newbyteorder("="))
+
+
+def _from_objects(name: str, array: np.ndarray) -> np.ndarray:
+    """Objects as numbers; NumPy would also read text, and None as NaN."""
+    if array.ndim == 0:
+        raise TypeError(f"{name} must be an array of numbers, got {type(array.item()).__name__}")
+    for position, item in enumerate(array.flat):
+        row = position * len(array) // array.size
+        if item is None or type(item).__name__ in ("NAType", "NaTType"):
+            raise ValueError(f"{name} must be finite, got the missing value {item} in row {row}")
+        if isinstance(item, str | bytes | np.datetime64 | np.timedelta64) or not hasattr(item, "__float__"):
+            raise TypeError(f"{name} must hold real numbers, got {repr(item)[:80]} in row {row}")
+    try:
+        return array.astype(np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{name} must hold real numbers: {error}") from error
+
+
+def check_resolution(name: str, value: Any, tensor: Tensor) -> None:
+    """Refuse training data whose variation was lost when it became a tensor.
+
+    Args:
+        name: The argument's name, for errors.
+        value: What the user gave.
+        tensor: What `as_tensor` made of it.
+
+    Raises:
+        ValueError: If rounding to the dtype changed a column by more than 1 % of its standard deviation.
+    """
+    exact = as_tensor(name, value, torch.zeros((), dtype=torch.float64, device=tensor.device)).reshape(len(tensor), -1)
+    error = (exact - tensor.reshape(exact.shape).double()).square().mean(0).sqrt()
+    if (lost := error > 0.01 * exact.std(0, unbiased=False)).any():
+        column = int(lost.nonzero()[0])
+        low, high = exact[:, column].aminmax()
+        if low < high:  # a constant column has no variation
+            raise ValueError(
+                f"{name} column {column} goes from {low:.10g} to {high:.10g}, a variation that {tensor.dtype} cannot "
+                "resolve; subtract an offset, or use a network of dtype float64"
+            )
 
 
 def check_inputs(name: str, x: Any, like: Tensor, features: int | None) -> Tensor:

@@ -6,13 +6,13 @@ import contextlib
 import json
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .datasets import Toy, toy_gp
+from .process import silenced
 from .schemes import Heavy, Light, Scheme, SymmetryWarning, Unmasked
 from .values import Constant, Values, Zero
 
@@ -128,8 +128,7 @@ def _fit(
 ) -> tuple[Outcome, _Bands]:
     import pyro_sps as sps
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SymmetryWarning)  # that light masks leave symmetries is what is shown
+    with silenced(SymmetryWarning):  # that light masks leave symmetries is what is shown
         bnn = sps.BNN(sps.mlp(WIDTHS), scheme=scheme, values=values, likelihood=sps.Gaussian(toy.noise), seed=seed)
     started = time.perf_counter()
     # Five programs to compile would take longer than what that saves.

@@ -18,7 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import biject_to
 
-from .data import Standardizer, check_inputs, check_targets, make_generator, minibatches, noise_stream
+from .data import (
+    Standardizer,
+    check_inputs,
+    check_resolution,
+    check_targets,
+    make_generator,
+    minibatches,
+    noise_stream,
+)
 from .elbo import Params, Problem, elbo_terms, negative_elbo, negative_log_joint, prepare, pyro_session, sum_terms
 from .guides import AutoSPSNormal
 from .nn import BNN
@@ -245,10 +253,10 @@ def fit(
     problem, own_params = prepare(first.bnn, guide, first.x[:batch], first.y[:batch], num_data=num_data)
     seconds["prepare"] = time.perf_counter() - started
 
-    started = time.perf_counter()
+    started, interrupted = time.perf_counter(), ""
     starts = [_initial_params(m, problem, own_params, init, init_scale, seed + r) for r, m in enumerate(members)]
     if init == "map":
-        points = _maximise_posterior(members, problem, starts, map_steps, learning_rate, seed, progress)
+        points, interrupted = _maximise_posterior(members, problem, starts, map_steps, learning_rate, seed, progress)
         starts = [{**start, **point} for start, point in zip(starts, points, strict=True)]
         seconds["map"] = time.perf_counter() - started
 
@@ -267,9 +275,10 @@ def fit(
         seeds=[seed + index for index in range(count)],
         rates=_rates(learning_rate, final_learning_rate, num_steps),
         max_grad_norm=max_grad_norm,
-        compile=num_steps >= COMPILE_FROM if compile is None else compile,
+        compile=not interrupted and (num_steps >= COMPILE_FROM if compile is None else compile),
         progress=progress,
         label="fit",
+        stopped=interrupted,
     )
     watcher = _Validation(checks, members, run.layout, guide, validate_every, patience) if checks else None
     losses = run(callbacks, watcher)
@@ -398,6 +407,9 @@ def _members(
         if index == 0 or stacked:
             inputs = check_inputs("x", own_x, like, features)
             targets = check_targets("y", own_y, like, copy.likelihood, copy.num_outputs, len(inputs))
+            check_resolution("x", own_x, inputs)
+            if copy.likelihood.real_valued:
+                check_resolution("y", own_y, targets)
             scaling = (
                 Standardizer.of(inputs, targets, copy.likelihood.real_valued)
                 if standardize
@@ -473,8 +485,8 @@ def _rates(start: float, end: float | None, num_steps: int) -> Callable[[int], f
 
 def _maximise_posterior(
     members: list[_Data], problem: Problem, starts: list[Params], steps: int, rate: float, seed: int, progress: bool
-) -> list[Params]:
-    """MAP estimates of every replica: `loc` and the model's parameters."""
+) -> tuple[list[Params], str]:
+    """MAP estimates of every replica: `loc` and the model's parameters; and what interrupted the optimisation."""
     rows = len(members[0].x)
 
     def objective(params: Params, noise: None, x: Tensor, y: Tensor) -> Tensor:
@@ -500,7 +512,7 @@ def _maximise_posterior(
             "the loss of the MAP optimisation is not finite; lower learning_rate, or standardize the data"
         )
     final = run.layout.unpack(run.state.params)
-    return [{name: value[index] for name, value in final.items()} for index in range(len(members))]
+    return [{name: value[index] for name, value in final.items()} for index in range(len(members))], run.stopped
 
 
 def _free_map(member: _Data, steps: int, rate: float, seed: int, progress: bool) -> dict[str, Tensor]:
@@ -509,7 +521,9 @@ def _free_map(member: _Data, steps: int, rate: float, seed: int, progress: bool)
     data = _Data(free, member.x, member.y, member.standardizer)
     problem, own = prepare(free, AutoSPSNormal(free), member.x, member.y)
     start = _initial_params(data, problem, own, "random", 1.0, seed)
-    point = _maximise_posterior([data], problem, [start], steps, rate, seed, progress)[0]
+    (point,), interrupted = _maximise_posterior([data], problem, [start], steps, rate, seed, progress)
+    if interrupted:  # constants of a half-done optimisation would pass for MAP values
+        raise KeyboardInterrupt
     sites = {site.name: site.constrain(site.view(point["loc"])) for site in problem.sites}
     return {name: value.detach().clone() for name, value in free.assemble(sites).items()}
 

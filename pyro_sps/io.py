@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Callable, Mapping
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,36 @@ from .guides import AutoSPSNormal
 from .infer import Fit
 from .likelihoods import LIKELIHOODS, Likelihood
 from .nn import BNN, Prior
+from .topology import Topology
 from .values import FixedValues
 from .version import __version__
 
-FORMAT = 1
+FORMAT = 2
 _TENSORS, _HEADER = "fit.safetensors", "fit.json"
-# A header holds names, shapes and settings; a larger one is not ours.
-_MAX_HEADER = 16 << 20
+# A header holds names, shapes and settings; a larger one is not ours, and would take memory once it is parsed.
+_MAX_HEADER = 4 << 20
+# Numbers: mask, constant and two guide parameters a weight; the rest (losses, validation) in what comes on top.
+_BYTES_PER_WEIGHT, _BYTES_BESIDES = 64, 1 << 28
+_DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
+# What the entries of a header are. Everything in it is checked, since whoever can write a file can write its checksum.
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "tensors": list,
+    "dtype": str,
+    "likelihood": dict,
+    "likelihood.name": (str, type(None)),
+    "likelihood.arguments": dict,
+    "prior": dict,
+    "prior.own": bool,
+    "prior.scale": (int, float),
+    "prior.scale_by_fan_in": bool,
+    "ordered_biases": bool,
+    "learned_scale": (float, type(None)),
+    "input_shape": (list, type(None)),
+    "seconds": dict,
+    "settings": dict,
+    "stopped": str,
+    "mode": str,
+}
 
 
 class LoadError(ValueError):
@@ -43,6 +68,7 @@ def save(fit: Fit, directory: str | Path) -> None:
 
     Raises:
         OSError: If the directory cannot be written; the fit in memory is as it was.
+        ValueError: If the fit is larger than `load` would read: hundreds of MB of losses.
     """
     from safetensors.torch import save as serialise
 
@@ -57,6 +83,10 @@ def save(fit: Fit, directory: str | Path) -> None:
     header = _header(fit)
     header["sha256"] = hashlib.sha256(content).hexdigest()
     header_text = _canonical({"checksum": hashlib.sha256(_canonical(header).encode()).hexdigest(), "header": header})
+    limits = ((content, _max_bytes(fit.bnn.topology)), (header_text, _MAX_HEADER))
+    for part, limit in limits:
+        if len(part) > limit:
+            raise ValueError(f"the fit is too large to be saved: {len(part):,} bytes, more than {limit:,}")
     write_atomically(directory / _TENSORS, content)
     write_atomically(directory / _HEADER, header_text.encode())
 
@@ -70,6 +100,9 @@ def load(
     device: torch.device | str | None = None,
 ) -> Fit:
     """Read a saved fit.
+
+    The files are not trusted: nothing in them is executed, and what they hold is checked against `net` and against
+    itself, even where the checksums are right. Memory is bounded by a few times what a fit of `net` needs.
 
     Args:
         directory: Where `Fit.save` wrote it.
@@ -96,12 +129,30 @@ def load(
         True
     """
     directory = Path(directory)
+    topology = Topology.of(net)
     header = _read_header(directory / _HEADER)
-    tensors = _read_tensors(directory / _TENSORS, header["sha256"])
+    _check_network(directory, header, topology)
+    tensors = _read_tensors(directory / _TENSORS, header, _max_bytes(topology))
     try:
         return _rebuild(directory, header, tensors, net, prior, likelihood, device)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise LoadError(f"{directory} is not a fit of this version: {type(error).__name__} {error}") from error
+    except (LoadError, MemoryError):
+        raise
+    except Exception as error:  # there is no end of what can be wrong with a file that somebody made up
+        what = f"{type(error).__name__}: {str(error)[:200]}"
+        raise LoadError(f"{directory} is damaged, or no fit of this version: {what}") from error
+
+
+def checksum(directory: Path) -> str:
+    """SHA-256 of a saved fit: of its header, which holds that of its numbers.
+
+    Args:
+        directory: Where the fit was saved.
+
+    Raises:
+        LoadError: If there is none.
+    """
+    missing = f"there is no saved fit in {directory}: {_HEADER} is missing"
+    return hashlib.sha256(_read_bytes(directory / _HEADER, _MAX_HEADER, missing)).hexdigest()
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -114,9 +165,9 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         OSError: If it cannot be written; the old content stays and nothing is left beside it.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # of this call alone, not of the process
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -152,7 +203,6 @@ def _header(fit: Fit) -> dict[str, Any]:
         "input_shape": None if fit.x is None else list(fit.x.shape[1:]),
         "seconds": dict(fit.seconds),
         "settings": settings,
-        "validation": [dict(check) for check in fit.validation],
         "stopped": fit.stopped,
         "mode": fit.mode,
         # Only if it was asked for before: saving must neither wait for it nor fail with it.
@@ -175,6 +225,9 @@ def _tensors(fit: Fit) -> dict[str, Tensor]:
             tensors[f"state.{name}"] = value
     for name in fit.standardizer.__dataclass_fields__:
         tensors[f"standardizer.{name}"] = getattr(fit.standardizer, name)
+    for name in fit.validation[0] if fit.validation else ():
+        numbers = [float(check[name]) for check in fit.validation]
+        tensors[f"validation.{name}"] = torch.tensor(numbers, dtype=torch.float64)
     return tensors
 
 
@@ -191,52 +244,122 @@ def read_checked(path: Path, content: str, checksum: str, canonical: Callable[[A
     Raises:
         LoadError: If the file is missing, too large or damaged.
     """
+    text = _read_bytes(path, _MAX_HEADER, missing)
     try:
-        if path.stat().st_size > _MAX_HEADER:
-            raise LoadError(f"{path} is too large: {path.stat().st_size} bytes")
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(text.decode(), object_pairs_hook=_once)
         value = document[content]
         intact = hashlib.sha256(canonical(value).encode()).hexdigest() == document[checksum]
-    except FileNotFoundError as error:
-        raise LoadError(missing) from error
-    except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
-        if isinstance(error, LoadError):
-            raise
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise LoadError(f"{path} is damaged: {type(error).__name__} {str(error)[:200]}") from error
     if not intact:
         raise LoadError(f"{path} is damaged: its checksum does not match")
     return value
 
 
+def _read_bytes(path: Path, limit: int, missing: str) -> bytes:
+    """The content of a file that is there, is a file (a pipe would be waited for) and is not too large."""
+    try:
+        if not path.is_file():
+            raise LoadError(f"{path} is not a file" if path.exists() else missing)
+        if (size := path.stat().st_size) > limit:
+            raise LoadError(f"{path} is too large: {size:,} bytes, more than the {limit:,} that are read")
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise LoadError(missing) from error
+    except OSError as error:
+        raise LoadError(f"{path} cannot be read: {error}") from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object in which no key comes twice: which one counts would be a matter of the reader."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key comes twice")
+    return found
+
+
 def _canonical(header: Any) -> str:
     return json.dumps(header, indent=1, sort_keys=True)
+
+
+def _max_bytes(topology: Topology) -> int:
+    """Largest file of numbers of a fit of such a network."""
+    return _BYTES_PER_WEIGHT * topology.num_weights + _BYTES_BESIDES
 
 
 def _read_header(path: Path) -> dict[str, Any]:
     missing = f"there is no saved fit in {path.parent}: {path.name} is missing"
     header = read_checked(path, "header", "checksum", _canonical, missing)
-    if header.get("format") != FORMAT:
-        raise LoadError(f"{path} has format {header.get('format')!r}; this version of pyro_sps reads format {FORMAT}")
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        found = header.get("format") if isinstance(header, dict) else None
+        raise LoadError(f"{path} has format {found!r}; this version of pyro_sps reads format {FORMAT}")
+    for name, kind in _KINDS.items():
+        value: Any = header
+        for part in name.split("."):
+            value = value.get(part, ...)  # which is of no kind
+        # A Boolean is an integer to Python, but not here.
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise LoadError(f"{path} is damaged: {name} is {str(value)[:80]!r}")
+    if any(isinstance(value, list | dict) for value in (*header["settings"].values(), *header["seconds"].values())):
+        raise LoadError(f"{path} is damaged: settings and seconds must be plain values")
+    if header["dtype"] not in _DTYPES:
+        raise LoadError(f"{path} is damaged: dtype must be one of {', '.join(_DTYPES)}, not {header['dtype'][:80]!r}")
     return header
 
 
-def _read_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
+def _check_network(directory: Path, header: Mapping[str, Any], topology: Topology) -> None:
+    """Refuse another network, before anything of the size of one is read."""
+    expected = [[tensor.name, list(tensor.shape)] for tensor in topology.tensors]
+    if expected != header["tensors"]:
+        found = str(header["tensors"])[:1000]
+        raise LoadError(f"net is not the network of {directory}: it has {expected}, the saved fit {found}")
+    shape, features = header["input_shape"], topology.groups[0].size
+    if shape is not None and (any(type(size) is not int for size in shape) or math.prod(shape) != features):
+        raise LoadError(f"{directory} is damaged: inputs of shape {str(shape)[:80]} do not have {features} features")
+    outputs = topology.groups[topology.matrices[-1].groups[0]].size
+    if header["likelihood"]["arguments"].get("per_output") not in (None, outputs):
+        raise LoadError(f"{directory} is damaged: per_output of its likelihood is not {outputs}")
+
+
+def _read_tensors(path: Path, header: Mapping[str, Any], limit: int) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load as deserialise
 
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError as error:
-        raise LoadError(f"there is no saved fit in {path.parent}: {path.name} is missing") from error
-    except OSError as error:
-        raise LoadError(f"{path} cannot be read: {error}") from error
+    content = _read_bytes(path, limit, f"there is no saved fit in {path.parent}: {path.name} is missing")
     # Checked before anything is parsed: a damaged or foreign file is never looked into.
-    if hashlib.sha256(content).hexdigest() != sha256:
+    if hashlib.sha256(content).hexdigest() != header.get("sha256"):
         raise LoadError(f"{path} is damaged or belongs to another fit: its checksum does not match {_HEADER}")
+    if int.from_bytes(content[:8], "little") > _MAX_HEADER:
+        raise LoadError(f"{path} is damaged: its header claims more than {_MAX_HEADER:,} bytes")
     try:
         return deserialise(content)
-    except SafetensorError as error:
-        raise LoadError(f"{path} is damaged: {error}") from error
+    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:  # KeyError: an unknown dtype
+        raise LoadError(f"{path} is damaged: {type(error).__name__}: {str(error)[:200]}") from error
+
+
+class _Numbers:
+    """The tensors of a file, each of which is taken out once and checked."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.left = dict(tensors)
+
+    def take(self, name: str, dtype: torch.dtype, *shapes: Sequence[int]) -> Tensor:
+        """A finite tensor of one of these shapes; of any vector where none is given."""
+        if name not in self.left:
+            raise LoadError(f"the saved fit is damaged: the tensor {name!r} is missing")
+        value = self.left.pop(name)
+        fits = tuple(value.shape) in {tuple(shape) for shape in shapes} if shapes else value.dim() == 1
+        if value.dtype != dtype or not fits:
+            raise LoadError(f"the saved fit is damaged: {name!r} has dtype {value.dtype} and shape {value.shape}")
+        # Of a Boolean any byte but 0 and 1 is undefined.
+        valid = value.view(torch.uint8) <= 1 if dtype == torch.bool else value.isfinite()
+        if shapes and not valid.all():
+            raise LoadError(f"the saved fit is damaged: {name!r} holds values that are not possible")
+        return value
+
+    def names(self, prefix: str) -> Iterator[str]:
+        """Names of what is left under a prefix, without it."""
+        return (name.removeprefix(prefix) for name in sorted(self.left) if name.startswith(prefix))
 
 
 def _rebuild(
@@ -248,64 +371,84 @@ def _rebuild(
     likelihood: Likelihood | None,
     device: torch.device | str | None,
 ) -> Fit:
-    import copy
-    import warnings
-
-    from .topology import Topology
-
-    expected = [[tensor.name, list(tensor.shape)] for tensor in Topology.of(net).tensors]
-    if expected != header["tensors"]:
-        raise LoadError(f"net is not the network of {directory}: it has {expected}, the saved fit {header['tensors']}")
-    if header["prior"]["own"] and prior is None:
-        raise LoadError(f"the fit in {directory} has a prior of your own, which cannot be saved; give it as prior=")
-    if likelihood is None:
-        if header["likelihood"]["name"] not in LIKELIHOODS:
-            raise LoadError(
-                f"the fit in {directory} has a likelihood of your own, which cannot be saved; give it as likelihood="
-            )
-        likelihood = LIKELIHOODS[header["likelihood"]["name"]](**header["likelihood"]["arguments"])
-    scale = header["learned_scale"]
-    names = [tensor.name for tensor in Topology.of(net).tensors]
-    dtype = getattr(torch, header["dtype"])
-    net = copy.deepcopy(net).to(dtype=dtype)
-    if device is not None:
-        net = net.to(device)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what the masks leave was said when the fit was made
-        bnn = BNN(
-            net,
-            scheme={name: tensors[f"mask.{name}"] for name in names},
-            values=FixedValues({name: tensors[f"fixed.{name}"] for name in names}, scale or 1.0, scale is not None),
-            likelihood=likelihood,
-            prior=prior,
-            prior_scale=header["prior"]["scale"],
-            scale_by_fan_in=header["prior"]["scale_by_fan_in"],
-            ordered_biases=header["ordered_biases"],
-        )
-    state = {name.removeprefix("state."): value for name, value in tensors.items() if name.startswith("state.")}
-    bnn.load_state_dict(state, strict=False)
+    numbers = _Numbers(tensors)
+    bnn = _model_of(directory, header, numbers, net, prior, likelihood, device)
     like = bnn.like
-    prototype = AutoSPSNormal(bnn)
-    x = like.new_zeros((1, *(header["input_shape"] or [bnn.topology.groups[0].size])))
+    shape = header["input_shape"] or [bnn.topology.groups[0].size]
+    x = like.new_zeros((1, *shape))
     targets = bnn.likelihood.num_targets(bnn.num_outputs)
-    y = (
-        like.new_zeros((1, targets))
-        if bnn.likelihood.event_dim
-        else torch.zeros(1, dtype=torch.int64, device=like.device)
-    )
-    prepare(bnn, prototype, x, y)
+    labels = bnn.likelihood.event_dim == 0
+    y = torch.zeros(1, dtype=torch.int64, device=like.device) if labels else like.new_zeros((1, targets))
+    prototype = AutoSPSNormal(bnn)
+    problem, _ = prepare(bnn, prototype, x, y)
     guide = AutoSPSNormal(bnn)
-    guide.adopt(prototype, tensors["guide.loc"].to(like), tensors["guide.scale"].to(like))
+    parameters = (numbers.take(f"guide.{name}", like.dtype, (problem.size,)) for name in ("loc", "scale"))
+    guide.adopt(prototype, *(value.to(like) for value in parameters))
+    shapes = {"x": ((), shape), "y": ((), (targets,))}
+    scaling = {
+        f"{what}_{name}": numbers.take(f"standardizer.{what}_{name}", like.dtype, *shapes[what])
+        for what in shapes
+        for name in ("mean", "scale")
+    }
+    if not all((scaling[f"{what}_scale"] > 0).all() for what in shapes):
+        raise LoadError(f"{directory} is damaged: a scale of its standardizer is not positive")
+    losses = numbers.take("losses", torch.float64).numpy()
+    checks = {name: numbers.take(f"validation.{name}", torch.float64).tolist() for name in numbers.names("validation.")}
+    if numbers.left:
+        raise LoadError(f"{directory} is damaged: it has the unknown tensors {str(sorted(numbers.left))[:200]}")
+    rows = (dict(zip(checks, row, strict=True)) for row in zip(*checks.values(), strict=True))
     return Fit(
         bnn=bnn,
         guide=guide,
-        losses=tensors["losses"].numpy(),
-        standardizer=Standardizer(**{n: tensors[f"standardizer.{n}"] for n in Standardizer.__dataclass_fields__}).to(
-            like
-        ),
+        losses=losses,
+        standardizer=Standardizer(**scaling).to(like),
         seconds=header["seconds"],
         settings=header["settings"],
-        validation=header["validation"],
+        validation=[{name: int(value) if name == "step" else value for name, value in row.items()} for row in rows],
         stopped=header["stopped"],
         mode=header["mode"],
     )
+
+
+def _model_of(
+    directory: Path,
+    header: Mapping[str, Any],
+    numbers: _Numbers,
+    net: nn.Module,
+    prior: Prior | Mapping[str, Prior] | None,
+    likelihood: Likelihood | None,
+    device: torch.device | str | None,
+) -> BNN:
+    """The model, with its masks, constants and parameters."""
+    import copy
+
+    if header["prior"]["own"] and prior is None:
+        raise LoadError(f"the fit in {directory} has a prior of your own, which cannot be saved; give it as prior=")
+    if likelihood is None:
+        family = LIKELIHOODS.get(header["likelihood"]["name"])
+        if family is None:
+            raise LoadError(
+                f"the fit in {directory} has a likelihood of your own, which cannot be saved; give it as likelihood="
+            )
+        likelihood = family(**header["likelihood"]["arguments"])
+    dtype, scale = _DTYPES[header["dtype"]], header["learned_scale"]
+    net = copy.deepcopy(net).to(dtype=dtype)
+    if device is not None:
+        net = net.to(device)
+    shapes = {tensor.name: tensor.shape for tensor in Topology.of(net).tensors}
+    pattern = {name: numbers.take(f"fixed.{name}", dtype, shape) for name, shape in shapes.items()}
+    bnn = BNN(
+        net,
+        scheme={name: numbers.take(f"mask.{name}", torch.bool, shape) for name, shape in shapes.items()},
+        values=FixedValues(pattern, 1.0 if scale is None else scale, scale is not None),
+        likelihood=likelihood,
+        prior=prior,
+        prior_scale=header["prior"]["scale"],
+        scale_by_fan_in=header["prior"]["scale_by_fan_in"],
+        ordered_biases=header["ordered_biases"],
+    )
+    own = {name: value for name, value in bnn.state_dict().items() if not name.startswith("partial.")}
+    state = {name: numbers.take(f"state.{name}", value.dtype, value.shape) for name, value in own.items()}
+    bnn.load_state_dict(state, strict=False)
+    bnn.check_scales()
+    return bnn

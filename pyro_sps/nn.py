@@ -6,7 +6,6 @@ import copy
 import functools
 import inspect
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,6 +19,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
 from .likelihoods import Gaussian, Likelihood
+from .process import process_lock, silenced
 from .schemes import Heavy, Scheme, SymmetryWarning, Unmasked, make_masks
 from .topology import WeightTensor, trace
 from .values import MAP, Constant, Values, Zero, make_values
@@ -369,7 +369,7 @@ class BNN(PyroModule):
         device = torch.device("cpu") if like.device.type == "meta" else like.device
         if not like.is_floating_point():
             raise ValueError(f"net must have real floating-point parameters, got {like.dtype}")
-        if not 0 < prior_scale < math.inf:
+        if isinstance(prior_scale, bool) or not isinstance(prior_scale, int | float) or not 0 < prior_scale < math.inf:
             raise ValueError(f"prior_scale must be a positive finite number, got {prior_scale!r}")
         self.scheme, self.values = scheme, values
         self.prior_scale, self.scale_by_fan_in, self.ordered_biases = prior_scale, scale_by_fan_in, ordered_biases
@@ -384,8 +384,7 @@ class BNN(PyroModule):
         self.likelihood: Likelihood = Gaussian(0.1) if likelihood is None else copy.deepcopy(likelihood)
 
         generator = torch.Generator().manual_seed(seed)
-        with warnings.catch_warnings():  # the certificate below says more than the scheme's own count
-            warnings.filterwarnings("ignore", category=SymmetryWarning)
+        with silenced(SymmetryWarning):  # the certificate below says more than the scheme's own count
             masks = make_masks(scheme, self.topology, values, generator)
         fixed = make_values(values, self.topology, masks, generator)
         self.learns_scale = fixed.learn and any(not mask.all() for mask in masks.values())
@@ -398,6 +397,7 @@ class BNN(PyroModule):
             scale = torch.tensor(fixed.scale, dtype=like.dtype)
             self.fixed_scale = PyroParam(scale, constraint=constraints.positive)
         self.to(device=device, dtype=like.dtype)
+        self.check_scales()
         self._check_priors()
         self._warn_of_symmetries()
 
@@ -599,11 +599,28 @@ class BNN(PyroModule):
         hidden = self.topology.hidden
         return tuple(t.name for t in self.topology.tensors if not t.is_matrix and t.groups[0] in hidden)
 
+    def check_scales(self) -> None:
+        """Check that prior, noise and learned c are positive finite numbers in the network's dtype.
+
+        Raises:
+            ValueError: If one has left its range.
+        """
+        noise = self.likelihood.noise_scale if isinstance(self.likelihood, Gaussian) else None
+        prior = torch.tensor(float(self.prior_scale), dtype=torch.float64).to(self.like.dtype)
+        scales = {
+            "prior_scale": prior,
+            "the scale of the fixed values": self.constant_scale(),
+            "the noise scale": noise,
+        }
+        for name, value in scales.items():
+            if value is not None and not (value.isfinite() & (value > 0)).all():
+                raise ValueError(f"{name} must be positive and finite in {self.like.dtype}, got {value.tolist()}")
+
     def _check_priors(self) -> None:
         """Make every prior once, so that one that does not fit is told now and not during a fit."""
         devices = [self.like.device] if self.like.is_cuda else []
         # A function may sample hyperpriors: neither handlers, parameters nor the random state shall know of this call.
-        with poutine.block(), pyro.get_param_store().scope(), torch.random.fork_rng(devices):
+        with process_lock(), poutine.block(), pyro.get_param_store().scope(), torch.random.fork_rng(devices):
             for tensor, weight in zip(self.topology.tensors, self.weights, strict=True):
                 try:
                     self._check_prior(tensor, weight)

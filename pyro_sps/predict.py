@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -35,7 +36,8 @@ class Prediction:
 
     Nothing is computed before it is asked for, and rows are worked through in chunks: memory is bounded whatever the
     number of draws and rows, but for `draws` and `function_draws`, which hold what their name says. The same seed
-    gives the same numbers. All numbers are in the original units of the targets.
+    gives the same numbers. All numbers are in the original units of the targets. Numbers that left the range of the
+    network's dtype are announced by a `RuntimeWarning`.
 
     Attributes:
         members: The fitted networks; draws are divided equally among them.
@@ -132,12 +134,14 @@ class Prediction:
     @cached_property
     def draws(self) -> Tensor:
         """Draws from the posterior predictive, noise included: shape (S, rows, targets), or (S, rows) for labels."""
-        return torch.cat([self._draws_of_chunk(start, outputs) for start, _, outputs in self._chunks()], dim=1)
+        chunks = [self._draws_of_chunk(start, outputs) for start, _, outputs in self._chunks()]
+        return _announced("draws", torch.cat(chunks, dim=1))
 
     @cached_property
     def function_draws(self) -> Tensor:
         """The likelihood's mean under each posterior draw, without noise: shape (S, rows, targets or classes)."""
-        return torch.cat([self._means_of_chunk(outputs) for _, _, outputs in self._chunks()], dim=1)
+        chunks = [self._means_of_chunk(outputs) for _, _, outputs in self._chunks()]
+        return _announced("function draws", torch.cat(chunks, dim=1))
 
     def _means_of_chunk(self, outputs: list[tuple[Member, Tensor]]) -> Tensor:
         return torch.cat(
@@ -148,13 +152,20 @@ class Prediction:
 
     @cached_property
     def _moments(self) -> tuple[Tensor, Tensor]:
-        means, variances = [], []
+        """Mean and standard deviation, computed about `centre` in units of `unit`, so that squares stay in range."""
+        centre = self.members[0].standardizer.y_mean
+        unit = torch.stack([member.standardizer.y_scale for member in self.members]).amax(0)
+        means, stds = [], []
         for _, _, outputs in self._chunks():
-            draws = self._means_of_chunk(outputs)
-            noise = torch.cat([m.bnn.likelihood.variance(o) * m.standardizer.y_scale**2 for m, o in outputs])
-            means.append(draws.mean(0))
-            variances.append(noise.mean(0) + draws.var(0, unbiased=False))
-        return torch.cat(means), torch.cat(variances)
+            draws, noise = [], []
+            for member, output in outputs:
+                likelihood, scale = member.bnn.likelihood, member.standardizer.y_scale / unit
+                draws.append((member.standardizer.y_mean - centre) / unit + likelihood.mean(output) * scale)
+                noise.append(likelihood.variance(output) * scale**2)
+            every = torch.cat(draws)
+            means.append(centre + every.mean(0) * unit)
+            stds.append((torch.cat(noise).mean(0) + every.var(0, unbiased=False)).sqrt() * unit)
+        return _announced("means", torch.cat(means)), _announced("standard deviations", torch.cat(stds))
 
     @property
     def mean(self) -> Tensor:
@@ -164,7 +175,7 @@ class Prediction:
     @property
     def std(self) -> Tensor:
         """Standard deviation of the posterior predictive, noise included; same shape as `mean`."""
-        return self._moments[1].sqrt()
+        return self._moments[1]
 
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
         """Central interval of the posterior predictive, noise included, from quantiles of its draws.
@@ -183,7 +194,7 @@ class Prediction:
         self._require_vectors("interval")
         levels = self.x.new_tensor([(1 - level) / 2, (1 + level) / 2])
         ends = [_quantiles(self._draws_of_chunk(start, outputs), levels) for start, _, outputs in self._chunks()]
-        lower, upper = torch.cat(ends, dim=1).unbind()
+        lower, upper = _announced("intervals", torch.cat(ends, dim=1)).unbind()
         return lower, upper
 
     # --- scores -----------------------------------------------------------------------------------
@@ -195,7 +206,8 @@ class Prediction:
             y: Targets in original units.
 
         Returns:
-            Shape (rows, targets), or (rows,) for labels.
+            Shape (rows, targets), or (rows,) for labels; minus infinity where no draw gives a target any density that
+            the network's dtype can hold.
         """
         y = self._targets(y)
         parts = []
@@ -207,7 +219,7 @@ class Prediction:
                 logs.append(log - member.standardizer.y_scale.log() if log.dim() == 3 else log)
             parts.append(torch.cat(logs).double().logsumexp(0))
         count = torch.tensor(self.num_samples, dtype=torch.float64)
-        return torch.cat(parts) - count.log().item()
+        return _announced("log densities", torch.cat(parts) - count.log().item(), infinite=True)
 
     def rmse(self, y: Any) -> float:
         """Root mean squared error of the predictive mean, per target, averaged over targets (DESIGN 2.5)."""
@@ -261,6 +273,19 @@ def _sample(distribution: Any, generator: torch.Generator, key: tuple[int, ...])
     with torch.random.fork_rng(devices):  # torch.distributions know no generators
         torch.manual_seed(generator.initial_seed())
         return distribution.sample()
+
+
+def _announced(what: str, values: Tensor, infinite: bool = False) -> Tensor:
+    """The values, with a warning if there are some that are not finite (not numbers, if infinite ones may be)."""
+    bad = values.isnan() if infinite else ~values.isfinite()
+    if bad.any():
+        warnings.warn(
+            f"{int(bad.sum())} of {bad.numel()} predictive {what} are not finite in {values.dtype}: inputs or outputs "
+            "of the network are too large; standardize=True or a network of dtype float64 may help",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return values
 
 
 def _quantiles(draws: Tensor, levels: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import warnings
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from .process import silenced
 from .schemes import Heavy, Light, Scheme, SymmetryWarning, Unmasked, make_masks
 from .symmetry import certify
 from .topology import Masks, Topology, mlp
@@ -686,13 +686,12 @@ def scheme_table(
         odd = any(topology.groups[index].odd for index in topology.hidden)
         for name, scheme in schemes.items():
             generator = torch.Generator().manual_seed(seed)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", SymmetryWarning)
-                try:
+            try:
+                with silenced(SymmetryWarning):
                     masks = make_masks(scheme, topology, Constant(), generator)
-                except ValueError:  # equal constants cannot do it
-                    rows.append(["-".join(map(str, widths)), name, "impossible", *[""] * (3 if odd else 1)])
-                    continue
+            except ValueError:  # equal constants cannot do it
+                rows.append(["-".join(map(str, widths)), name, "impossible", *[""] * (3 if odd else 1)])
+                continue
             zero = certify(topology, masks)
             row = ["-".join(map(str, widths)), name, f"{zero.num_fixed:,}", zero.permutations.text(after=True)]
             if zero.signed_permutations is not None:

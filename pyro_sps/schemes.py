@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from .process import silenced
 from .topology import Masks, Topology
 
 Scheme = Callable[..., Mapping[str, Tensor]]
@@ -128,8 +129,7 @@ class Random:
     def _counts(self, topology: Topology, generator: Generator | None) -> list[int]:
         if isinstance(self.like, int | float):
             return [round(self.like * tensor.numel) if tensor.is_matrix else 0 for tensor in topology.tensors]
-        with warnings.catch_warnings():  # what the other scheme leaves is not this one's concern
-            warnings.simplefilter("ignore", SymmetryWarning)
+        with silenced(SymmetryWarning):  # what the other scheme leaves is not this one's concern
             masks = make_masks(self.like, topology, generator=generator)
         return [int((~masks[tensor.name]).sum()) for tensor in topology.tensors]
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import itertools
 import math
-import warnings
 import zipfile
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,15 +21,23 @@ from typing import Any
 
 import numpy as np
 
+from .process import silenced
+
 #: Largest table that is read: 800 MB of float64. Larger data belongs into the Python interface.
 MAX_CELLS = 100_000_000
+#: Most columns.
+MAX_COLUMNS = 1 << 16
 #: Longest line of a CSV file, in characters; also bounds what a file without line ends can take.
-MAX_LINE = 1 << 24
+MAX_LINE = 1 << 21
 #: Largest unpacked size of an Excel workbook; a file of a few kilobytes can claim terabytes.
 MAX_UNPACKED = 1 << 30
 #: Largest unpacked size of its parts that are held in memory as a whole: all but the sheets.
 MAX_PART = 1 << 27
-
+#: Most XML elements (with attributes and, by 64 characters, text) of a part of a workbook that a parser holds at once:
+#: all but the contents of rows that are done. Each takes it about 100 bytes.
+MAX_ELEMENTS = 1 << 21
+#: Longest XML tag, in bytes.
+MAX_TAG = 1 << 20
 #: Most empty rows in a row; a workbook can claim a cell in row 10^9.
 MAX_BLANK = 1 << 21
 
@@ -186,12 +195,14 @@ def column_names(path: str | Path) -> tuple[str, ...]:
 
 
 def _check_header(path: Path, header: Sequence[Any]) -> tuple[str, ...]:
+    if len(header) > MAX_COLUMNS:
+        raise DataError(f"{path} has more than {MAX_COLUMNS:,} columns")
     names = ["" if name is None else str(name).strip() for name in header]
     while names and not names[-1]:
         names.pop()
     if not names:
         raise DataError(f"{path} has no column names: its first line is empty")
-    if twice := [name for name in dict.fromkeys(names) if name and names.count(name) > 1]:
+    if twice := [name for name, count in Counter(names).items() if name and count > 1]:
         raise DataError(f"{path} has several columns named {_quote(twice)}; every column needs a name of its own")
     return tuple(names)
 
@@ -200,12 +211,13 @@ def _choose(
     path: Path, names: Sequence[str], targets: Sequence[str], features: Sequence[str] | None, drop: Sequence[str]
 ) -> list[str]:
     """Names of the columns that are used, features first."""
+    known = frozenset(names)
     for what, asked in (("targets", targets), ("features", features or ()), ("drop", drop)):
         if isinstance(asked, str):
             raise TypeError(f"{what} must be a list of column names, got the string {asked!r}")
-        if twice := [name for name in dict.fromkeys(asked) if asked.count(name) > 1]:
+        if twice := [name for name, count in Counter(asked).items() if count > 1]:
             raise DataError(f"{what} name {_quote(twice)} twice")
-        if unknown := [name for name in asked if not name or name not in names]:
+        if unknown := [name for name in asked if not name or name not in known]:
             hint = " (is the first line a header?)" if all(_is_number(name) for name in names) else ""
             raise DataError(f"{path} has no column {_quote(unknown)}; it has {_quote(names)}{hint}")
     if both := [name for name in features or () if name in targets]:
@@ -251,7 +263,8 @@ def _numbers(path: Path, reader: _Reader, names: Sequence[str], columns: Sequenc
     """The cells of some columns as float64, shape (rows, columns)."""
     faults = {kind: _Faults(kind) for kind in ("missing values", "cells that are not numbers", "infinite values")}
     values = array("d")
-    used = [(column, names.index(column)) for column in columns]
+    places = {name: index for index, name in enumerate(names)}
+    used = [(column, places[column]) for column in columns]
     blank: list[int] = []  # empty rows, which are missing values unless they are the file's last
     for number, cells in reader.rows:
         if _is_blank(cells):
@@ -366,7 +379,9 @@ def _csv(path: Path) -> Iterator[_Reader]:
     with open(path, "rb") as raw:
         encoding = "utf-16" if raw.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     with open(path, encoding=encoding, newline="") as file:
-        sample = [line for line in (file.readline(MAX_LINE) for _ in range(20)) if line]
+        sample: list[str] = []
+        while len(sample) < 20 and sum(map(len, sample)) < MAX_LINE and (line := file.readline(MAX_LINE)):
+            sample.append(line)
         file.seek(0)
         rows = csv.reader(_lines(path, file), delimiter=_delimiter(sample))
         header = next(rows, [])
@@ -405,12 +420,11 @@ def _xlsx(path: Path) -> Iterator[_Reader]:
         with _foreign(path, what):
             with zipfile.ZipFile(file) as archive:
                 _check_unpacked(path, archive)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about fonts, validation and other things that are no numbers
+            with silenced():  # about fonts, validation and other things that are no numbers
                 book = openpyxl.load_workbook(file, read_only=True, data_only=True)
             sheet = book.worksheets[0]
             sheet.reset_dimensions()  # some programs write wrong ones
-            header = list(next(sheet.iter_rows(max_row=1, values_only=True), ()))
+            header = list(next(sheet.iter_rows(max_row=1, max_col=MAX_COLUMNS + 1, values_only=True), ()))
             while header and header[-1] is None:
                 header.pop()
             # The width is given, so that a single cell far out cannot make every row that wide.
@@ -424,6 +438,52 @@ def _check_unpacked(path: Path, archive: zipfile.ZipFile) -> None:
     for size, limit in ((whole, MAX_UNPACKED), (parts, MAX_PART)):
         if size > limit:
             raise DataError(f"{path} unpacks to {size:,} bytes, more than the {limit:,} that are read")
+    for member in archive.infolist():
+        if member.filename.endswith((".xml", ".rels")):
+            with archive.open(member) as part:
+                _check_part(f"{path}, {_short(member.filename)}", part)
+
+
+_ROW = "http://schemas.openxmlformats.org/spreadsheetml/2006/main row"
+
+
+def _check_part(part: str, stream: Any) -> None:
+    """Refuse XML that a parser would take much memory for: a megabyte can unpack to billions of elements."""
+    from xml.parsers import expat
+
+    held, before_row, fed = 0, 0, 0
+    parser = expat.ParserCreate(namespace_separator=" ")
+    parser.buffer_text = True
+
+    def hold(count: int) -> None:
+        nonlocal held
+        held += count
+        if held > MAX_ELEMENTS:
+            raise DataError(f"{part} has more than {MAX_ELEMENTS:,} elements; save the table as CSV")
+
+    def start(tag: str, attributes: Mapping[str, str]) -> None:
+        nonlocal before_row
+        if tag == _ROW:
+            before_row = held
+        hold(1 + len(attributes))
+
+    def end(tag: str) -> None:
+        nonlocal held
+        if tag == _ROW:  # of which openpyxl keeps the empty element
+            held = before_row + 1
+
+    def refuse(*_: Any) -> None:
+        raise DataError(f"{part} has a document type, which no workbook has")
+
+    parser.StartElementHandler, parser.EndElementHandler = start, end
+    parser.CharacterDataHandler = lambda text: hold(len(text) // 64)
+    parser.StartDoctypeDeclHandler = refuse
+    while chunk := stream.read(1 << 16):
+        fed += len(chunk)
+        parser.Parse(chunk)
+        if fed - parser.CurrentByteIndex > MAX_TAG + (1 << 16):
+            raise DataError(f"{part} has a tag of more than {MAX_TAG:,} bytes")
+    parser.Parse(b"", True)
 
 
 @contextlib.contextmanager
@@ -461,11 +521,26 @@ def _parquet(path: Path) -> Iterator[_Reader]:
 
 
 def _parquet_rows(file: Any) -> Iterator[_Row]:
+    """Rows, of whose cells those that cannot be numbers are not unpacked: a list or a text can be of any size."""
+    types = dict(zip(file.schema_arrow.names, file.schema_arrow.types, strict=True))
+    numeric = [name for name, kind in types.items() if _is_numeric(kind)]
     number = 0
-    for batch in file.iter_batches(batch_size=4096):
-        for cells in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+    for batch in file.iter_batches(batch_size=4096, columns=numeric):
+        cells = dict(zip(numeric, batch.columns, strict=True))
+        columns = (
+            cells[name].to_pylist() if name in cells else itertools.repeat(f"a value of type {kind}", batch.num_rows)
+            for name, kind in types.items()
+        )
+        for row in zip(*columns, strict=True):
             number += 1
-            yield number, cells
+            yield number, row
+
+
+def _is_numeric(kind: Any) -> bool:
+    from pyarrow import types
+
+    tests = (types.is_integer, types.is_floating, types.is_decimal, types.is_boolean, types.is_null)
+    return any(test(kind) for test in tests)
 
 
 @contextlib.contextmanager

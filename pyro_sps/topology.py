@@ -6,9 +6,11 @@ of a network. Everything that knows about layer types lives in this module.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import operator
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +18,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+
+from .process import process_lock
 
 Masks = dict[str, Tensor]
 
@@ -342,7 +346,8 @@ def trace(net: nn.Module) -> tuple[Topology, NetworkFunction]:
             )
     attributes = set(vars(net))
     try:
-        graph = fx.Tracer().trace(net)
+        with process_lock():
+            graph = _ThreadTracer().trace(net)
     except Exception as error:
         raise UnsupportedLayerError(
             f"torch.fx could not trace the network ({type(error).__name__}: {error}); "
@@ -355,6 +360,27 @@ def trace(net: nn.Module) -> tuple[Topology, NetworkFunction]:
     for node in graph.nodes:
         tracer.visit(node)
     return tracer.topology(), tracer.function()
+
+
+class _ThreadTracer(fx.Tracer):
+    """Tracer of the modules that one thread calls.
+
+    While torch.fx traces, all module calls of the process go through the tracer. Those of other threads go on as ever.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thread = threading.get_ident()
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self.thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
 
 @dataclass
@@ -623,7 +649,30 @@ class _Tracer:
 
     def function(self) -> NetworkFunction:
         # Elementwise modules hold no tensors, so the graph module refers to them and to nothing of the net's size.
-        return fx.GraphModule(self.net, self.graph)
+        return _NetworkFunction(self.net, fx.GraphModule(self.net, self.graph))
+
+
+class _NetworkFunction:
+    """The network as a function of its weights, which other processes can be sent."""
+
+    def __init__(self, net: nn.Module, run: fx.GraphModule) -> None:
+        self.run = run
+        # The network without its numbers: what it takes to trace it again there.
+        weightless: dict[int, Any] = {
+            id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in net.parameters()
+        }
+        self.skeleton = copy.deepcopy(net, weightless)
+
+    def __call__(self, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        outputs: Tensor = self.run(weights, x)
+        return outputs
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _function_of, (self.skeleton,)
+
+
+def _function_of(net: nn.Module) -> NetworkFunction:
+    return trace(net)[1]
 
 
 # Between layers an activation has shape B + (units, rows): batched products of small matrices are faster with the

@@ -651,7 +651,7 @@ def test_memory_is_that_of_masks_constants_and_indices():
     alive = [
         t
         for t in gc.get_objects()
-        if issubclass(type(t), torch.Tensor) and t.numel() >= 200 * 200 and t.is_floating_point()
+        if issubclass(type(t), torch.Tensor) and t.numel() >= 200 * 200 and t.is_floating_point() and not t.is_meta
     ]
     assert len([t for t in alive if t.shape == (200, 200)]) == 1  # the constants
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 METRICS, MODEL = "metrics.json", "model.json"
-FORMAT = 1
-_MAX_WIDTH = 1 << 24
+FORMAT = 2
+#: Largest networks of the command line; `predict` makes what a file says, so that a file could ask for any memory.
+MAX_LAYERS, MAX_WEIGHTS = 1000, 10_000_000
 
 
 def claim(out: Path, force: bool) -> None:
@@ -45,9 +48,10 @@ def read_model(path: Path) -> dict[str, Any]:
     """What `fit` wrote, checked.
 
     Raises:
-        LoadError: If it is missing, damaged or of another version.
+        LoadError: If it is missing, damaged, of another version or does not belong to the fit beside it.
     """
-    from ..io import LoadError, read_checked
+    from ..io import LoadError, checksum, read_checked
+    from ..topology import ACTIVATIONS
 
     missing = f"{path.parent} holds no fit of pyro-sps: there is no {path.name}"
     model = read_checked(path, "model", "sha256", _canonical, missing)
@@ -58,9 +62,24 @@ def read_model(path: Path) -> dict[str, Any]:
         found = model.get(name)
         if not isinstance(found, list) or not found or any(type(one) is not kind for one in found):
             raise LoadError(f"{path} is damaged: {name} must be a list of {kind.__name__}s")
-    if not isinstance(model.get("activation"), str) or not all(0 < width <= _MAX_WIDTH for width in model["widths"]):
+    widths, features, targets = model["widths"], model["features"], model["targets"]
+    activation = model.get("activation")
+    if not isinstance(activation, str) or activation not in ACTIVATIONS or too_large(widths):
         raise LoadError(f"{path} is damaged: no network has these widths and activation")
+    # The network may describe a target by several outputs, but never by fewer than one.
+    if widths[0] != len(features) or widths[-1] % len(targets) or len(model["target_scale"]) != len(targets):
+        raise LoadError(f"{path} is damaged: its network does not have these features and targets")
+    if not all(0 < scale < math.inf for scale in model["target_scale"]):
+        raise LoadError(f"{path} is damaged: a scale of its targets is not a positive number")
+    if model.get("fit") != checksum(path.parent):
+        raise LoadError(f"{path} belongs to another fit than the one beside it; run `pyro-sps fit` again")
     return model
+
+
+def too_large(widths: Sequence[int]) -> bool:
+    """Whether the command line refuses networks of these widths."""
+    weights = sum(width * (other + 1) for width, other in itertools.pairwise(widths))
+    return min(widths) < 1 or not 2 <= len(widths) <= MAX_LAYERS or weights > MAX_WEIGHTS
 
 
 def require_file(data: str) -> None:

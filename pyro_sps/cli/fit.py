@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .files import FORMAT, METRICS, MODEL, claim, require_file, write_json
+from .files import FORMAT, MAX_LAYERS, MAX_WEIGHTS, METRICS, MODEL, claim, require_file, too_large, write_json
 from .options import (
     NAMES,
     NUMBERS,
@@ -88,6 +88,8 @@ def fit(data: str, out: Path, force: bool, quiet: bool, **options: Any) -> None:
 
     import pyro_sps as sps
 
+    from ..io import checksum
+
     bnn = settings.bnn(model["widths"], options["seed"])
     say(settings.describe(bnn))
     result = sps.fit(
@@ -103,9 +105,11 @@ def fit(data: str, out: Path, force: bool, quiet: bool, **options: Any) -> None:
         seed=options["seed"],
         progress=not quiet,
     )
+    if result.stopped:
+        say(f"the fit was {result.stopped}; what follows is the result so far")
     result.save(out)  # before anything else can fail
-    asked = {**asdict(settings), **options}
-    write_json(out / MODEL, {**model, "target_scale": y.std(0).tolist(), "data": data, "options": asked})
+    model |= {"fit": checksum(out), "target_scale": _scales(y).tolist(), "data": data}
+    write_json(out / MODEL, {**model, "options": {**asdict(settings), **options}})
     metrics = _fit_metrics(result, y, x_test, y_test, model, options["seed"])
     write_json(out / METRICS, metrics, checksum=False)
     say(f"ELBO {metrics['elbo']:,.1f} nats after {len(result.losses):,} steps, {metrics['seconds']:.0f} s")
@@ -149,11 +153,16 @@ class _Settings:
     def model(self, dataset: Dataset) -> dict[str, Any]:
         """What `predict` must know besides the fit."""
         outputs = dataset.y.shape[1] * (2 if self.likelihood == "heteroscedastic" else 1)
+        widths = [dataset.x.shape[1], *self.hidden, outputs]
+        if too_large(widths):
+            raise click.UsageError(
+                f"networks of more than {MAX_LAYERS:,} layers or {MAX_WEIGHTS:,} weights are for the Python interface"
+            )
         return {
             "format": FORMAT,
             "features": list(dataset.feature_names),
             "targets": list(dataset.target_names),
-            "widths": [dataset.x.shape[1], *self.hidden, outputs],
+            "widths": widths,
             "activation": self.activation,
         }
 
@@ -207,13 +216,20 @@ def _parts(dataset: Dataset, test_fraction: float, seed: int) -> tuple[np.ndarra
     return split.x_train, split.y_train, split.x_test, split.y_test
 
 
+def _scales(y: np.ndarray) -> np.ndarray:
+    """Standard deviations of the targets; 1 for one that is constant in the training part."""
+    spread = y.std(0)
+    spread[spread == 0] = 1.0
+    return spread
+
+
 def _fit_metrics(
     result: Fit, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray, model: Mapping[str, Any], seed: int
 ) -> dict[str, Any]:
     scores = {}
     if len(x_test):
         prediction = result.predict(x_test, seed=seed)
-        scores = scores_of(prediction, prediction.interval(0.95), 0.95, y_test, y.std(0), model["targets"])
+        scores = scores_of(prediction, prediction.interval(0.95), 0.95, y_test, _scales(y), model["targets"])
     scale = result.bnn.constant_scale()
     return {
         "train_rows": len(y),

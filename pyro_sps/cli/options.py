@@ -93,7 +93,7 @@ class _WrongInput(_Failure):
 @contextlib.contextmanager
 def _warnings_as_lines(quiet: bool) -> Iterator[None]:
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-        if issubclass(category, UserWarning) and not quiet:
+        if issubclass(category, UserWarning | RuntimeWarning) and not quiet:
             click.echo(f"warning: {' '.join(str(message).split())}", err=True)
 
     with warnings.catch_warnings():

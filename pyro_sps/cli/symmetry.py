@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -115,6 +114,7 @@ def symmetry(
 
     import torch
 
+    from ..process import silenced
     from ..schemes import make_masks
     from ..symmetry import certify
     from ..topology import Topology, mlp
@@ -123,8 +123,7 @@ def symmetry(
     topology = Topology.of(mlp(widths[0], activation, device="meta"))
     generator = torch.Generator().manual_seed(seed)
     rule = make_values_rule(values, scale)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what the masks leave is what the report says
+    with silenced():  # what the masks leave is what the report says
         chosen = make_masks(make_scheme(scheme), topology, rule, generator)
     fixed = make_values(rule, topology, chosen, generator)
     report = certify(topology, chosen, fixed, time_limit)
