@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..text import columns_of
 from .options import (
     Command,
     activation_option,
@@ -22,7 +23,6 @@ from .options import (
     seed_option,
     values_options,
 )
-from .scores import columns_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
