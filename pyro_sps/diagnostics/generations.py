@@ -44,9 +44,17 @@ def inference_data(
     datasets = {
         name: _dataset(variables, coords, attrs if name == "posterior" else {}) for name, variables in groups.items()
     }
-    if hasattr(arviz, "InferenceData"):
-        return arviz.InferenceData(attrs=dict(attrs), **datasets)
-    return xarray.DataTree.from_dict({"/": xarray.Dataset(attrs=dict(attrs)), **datasets})
+    if has_data_tree():
+        return xarray.DataTree.from_dict({"/": xarray.Dataset(attrs=dict(attrs)), **datasets})
+    return arviz.InferenceData(attrs=dict(attrs), **datasets)
+
+
+def has_data_tree() -> bool:
+    """Whether the installed ArviZ is of the generation 1.x."""
+    import arviz
+
+    # Asking for its names does not tell: 1.x answers to some of the old ones.
+    return int(arviz.__version__.split(".")[0]) >= 1
 
 
 def _dataset(variables: Mapping[str, Variable], coords: Mapping[str, Any], attrs: Mapping[str, Any]) -> Any:
@@ -79,13 +87,13 @@ def pareto_smoothed(log_ratios: np.ndarray) -> tuple[np.ndarray, float]:
     # To rounding all weights are equal: there is no tail, to which ArviZ would fit one.
     if np.ptp(ratios) < 1e-9 * max(1.0, float(np.abs(ratios).max())):
         return np.full(len(ratios), -np.log(len(ratios))), -np.inf
-    if hasattr(arviz, "psislw"):
-        smoothed, khat = arviz.psislw(ratios.copy())
-    else:
+    if has_data_tree():
         from arviz_stats.base import array_stats
 
-        # 1.x takes log likelihoods, of which leave-one-out ratios are the inverse.
+        # It takes log likelihoods, of which leave-one-out ratios are the inverse.
         smoothed, khat = array_stats.psislw(-ratios)
+    else:
+        smoothed, khat = arviz.psislw(ratios.copy())
     smoothed = np.asarray(smoothed)
     return smoothed - np.logaddexp.reduce(smoothed), float(khat)
 

@@ -27,7 +27,7 @@ _MOST_TARGETS = 6
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
 pre { font-size: 13px; line-height: 1.35; background: #f4f4f4; padding: 1rem; overflow-x: auto; }
-.warnings { border-left: 4px solid #b35900; padding: 0.2rem 1rem; background: #fff6ec; }
+.warnings { margin-bottom: 1.5rem; border-left: 4px solid #b35900; padding: 0.2rem 1rem; background: #fff6ec; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(24rem, 1fr)); gap: 1.5rem; }
 figure { margin: 0; }
 img { width: 100%; height: auto; }
@@ -107,7 +107,7 @@ def _figures(diagnosis: Diagnosis) -> Iterator[tuple[str, str, Callable[[Axes], 
     if diagnosis.importance:
         yield (
             "Importance weights",
-            "Smoothed importance weights of the draws in order of size, with each fit's Pareto k̂. The flatter, the closer "
+            "Smoothed importance weights of the draws in order of size, with each fit's k̂. The flatter, the closer "
             "the guide is to the posterior; dashed: equal weights.",
             lambda ax: _plot_weights(diagnosis.importance, ax),
         )

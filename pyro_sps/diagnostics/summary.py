@@ -53,7 +53,7 @@ def _symmetry_text(symmetry: SymmetryReport) -> str:
 
 
 def _fits_text(diagnosis: Diagnosis) -> str:
-    rows = [("Fit", "ELBO, nats", "last tenth", "", "scatter / noise", "Pareto k̂", "ESS of draws")]
+    rows = [("Fit", "ELBO, nats", "last tenth", "", "scatter / noise", "Pareto k", "ESS of draws")]
     for index, one in enumerate(diagnosis.convergence):
         weighted = diagnosis.importance[index] if diagnosis.importance else None
         rows.append(
