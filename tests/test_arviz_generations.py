@@ -19,7 +19,7 @@ CHAINS, DRAWS, ROWS = 2, 400, 12
 
 def generation(old):
     reason = f"this interpreter (Python {sys.version.split()[0]}) has ArviZ {arviz.__version__}"
-    return pytest.mark.skipif(OLD != old, reason=reason)
+    return pytest.mark.skipif(old != OLD, reason=reason)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Conversion to ArviZ against direct computation and against Pyro."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -82,9 +83,7 @@ def test_log_likelihood_and_predictive_are_in_original_units(fits, data, tensors
     for chain, fit in enumerate(fits):
         mean = outputs(tensors, "posterior", fit, chain, x)
         noise = data.constant_data["noise_scale"].values[chain]
-        np.testing.assert_allclose(
-            noise, (fit.bnn.likelihood.noise_scale * fit.standardizer.y_scale).detach().numpy()
-        )
+        np.testing.assert_allclose(noise, (fit.bnn.likelihood.noise_scale * fit.standardizer.y_scale).detach().numpy())
         logs = scipy.stats.norm.logpdf(y, mean, noise).sum(-1)
         np.testing.assert_allclose(data.log_likelihood["obs"].values[chain], logs, rtol=1e-7, atol=1e-7)
         residual = (data.posterior_predictive["obs"].values[chain] - mean) / noise
@@ -167,7 +166,8 @@ def test_arviz_works_on_it(data, tensors):
     table = arviz.summary(data, var_names=["w"])
     np.testing.assert_allclose(table["mean"], data.posterior["w"].values.mean((0, 1)), atol=1e-3)
     assert arviz.rhat(data)["w"].shape == (data.posterior.sizes["weight"],)
-    with pytest.warns(UserWarning, match="Pareto"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of large Pareto k: the fit is a short one
         assert np.isfinite(arviz.loo(data).elpd_loo)
         assert len(arviz.compare({"a": data, "b": data})) == 2
     arviz.plot_ppc(data, num_pp_samples=3)
@@ -245,7 +245,7 @@ def test_bad_arguments(fits):
     ]:
         with pytest.raises(ValueError, match=message):
             call()
-    with pytest.raises(TypeError, match="must be pyro_sps.Fit objects, got int"):
+    with pytest.raises(TypeError, match=r"must be pyro_sps\.Fit objects, got int"):
         sps.to_arviz([1], 5)
 
 
@@ -321,5 +321,5 @@ def test_mcmc_of_another_network_is_refused(chain):
     other = sps.BNN(sps.mlp([1, 3, 2, 1]), scheme=sps.Unmasked())
     with pytest.raises(ValueError, match=r"samples of bnn's site '0.weight' with 3 entries, got \(2,\)"):
         sps.from_mcmc(mcmc, other, x, y)
-    with pytest.raises(TypeError, match="bnn must be a pyro_sps.BNN, got int"):
+    with pytest.raises(TypeError, match=r"bnn must be a pyro_sps\.BNN, got int"):
         sps.from_mcmc(mcmc, 1, x, y)

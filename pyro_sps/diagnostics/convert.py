@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import Standardizer, make_generator
+from ..data import Standardizer
 from ..infer import Fit
 from ..likelihoods import Gaussian
 from ..nn import BNN
 from ..predict import Member, Prediction
 from ..version import __version__
-from .density import draw, log_joint, prior_draws, training_data
+from .density import chain_seed, check_data, draw, log_joint, prior_draws, training_data
 from .generations import Variable, inference_data
 
 if TYPE_CHECKING:
@@ -74,7 +74,8 @@ def to_arviz(
         groups: Which groups to make; default: all, see `GROUPS`.
         layout: `"flat"`: the stochastic weights alone, as one variable `w` with a coordinate `weight` of labels such
             as `2.weight[3, 7]`. `"tensors"`: each weight tensor in its full shape, with a dimension for the units
-            of each layer, in which fixed weights are constants.
+            of each layer, in which fixed weights are constants (of which R-hat is NaN, or infinite where
+            chains differ in them).
         x: The training inputs in original units, for fits that do not hold them (those loaded from a file).
         y: The training targets, likewise.
         seed: Seeds the draws.
@@ -109,7 +110,7 @@ def to_arviz(
     }
     needed = _needs_data(wanted)
     data = training_data(every, x, y) if needed or x is not None else None
-    sources = [draw(fit, draws, _seed(seed, index)) for index, fit in enumerate(every)]
+    sources = [draw(fit, draws, chain_seed(seed, index)) for index, fit in enumerate(every)]
     chains = [_Chain(source.member, {"lq": source.log_guide.cpu().numpy()}) for source in sources]
     return _convert(chains, draws, wanted, layout, data, seed, attrs)
 
@@ -179,8 +180,7 @@ def from_mcmc(
         for index in range(num_chains)
     ]
     attrs = {"inference_library": "pyro", "method": type(mcmc.kernel).__name__, "tuning_steps": int(mcmc.warmup_steps)}
-    likelihood_data = _checked(bnn, x, y)
-    return _convert(chains, draws, wanted, layout, likelihood_data, seed, attrs)
+    return _convert(chains, draws, wanted, layout, check_data(bnn, x, y), seed, attrs)
 
 
 def check_fits(fits: Any) -> list[Fit]:
@@ -225,18 +225,6 @@ def _check(draws: Any, groups: Sequence[str] | None, layout: str) -> tuple[str, 
 
 def _needs_data(wanted: Sequence[str]) -> bool:
     return bool(set(wanted) - {"posterior", "prior"})
-
-
-def _checked(bnn: BNN, x: Any, y: Any) -> tuple[Tensor, Tensor]:
-    from ..data import check_inputs, check_targets
-
-    inputs = check_inputs("x", x, bnn.like, bnn.topology.groups[0].size)
-    return inputs, check_targets("y", y, bnn.like, bnn.likelihood, bnn.num_outputs, len(inputs))
-
-
-def _seed(seed: int, index: int) -> int:
-    """A seed for each chain, so that chains of equal guides have draws of their own."""
-    return make_generator("cpu", seed, 8, index).initial_seed()
 
 
 def _divergences(mcmc: MCMC, num_chains: int, draws: int) -> np.ndarray | None:
@@ -285,12 +273,12 @@ def _convert(
     bnn = members[0].bnn
     groups: dict[str, _Group] = {}
     coords: _Coords = {}
-    predictive_seed = _seed(seed, len(chains))
+    predictive_seed = chain_seed(seed, len(chains))
     if "posterior" in wanted:
         groups["posterior"] = _weights(members, layout, coords)
     if {"prior", "prior_predictive"} & set(wanted):
         prior = [
-            replace(member, sites=prior_draws(member.bnn, draws, _seed(seed, index)))
+            replace(member, sites=prior_draws(member.bnn, draws, chain_seed(seed, index)))
             for index, member in enumerate(members)
         ]
     if "prior" in wanted:

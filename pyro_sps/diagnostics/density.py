@@ -143,6 +143,35 @@ def prior_draws(bnn: BNN, num_draws: int, seed: int) -> dict[str, Tensor]:
     return {name: value.squeeze(1) for name, value in values.items()}
 
 
+def chain_seed(seed: int, index: int) -> int:
+    """A seed for each chain, so that chains with equal guides have draws of their own.
+
+    Args:
+        seed: The user's seed.
+        index: Number of the chain.
+
+    Raises:
+        ValueError: If the seed is not a non-negative integer.
+    """
+    return make_generator("cpu", seed, 8, index).initial_seed()
+
+
+def check_data(bnn: BNN, x: Any, y: Any, prefix: str = "") -> tuple[Tensor, Tensor]:
+    """Inputs and targets as tensors that fit a network.
+
+    Args:
+        bnn: The network.
+        x: Inputs.
+        y: Targets.
+        prefix: What to call them in errors: `prefix` + x.
+
+    Raises:
+        ValueError: If they do not fit.
+    """
+    inputs = check_inputs(f"{prefix}x", x, bnn.like, bnn.topology.groups[0].size)
+    return inputs, check_targets(f"{prefix}y", y, bnn.like, bnn.likelihood, bnn.num_outputs, len(inputs))
+
+
 def training_data(fits: Sequence[Fit], x: Any, y: Any) -> tuple[Tensor, Tensor]:
     """The data that all of some fits were made with, in original units.
 
@@ -159,8 +188,7 @@ def training_data(fits: Sequence[Fit], x: Any, y: Any) -> tuple[Tensor, Tensor]:
     if (x is None) != (y is None):
         raise ValueError(f"x and y must be given together, got {'y' if x is None else 'x'} alone")
     if x is not None:
-        inputs = check_inputs("x", x, bnn.like, bnn.topology.groups[0].size)
-        return inputs, check_targets("y", y, bnn.like, bnn.likelihood, bnn.num_outputs, len(inputs))
+        return check_data(bnn, x, y)
     every = []
     for fit in fits:
         if fit.x is None or fit.y is None:

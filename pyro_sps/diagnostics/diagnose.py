@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ..data import check_inputs, check_targets, make_generator
 from ..infer import Fit
 from ..predict import Prediction
 from .convergence import Convergence, Replicas, compare_replicas, convergence
 from .convert import check_fits
-from .density import Draws, draw, training_data
+from .density import Draws, chain_seed, check_data, draw, training_data
 from .findings import warnings_of
 from .importance import Importance, importance
 from .predictive import PredictiveCheck, check_predictions, is_label
@@ -170,7 +169,7 @@ def diagnose(
     others = None if baseline is None else check_fits(baseline)
     if isinstance(draws, bool) or not isinstance(draws, int) or draws < 10:
         raise ValueError(f"draws must be an integer of at least 10, got {draws!r}")
-    make_generator("cpu", seed)
+    chain_seed(seed, 0)  # a wrong seed is told before any work
     data = _training(every, x, y, required=held_out is None)
     checked = data if held_out is None else _held_out(every[0], held_out)
     assert checked is not None
@@ -178,7 +177,7 @@ def diagnose(
     if data is None:
         left_out.append("ELBO and importance sampling: they need the training data, x and y")
 
-    sources = [draw(fit, draws, _seed(seed, index)) for index, fit in enumerate(every)]
+    sources = [draw(fit, draws, chain_seed(seed, index)) for index, fit in enumerate(every)]
     endings = tuple(convergence(fit, data, seed) for fit in every)
     weighted = () if data is None else tuple(importance(source, *data) for source in sources)
     replicas = _replicas(sources, checked[0], endings, left_out)
@@ -209,10 +208,6 @@ def diagnose(
 # --- the checks ------------------------------------------------------------------------------------
 
 
-def _seed(seed: int, index: int) -> int:
-    return make_generator("cpu", seed, 9, index).initial_seed()
-
-
 def _training(fits: Sequence[Fit], x: Any, y: Any, required: bool) -> tuple[Tensor, Tensor] | None:
     unknown = x is None and y is None and any(fit.x is None for fit in fits)
     if unknown and not required:
@@ -223,9 +218,7 @@ def _training(fits: Sequence[Fit], x: Any, y: Any, required: bool) -> tuple[Tens
 def _held_out(fit: Fit, held_out: tuple[Any, Any]) -> tuple[Tensor, Tensor]:
     if not isinstance(held_out, tuple | list) or len(held_out) != 2:
         raise ValueError("held_out must be a pair (x, y)")
-    bnn = fit.bnn
-    inputs = check_inputs("held_out x", held_out[0], bnn.like, bnn.topology.groups[0].size)
-    return inputs, check_targets("held_out y", held_out[1], bnn.like, bnn.likelihood, bnn.num_outputs, len(inputs))
+    return check_data(fit.bnn, held_out[0], held_out[1], "held_out ")
 
 
 def _prediction(fits: Sequence[Fit], x: Tensor, draws: int, seed: int) -> Prediction:
