@@ -54,10 +54,10 @@ class Convergence:
 
     @property
     def converged(self) -> bool | None:
-        """Whether the ELBO changed by less than 1 %, or within noise; None for very short fits."""
-        if math.isnan(self.change):
-            return None
-        return abs(self.relative_change) < RELATIVE_CHANGE or abs(self.change) < 2 * self.noise
+        """Whether the ELBO changed by less than 1 %; None where more is within noise, or for very short fits."""
+        if abs(self.relative_change) < RELATIVE_CHANGE:
+            return True
+        return False if abs(self.change) >= 2 * self.noise else None
 
     @property
     def stable(self) -> bool | None:

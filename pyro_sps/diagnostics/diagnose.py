@@ -247,7 +247,7 @@ def _compare(
 
 
 def _short_runs(fits: Sequence[Fit], endings: Sequence[Convergence]) -> list[str]:
-    if all(one.converged is None for one in endings):
+    if all(math.isnan(one.change) for one in endings):
         return [f"convergence: {len(fits[0].losses)} steps are too few to judge it"]
     return []
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from .diagnose import Baseline, Diagnosis
 
 
+_VERDICTS = {True: "converged", False: "still moving", None: "within noise"}
+
+
 def summary(diagnosis: Diagnosis) -> str:
     """A short report.
 
@@ -61,7 +64,7 @@ def _fits_text(diagnosis: Diagnosis) -> str:
                 str(index),
                 "" if math.isnan(one.elbo) else f"{one.elbo:,.1f} ± {one.standard_error:.1f}",
                 "" if math.isnan(one.change) else f"{one.change:+,.1f} ({one.relative_change:+.2%})",
-                {True: "converged", False: "still moving", None: ""}[one.converged],
+                "" if math.isnan(one.change) else _VERDICTS[one.converged],
                 "" if math.isnan(one.spread) else f"{one.spread:.1f}",
                 "" if weighted is None else f"{weighted.khat:.2f} {weighted.reading}",
                 "" if weighted is None else f"{weighted.ess:,.0f} of {len(weighted.log_weights):,}",
