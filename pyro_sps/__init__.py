@@ -20,6 +20,8 @@ _EXPORTS = {
     "elbo": ["MeanFieldELBO"],
     "infer": ["Fit", "Fits", "NonFiniteLossError", "fit", "map_estimate"],
     "predict": ["Prediction"],
+    "diagnostics.convert": ["from_mcmc", "to_arviz"],
+    "diagnostics.diagnose": ["Diagnosis", "diagnose"],
     "io": ["LoadError", "load"],
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}

@@ -141,6 +141,12 @@ class Fit:
                 values.append(total)
         return torch.stack(values)
 
+    def to_arviz(self, draws: int = 1000, **options: Any) -> Any:
+        """The fit as ArviZ's `InferenceData` or `DataTree`. See `pyro_sps.to_arviz`, which takes the same options."""
+        from .diagnostics.convert import to_arviz
+
+        return to_arviz(self, draws, **options)
+
     def save(self, directory: str | Path) -> None:
         """Write the fit to a directory; `pyro_sps.load` reads it again. See `pyro_sps.io.save`."""
         from .io import save
@@ -154,6 +160,12 @@ class Fits(tuple[Fit, ...]):
     def predict(self, x: Any, num_samples: int = 1000, seed: int = 0) -> Prediction:
         """The mixture's posterior predictive distribution: draws are divided equally among the fits."""
         return Prediction.of([fit.member for fit in self], x, num_samples, seed)
+
+    def to_arviz(self, draws: int = 1000, **options: Any) -> Any:
+        """The fits as chains of ArviZ's `InferenceData` or `DataTree`. See `pyro_sps.to_arviz`."""
+        from .diagnostics.convert import to_arviz
+
+        return to_arviz(self, draws, **options)
 
     @property
     def losses(self) -> np.ndarray:

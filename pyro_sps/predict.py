@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -23,11 +23,19 @@ _ELEMENTS = 1 << 23
 
 @dataclass(frozen=True)
 class Member:
-    """One fitted network of a mixture: a model, its guide and the units it works in."""
+    """One fitted network of a mixture: a model, where its posterior draws come from and the units it works in.
+
+    Attributes:
+        bnn: The model.
+        guide: What draws are taken from; None if they are given.
+        standardizer: Shift and scale between the user's units and the network's.
+        sites: Given draws by site name, shape (S,) + the site's; they are used in place of the guide's.
+    """
 
     bnn: BNN
-    guide: AutoSPSNormal
+    guide: AutoSPSNormal | None
     standardizer: Standardizer
+    sites: Mapping[str, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,8 +96,13 @@ class Prediction:
         member, count = self.members[index], self._counts()[index]
         block = max(1, min(64, _ELEMENTS // member.bnn.topology.num_weights))
         for start in range(0, count, block):
-            generator = make_generator(member.bnn.like.device, self.seed, 0, index, start)
-            sites = member.guide.draws(min(block, count - start), generator)
+            size = min(block, count - start)
+            if member.sites is not None:
+                sites = {name: value[start : start + size] for name, value in member.sites.items()}
+            else:
+                assert member.guide is not None
+                generator = make_generator(member.bnn.like.device, self.seed, 0, index, start)
+                sites = member.guide.draws(size, generator)
             yield member.bnn.assemble(sites)
 
     @cached_property
@@ -134,14 +147,22 @@ class Prediction:
     @cached_property
     def draws(self) -> Tensor:
         """Draws from the posterior predictive, noise included: shape (S, rows, targets), or (S, rows) for labels."""
-        chunks = [self._draws_of_chunk(start, outputs) for start, _, outputs in self._chunks()]
-        return _announced("draws", torch.cat(chunks, dim=1))
+        return _announced("draws", torch.cat([draws for _, draws in self.draws_by_rows()], dim=1))
+
+    def draws_by_rows(self) -> Iterator[tuple[slice, Tensor]]:
+        """`draws` in chunks of rows, so that they need not be in memory at once: (which rows, their draws)."""
+        for start, stop, outputs in self._chunks():
+            yield slice(start, stop), self._draws_of_chunk(start, outputs)
 
     @cached_property
     def function_draws(self) -> Tensor:
         """The likelihood's mean under each posterior draw, without noise: shape (S, rows, targets or classes)."""
-        chunks = [self._means_of_chunk(outputs) for _, _, outputs in self._chunks()]
-        return _announced("function draws", torch.cat(chunks, dim=1))
+        return _announced("function draws", torch.cat([draws for _, draws in self.function_draws_by_rows()], dim=1))
+
+    def function_draws_by_rows(self) -> Iterator[tuple[slice, Tensor]]:
+        """`function_draws` in chunks of rows: (which rows, their draws)."""
+        for start, stop, outputs in self._chunks():
+            yield slice(start, stop), self._means_of_chunk(outputs)
 
     def _means_of_chunk(self, outputs: list[tuple[Member, Tensor]]) -> Tensor:
         return torch.cat(
@@ -193,7 +214,7 @@ class Prediction:
             raise ValueError(f"level must be in (0, 1), got {level!r}")
         self._require_vectors("interval")
         levels = self.x.new_tensor([(1 - level) / 2, (1 + level) / 2])
-        ends = [_quantiles(self._draws_of_chunk(start, outputs), levels) for start, _, outputs in self._chunks()]
+        ends = [quantiles(draws, levels) for _, draws in self.draws_by_rows()]
         lower, upper = _announced("intervals", torch.cat(ends, dim=1)).unbind()
         return lower, upper
 
@@ -209,22 +230,32 @@ class Prediction:
             Shape (rows, targets), or (rows,) for labels; minus infinity where no draw gives a target any density that
             the network's dtype can hold.
         """
-        y = self._targets(y)
-        parts = []
+        parts = [logs.logsumexp(0) for _, logs in self.log_likelihoods_by_rows(y)]
+        count = torch.tensor(self.num_samples, dtype=torch.float64)
+        return _announced("log densities", torch.cat(parts) - count.log().item(), infinite=True)
+
+    def log_likelihoods_by_rows(self, y: Any) -> Iterator[tuple[slice, Tensor]]:
+        """Log densities of targets under each posterior draw, in chunks of rows: (which rows, log p(y | x, w_s)).
+
+        Args:
+            y: Targets in original units, in which the densities are too.
+
+        Yields:
+            Rows, and tensors of float64 of shape (S, these rows, targets), or (S, these rows) for labels.
+        """
+        y = self.check_targets(y)
         for start, stop, outputs in self._chunks():
             logs = []
             for member, output in outputs:
                 target = member.standardizer.targets(y[start:stop])
                 log = member.bnn.likelihood.elementwise(output).log_prob(target)
                 logs.append(log - member.standardizer.y_scale.log() if log.dim() == 3 else log)
-            parts.append(torch.cat(logs).double().logsumexp(0))
-        count = torch.tensor(self.num_samples, dtype=torch.float64)
-        return _announced("log densities", torch.cat(parts) - count.log().item(), infinite=True)
+            yield slice(start, stop), torch.cat(logs).double()
 
     def rmse(self, y: Any) -> float:
         """Root mean squared error of the predictive mean, per target, averaged over targets (DESIGN 2.5)."""
         self._require_vectors("rmse")
-        error = (self.mean - self._targets(y)).double()
+        error = (self.mean - self.check_targets(y)).double()
         return error.square().mean(0).sqrt().mean().item()
 
     def lpp(self, y: Any) -> float:
@@ -234,20 +265,25 @@ class Prediction:
     def coverage(self, y: Any, level: float = 0.95) -> float:
         """Share of targets inside the central interval of that level."""
         lower, upper = self.interval(level)
-        y = self._targets(y)
+        y = self.check_targets(y)
         return ((y >= lower) & (y <= upper)).double().mean().item()
 
     def accuracy(self, y: Any) -> float:
         """Share of labels that have the highest predictive probability (categorical), or of right yes/no answers."""
         likelihood = self._bnn.likelihood
-        y = self._targets(y)
+        y = self.check_targets(y)
         if likelihood.event_dim == 0:
             return (self.mean.argmax(-1) == y).double().mean().item()
         if type(likelihood).__name__ != "Bernoulli":
             raise ValueError(f"accuracy is for labels; with {type(likelihood).__name__} use rmse or lpp")
         return ((self.mean > 0.5) == (y > 0.5)).double().mean().item()
 
-    def _targets(self, y: Any) -> Tensor:
+    def check_targets(self, y: Any) -> Tensor:
+        """Targets at these inputs as a tensor of shape (rows, targets), or (rows,) for labels.
+
+        Raises:
+            ValueError: If they do not fit the network or the rows.
+        """
         return check_targets("y", y, self._bnn.like, self._bnn.likelihood, self._num_outputs, len(self.x))
 
     def _require_vectors(self, what: str) -> None:
@@ -288,8 +324,16 @@ def _announced(what: str, values: Tensor, infinite: bool = False) -> Tensor:
     return values
 
 
-def _quantiles(draws: Tensor, levels: Tensor) -> Tensor:
-    """Quantiles over the first dimension, linearly interpolated; `torch.quantile` refuses large tensors."""
+def quantiles(draws: Tensor, levels: Tensor) -> Tensor:
+    """Quantiles over the first dimension, linearly interpolated; `torch.quantile` refuses large tensors.
+
+    Args:
+        draws: Shape (S, ...).
+        levels: Numbers in [0, 1], shape (n,).
+
+    Returns:
+        Shape (n, ...).
+    """
     ordered = draws.sort(dim=0).values
     position = levels * (len(draws) - 1)
     below = position.floor().long()

@@ -1,4 +1,4 @@
-"""The command line: `pyro-sps fit`, `predict`, `masks`, `symmetry` and `demo`.
+"""The command line: `pyro-sps fit`, `predict`, `diagnose`, `masks`, `symmetry` and `demo`.
 
 Heavy imports are inside the functions, so that `--help` and wrong options are answered at once.
 """
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from .diagnose import diagnose
 from .files import claim
 from .fit import fit
 from .options import Command, printer, quiet_option, seed_option
@@ -38,5 +39,5 @@ def demo(out: Path, steps: int | None, seed: int, quiet: bool) -> None:
     run(out, seed=seed, num_steps=steps, say=printer(quiet), progress=not quiet)
 
 
-for _command in (fit, predict, masks, symmetry, demo):
+for _command in (fit, predict, diagnose, masks, symmetry, demo):
     main.add_command(_command)

@@ -82,7 +82,7 @@ def fit(data: str, out: Path, force: bool, quiet: bool, **options: Any) -> None:
     settings = _Settings(**{name: options.pop(name) for name in list(options) if name in _Settings.__annotations__})
     dataset = _training_data(data, options["targets"], options["features"], options["drop"])
     model = settings.model(dataset)
-    x, y, x_test, y_test = _parts(dataset, options["test_fraction"], options["seed"])
+    x, y, x_test, y_test = parts(dataset, options["test_fraction"], options["seed"])
     say(f"{dataset.name}: {len(dataset):,} rows, {dataset.x.shape[1]} features, targets {', '.join(model['targets'])}")
     say(f"{len(x):,} rows to train on, {len(x_test):,} held out (seed {options['seed']})")
 
@@ -209,7 +209,8 @@ def _training_data(data: str, targets: Sequence[str], features: Sequence[str], d
     return read_table(data, targets, features or None, drop, min_rows=MIN_ROWS, varying=True)
 
 
-def _parts(dataset: Dataset, test_fraction: float, seed: int) -> tuple[np.ndarray, ...]:
+def parts(dataset: Dataset, test_fraction: float, seed: int) -> tuple[np.ndarray, ...]:
+    """Inputs and targets to train on, and those held out, which may be none."""
     if test_fraction == 0:
         return dataset.x, dataset.y, dataset.x[:0], dataset.y[:0]
     split = dataset.split(seed, test_fraction)

@@ -59,7 +59,7 @@ def predict(
     from ..io import write_atomically
 
     result = sps.load(directory, sps.mlp(model["widths"], model["activation"], device="meta"))
-    dataset = _prediction_data(data, model["features"], model["targets"], say)
+    dataset = prediction_data(data, model["features"], model["targets"], say)
     prediction = result.predict(dataset.x, num_samples=num_samples, seed=seed)
     interval = prediction.interval(level)
     text = _csv_of(prediction, interval, model["targets"])
@@ -76,7 +76,7 @@ def predict(
         say(f"wrote {out}")
 
 
-def _prediction_data(data: str, features: Sequence[str], targets: Sequence[str], say: Callable[[str], None]) -> Dataset:
+def prediction_data(data: str, features: Sequence[str], targets: Sequence[str], say: Callable[[str], None]) -> Dataset:
     """The features the network was fitted to, and the targets if they are there and usable."""
     from ..datasets import UCI, load_uci
     from ..tables import DataError, column_names, read_table

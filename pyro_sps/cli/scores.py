@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..text import columns_of
+
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
@@ -54,13 +56,3 @@ def table_of(scores: Mapping[str, Any], title: str) -> str:
     for name, row in every.items():
         rows.append((name, *(f"{row[score]:.1%}" if score == "coverage" else f"{row[score]:.4g}" for score in heads)))
     return columns_of(rows)
-
-
-def columns_of(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of text as aligned columns, the first one flush left."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..text import columns_of
 from .options import (
     Command,
     activation_option,
@@ -21,7 +22,6 @@ from .options import (
     seed_option,
     values_options,
 )
-from .scores import columns_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,0 +1,114 @@
+"""`pyro-sps diagnose`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .files import MODEL, read_model
+from .fit import parts
+from .options import Command, force_option, printer, quiet_option, seed_option
+from .predict import prediction_data
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..infer import Fit
+    from ..tables import Dataset
+
+_Arrays = tuple["np.ndarray", "np.ndarray"]
+
+
+@click.command(cls=Command, epilog="\b\nExample:\n  pyro-sps diagnose run energy --html diagnosis.html")
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("data")
+@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Web page with figures to write.")
+@click.option(
+    "--baseline",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="A fit with nothing fixed, of the same data, to compare predictions with.",
+)
+@click.option("--num-samples", type=click.IntRange(10), default=1000, show_default=True, help="Posterior draws.")
+@force_option
+@seed_option
+@quiet_option
+def diagnose(
+    directory: Path,
+    data: str,
+    html: Path | None,
+    baseline: Path | None,
+    num_samples: int,
+    force: bool,
+    seed: int,
+    quiet: bool,
+) -> None:
+    """Check whether the fit that `pyro-sps fit` wrote to DIR is any good.
+
+    If DATA is what the network was fitted to, its rows are divided as they were then: importance sampling and the
+    ELBO need the training part, predictions are checked on the part held out. Other DATA with the same columns
+    counts as held out: predictions are checked on all of its rows.
+    """
+    if html is not None and html.exists() and not force:
+        raise click.UsageError(f"{html} exists; --force overwrites it")
+    if html is not None and not html.parent.is_dir():
+        raise click.UsageError(f"--html {html}: there is no folder {html.parent}")
+    say = printer(quiet)
+    model, fit = _load(directory)
+    other = None
+    if baseline is not None:
+        other_model, other = _load(baseline)
+        for name in ("features", "targets"):
+            if other_model[name] != model[name]:
+                raise click.UsageError(f"--baseline {baseline} has other {name} than {directory}")
+    dataset = prediction_data(data, model["features"], model["targets"], say)
+    if not dataset.y.shape[1]:
+        raise click.UsageError(f"{data} has no usable target columns {', '.join(model['targets'])} to check against")
+    train, held_out = _divide(model, fit, data, dataset, say)
+
+    import pyro_sps as sps
+
+    x, y = train or (None, None)
+    diagnosis = sps.diagnose(fit, x, y, held_out=held_out, baseline=other, draws=num_samples, seed=seed)
+    say(str(diagnosis))
+    if html is not None:
+        diagnosis.save_html(html)
+        say(f"\nwrote {html}")
+
+
+def _load(directory: Path) -> tuple[dict[str, Any], Fit]:
+    model = read_model(directory / MODEL)
+
+    import pyro_sps as sps
+
+    return model, sps.load(directory, sps.mlp(model["widths"], model["activation"], device="meta"))
+
+
+def _divide(
+    model: Mapping[str, Any], fit: Fit, data: str, dataset: Dataset, say: Callable[[str], None]
+) -> tuple[_Arrays | None, _Arrays | None]:
+    """The training part, if DATA is what the network was fitted to, and the part held out, if there is one."""
+    options = model.get("options", {})
+    x, y, x_test, y_test = parts(dataset, options.get("test_fraction", 0), options.get("seed", 0))
+    if not _is_training_data(fit, x, y, options.get("standardize"), data, str(model.get("data"))):
+        say(f"{data} is not what the network was fitted to: all of its {len(dataset):,} rows count as held out\n")
+        return None, (dataset.x, dataset.y)
+    say(f"{data}: {len(x):,} rows were trained on, {len(x_test):,} held out\n")
+    return (x, y), ((x_test, y_test) if len(x_test) else None)
+
+
+def _is_training_data(fit: Fit, x: np.ndarray, y: np.ndarray, standardized: Any, data: str, fitted: str) -> bool:
+    """Whether a fit was made with these rows: by the means and scales that it kept, else by the name of the data."""
+    if not standardized:
+        return Path(data).name == Path(fitted).name
+
+    import torch
+
+    from ..data import Standardizer, as_tensor
+
+    like, own = fit.bnn.like, fit.standardizer
+    found = Standardizer.of(as_tensor("x", x, like), as_tensor("y", y, like), fit.bnn.likelihood.real_valued)
+    return all(torch.allclose(getattr(own, n), getattr(found, n), rtol=1e-4) for n in own.__dataclass_fields__)

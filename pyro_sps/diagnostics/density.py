@@ -1,0 +1,213 @@
+"""Posterior draws with their log densities under the model and under the guide."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+
+from ..data import Standardizer, check_inputs, check_targets, make_generator
+from ..elbo import pyro_session
+from ..guides import AutoSPSNormal, site_distribution
+from ..infer import Fit
+from ..nn import BNN
+from ..predict import Member, Prediction
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Posterior draws of one fit.
+
+    Attributes:
+        member: The fitted network, with the draws.
+        log_guide: Log density of each draw under the guide, float64, shape (S,).
+    """
+
+    member: Member
+    log_guide: Tensor
+
+    def __len__(self) -> int:
+        return len(self.log_guide)
+
+    def log_joint(self, x: Tensor, y: Tensor) -> Tensor:
+        """Log joint density of data and each draw; see `log_joint`."""
+        return log_joint(self.member, x, y, len(self))
+
+
+def draw(fit: Fit, num_draws: int, seed: int) -> Draws:
+    """Draw from a fit's guide.
+
+    Args:
+        fit: The fit.
+        num_draws: Number of draws S.
+        seed: Seeds them.
+    """
+    like = fit.bnn.like
+    sites = fit.guide.draws(num_draws, make_generator(like.device, seed, 6))
+    return Draws(replace(fit.member, sites=sites), log_guide(fit.guide, sites))
+
+
+@torch.no_grad()
+def log_guide(guide: AutoSPSNormal, sites: Mapping[str, Tensor]) -> Tensor:
+    """Log density of a mean-field guide, of the constrained values.
+
+    Args:
+        guide: The guide.
+        sites: Draws by site name, shape (S,) + the site's.
+
+    Returns:
+        Shape (S,), float64.
+    """
+    loc, scale = (value.double() for value in guide.parameters_of_sites())
+    logs = [site_distribution(site, loc, scale).log_prob(sites[site.name].double()) for site in guide.sites]
+    return torch.stack([log.reshape(len(log), -1).sum(-1) for log in logs]).sum(0)
+
+
+@torch.no_grad()
+def log_prior(bnn: BNN, sites: Mapping[str, Tensor]) -> Tensor:
+    """Log prior density of draws.
+
+    Args:
+        bnn: The model.
+        sites: Draws of every latent site by name, shape (S,) + the site's.
+
+    Returns:
+        Shape (S,), float64.
+    """
+    # A dimension of size 1 in the place of the model's plate, as guides and samplers have it.
+    values = {name: value.unsqueeze(1) for name, value in sites.items()}
+    with pyro_session():
+        trace = poutine.block(poutine.trace(poutine.condition(bnn.sample_weights, data=values)).get_trace)()
+    total = torch.zeros(len(next(iter(sites.values()))), dtype=torch.float64, device=bnn.like.device)
+    for node in trace.nodes.values():
+        if node["type"] == "sample" and node["name"] in values:
+            # Densities of the single entries are rounded to the network's precision, their sum is not.
+            total = total + _entries(node["fn"], node["value"]).double().reshape(len(total), -1).sum(-1)
+    return total
+
+
+def _entries(distribution: Any, value: Any) -> Tensor:
+    """Log densities of a product's factors, where it says that it is one."""
+    while isinstance(distribution, torch.distributions.Independent):
+        distribution = distribution.base_dist
+    log_prob: Tensor = distribution.log_prob(value)
+    return log_prob
+
+
+def log_joint(member: Member, x: Tensor, y: Tensor, num_draws: int) -> Tensor:
+    """Log joint density of weights and data: the prior's of a member's draws, the likelihood's in original units.
+
+    Args:
+        member: A network with draws.
+        x: Inputs in original units.
+        y: Targets in original units.
+        num_draws: Number of draws S.
+
+    Returns:
+        Shape (S,), float64. For standardised targets the Jacobian of the scaling is in it.
+    """
+    assert member.sites is not None
+    total = log_prior(member.bnn, member.sites)
+    for _, logs in Prediction.of([member], x, num_draws, 0).log_likelihoods_by_rows(y):
+        total = total + logs.reshape(num_draws, -1).sum(-1)
+    return total
+
+
+def prior_draws(bnn: BNN, num_draws: int, seed: int) -> dict[str, Tensor]:
+    """Draws of every latent site from the prior.
+
+    Args:
+        bnn: The model.
+        num_draws: Number of draws S.
+        seed: Seeds them.
+
+    Returns:
+        Tensors of shape (S,) + the site's, by site name.
+    """
+
+    def many() -> None:
+        with pyro.plate("draws", num_draws, dim=-2):  # -1 is the place of the model's plate
+            bnn.sample_weights()
+
+    devices = [bnn.like.device] if bnn.like.is_cuda else []
+    with pyro_session(), torch.no_grad(), torch.random.fork_rng(devices):
+        torch.manual_seed(make_generator("cpu", seed, 7).initial_seed())
+        trace = prune_subsample_sites(poutine.block(poutine.trace(many).get_trace)())
+    values: dict[str, Any] = {name: node["value"] for name, node in trace.iter_stochastic_nodes()}
+    return {name: value.squeeze(1) for name, value in values.items()}
+
+
+def chain_seed(seed: int, index: int) -> int:
+    """A seed for each chain, so that chains with equal guides have draws of their own.
+
+    Args:
+        seed: The user's seed.
+        index: Number of the chain.
+
+    Raises:
+        ValueError: If the seed is not a non-negative integer.
+    """
+    return make_generator("cpu", seed, 8, index).initial_seed()
+
+
+def check_data(bnn: BNN, x: Any, y: Any, prefix: str = "") -> tuple[Tensor, Tensor]:
+    """Inputs and targets as tensors that fit a network.
+
+    Args:
+        bnn: The network.
+        x: Inputs.
+        y: Targets.
+        prefix: What to call them in errors: `prefix` + x.
+
+    Raises:
+        ValueError: If they do not fit.
+    """
+    inputs = check_inputs(f"{prefix}x", x, bnn.like, bnn.topology.groups[0].size)
+    return inputs, check_targets(f"{prefix}y", y, bnn.like, bnn.likelihood, bnn.num_outputs, len(inputs))
+
+
+def training_data(fits: Sequence[Fit], x: Any, y: Any) -> tuple[Tensor, Tensor]:
+    """The data that all of some fits were made with, in original units.
+
+    Args:
+        fits: The fits.
+        x: Inputs in original units, or None for those that the fits hold.
+        y: Targets, likewise.
+
+    Raises:
+        ValueError: If only one of both is given, a fit holds no data, fits hold different data, or the data does not
+            fit the network.
+    """
+    bnn = fits[0].bnn
+    if (x is None) != (y is None):
+        raise ValueError(f"x and y must be given together, got {'y' if x is None else 'x'} alone")
+    if x is not None:
+        return check_data(bnn, x, y)
+    every = []
+    for fit in fits:
+        if fit.x is None or fit.y is None:
+            raise ValueError("the fit holds no training data (it was loaded from a file): give it as x and y")
+        every.append(_original(fit.standardizer, fit.x, fit.y))
+    for other in every[1:]:
+        if not all(_same(own, first) for own, first in zip(other, every[0], strict=True)):
+            raise ValueError("the fits have different training data: give the data that they are to be judged on, x, y")
+    return every[0]
+
+
+def _original(standardizer: Standardizer, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    targets = y * standardizer.y_scale + standardizer.y_mean if y.is_floating_point() else y
+    return x * standardizer.x_scale + standardizer.x_mean, targets
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether tensors are equal up to the rounding of a standardisation and back."""
+    if one.shape != other.shape:
+        return False
+    spread = torch.finfo(one.dtype).eps * 100 * other.abs().max() if one.is_floating_point() else 0
+    return bool(((one - other).abs() <= spread).all())

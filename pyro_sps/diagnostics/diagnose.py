@@ -1,0 +1,261 @@
+"""All checks of a fit at once, and what they mean in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ..infer import Fit
+from ..predict import Prediction
+from .convergence import Convergence, Replicas, compare_replicas, convergence
+from .convert import check_fits
+from .density import Draws, chain_seed, check_data, draw, training_data
+from .findings import warnings_of
+from .importance import Importance, importance
+from .predictive import PredictiveCheck, check_predictions, is_label
+
+if TYPE_CHECKING:
+    from ..report import SymmetryReport
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The fit against another, such as one with nothing fixed, on the same targets.
+
+    Attributes:
+        lpp: Mean log posterior predictive density under the other, nats.
+        difference: That of the fit less that of the other.
+        standard_error: Standard error of the difference over rows.
+    """
+
+    lpp: float
+    difference: float
+    standard_error: float
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What `pyro_sps.diagnose` found; prints as a report.
+
+    Attributes:
+        fits: The fits.
+        symmetry: The certificate of what the masks leave.
+        convergence: How the optimisation of each fit ended.
+        importance: Importance sampling of each fit; empty without training data.
+        replicas: How much the fits differ; None for a single one.
+        predictive: Checks of predictions.
+        baseline: The comparison with the baseline, if one was given.
+        warnings: What to worry about, in words.
+        left_out: What was not checked, and why.
+        prediction: The predictions that were checked (the mixture's, of several fits).
+        targets: What they were checked against.
+    """
+
+    fits: tuple[Fit, ...] = field(repr=False)
+    symmetry: SymmetryReport
+    convergence: tuple[Convergence, ...]
+    importance: tuple[Importance, ...]
+    replicas: Replicas | None
+    predictive: PredictiveCheck
+    baseline: Baseline | None
+    warnings: tuple[str, ...]
+    left_out: tuple[str, ...]
+    prediction: Prediction = field(repr=False)
+    targets: Tensor = field(repr=False)
+
+    def __str__(self) -> str:
+        from .summary import summary
+
+        return summary(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers for JSON, where None stands for what is not known; `rhat_…` are medians."""
+        check, replicas = self.predictive, self.replicas
+        numbers: dict[str, Any] = {
+            "symmetry": self.symmetry.to_dict(),
+            "elbo": [one.elbo for one in self.convergence],
+            "elbo_standard_error": [one.standard_error for one in self.convergence],
+            "elbo_change": [one.change for one in self.convergence],
+            "elbo_relative_change": [one.relative_change for one in self.convergence],
+            "loss_spread": [one.spread for one in self.convergence],
+            "pareto_k": [one.khat for one in self.importance],
+            "importance_ess": [one.ess for one in self.importance],
+            "held_out": check.held_out,
+            "lpp": check.lpp,
+            "lpp_standard_error": check.lpp_error,
+            "accuracy": check.accuracy,
+            "warnings": list(self.warnings),
+            "left_out": list(self.left_out),
+        }
+        if replicas is not None:
+            numbers["rhat_weights"], numbers["rhat_predictions"] = replicas.medians
+            numbers |= {"prediction_spread": replicas.prediction_spread, "elbo_spread": replicas.elbo_spread}
+        if check.calibration is not None:
+            arrays = {name: getattr(check.calibration, name) for name in ("rmse", "crps", "std", "coverage")}
+            numbers |= {name: value.tolist() for name, value in arrays.items()}
+            numbers |= {"levels": list(check.calibration.levels), "pit": check.calibration.histogram().tolist()}
+        if self.baseline is not None:
+            numbers |= {"baseline_lpp": self.baseline.lpp, "baseline_difference": self.baseline.difference}
+        return _finite(numbers)
+
+    def save_html(self, path: str | Path) -> None:
+        """Write the report with its figures as one self-contained page.
+
+        Args:
+            path: The file.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        from ..io import write_atomically
+        from .page import page
+
+        write_atomically(Path(path), page(self).encode())
+
+
+def diagnose(
+    fits: Fit | Sequence[Fit],
+    x: Any = None,
+    y: Any = None,
+    *,
+    held_out: tuple[Any, Any] | None = None,
+    baseline: Fit | Sequence[Fit] | None = None,
+    draws: int = 1000,
+    time_limit: float = 10.0,
+    seed: int = 0,
+) -> Diagnosis:
+    """Check whether the approximation is any good.
+
+    - **Importance sampling**: Pareto k̂ of p(w, data)/q(w). Below 0.5 the guide is close to the posterior, above 0.7
+      it is not, and corrected expectations (`diagnosis.importance[0].expectation`) are not to be trusted. With
+      thousands of weights k̂ is nearly always large, for small errors add up; predictions can be good all the same.
+    - **ELBO**: its change over the end of the run, its final value from fresh draws, its scatter.
+    - **Replicas**: R-hat of the weights and of the predictions. Replicas in copies of one mode agree in the second
+      and not in the first; breaking the symmetries is meant to close that gap.
+    - **Predictions** against data: coverage, PIT, sharpness, CRPS; on held-out data if it is given.
+
+    Args:
+        fits: A fit, or several: replicas, or fits made one by one of networks with the same masks.
+        x: The training inputs in original units, for fits that do not hold them (those loaded from a file).
+        y: The training targets, likewise.
+        held_out: Inputs and targets that the network was not fitted to, in original units, for the checks of
+            predictions. Without them they are made on the training data.
+        baseline: A fit to compare predictions with: one of the same data with nothing fixed.
+        draws: Posterior draws of each fit, and of the predictions.
+        time_limit: Seconds after which the symmetry certificate gives up.
+        seed: Seeds the draws.
+
+    Returns:
+        A `Diagnosis`; `print` shows it.
+
+    Raises:
+        ValueError: If an argument is out of range, the fits have different networks, masks or data, or there is
+            neither training nor held-out data.
+
+    Example:
+        >>> import torch, pyro_sps as sps
+        >>> x = torch.linspace(-1, 1, 50).unsqueeze(1)
+        >>> fit = sps.fit(sps.BNN(sps.mlp([1, 5, 5, 1])), x[::2], x[::2]**2, num_steps=50, progress=False)
+        >>> diagnosis = sps.diagnose(fit, held_out=(x[1::2], x[1::2]**2), draws=100)
+        >>> diagnosis.importance[0].reading in ("good", "ok", "bad", "very bad")
+        True
+    """
+    every = check_fits(fits)
+    others = None if baseline is None else check_fits(baseline)
+    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 10:
+        raise ValueError(f"draws must be an integer of at least 10, got {draws!r}")
+    chain_seed(seed, 0)  # a wrong seed is told before any work
+    data = _training(every, x, y, required=held_out is None)
+    checked = data if held_out is None else _held_out(every[0], held_out)
+    assert checked is not None
+    left_out: list[str] = []
+    if data is None:
+        left_out.append("ELBO and importance sampling: they need the training data, x and y")
+
+    sources = [draw(fit, draws, chain_seed(seed, index)) for index, fit in enumerate(every)]
+    endings = tuple(convergence(fit, data, seed) for fit in every)
+    weighted = () if data is None else tuple(importance(source, *data) for source in sources)
+    replicas = _replicas(sources, checked[0], endings, left_out)
+    prediction = _prediction(every, checked[0], draws, seed)
+    predictive = check_predictions(prediction, checked[1], held_out is not None, seed)
+    likelihood = every[0].bnn.likelihood
+    if is_label(likelihood):
+        left_out.append(
+            f"intervals, PIT, sharpness and CRPS: they are not defined for labels ({type(likelihood).__name__})"
+        )
+    comparison = None if others is None else _compare(prediction, others, checked, draws, seed)
+    symmetry = every[0].bnn.symmetry(time_limit=time_limit)
+    return Diagnosis(
+        fits=tuple(every),
+        symmetry=symmetry,
+        convergence=endings,
+        importance=weighted,
+        replicas=replicas,
+        predictive=predictive,
+        baseline=comparison,
+        warnings=tuple(warnings_of(every, symmetry, endings, weighted, replicas, predictive, comparison)),
+        left_out=(*left_out, *_short_runs(every, endings)),
+        prediction=prediction,
+        targets=prediction.check_targets(checked[1]),
+    )
+
+
+# --- the checks ------------------------------------------------------------------------------------
+
+
+def _training(fits: Sequence[Fit], x: Any, y: Any, required: bool) -> tuple[Tensor, Tensor] | None:
+    unknown = x is None and y is None and any(fit.x is None for fit in fits)
+    if unknown and not required:
+        return None
+    return training_data(fits, x, y)
+
+
+def _held_out(fit: Fit, held_out: tuple[Any, Any]) -> tuple[Tensor, Tensor]:
+    if not isinstance(held_out, tuple | list) or len(held_out) != 2:
+        raise ValueError("held_out must be a pair (x, y)")
+    return check_data(fit.bnn, held_out[0], held_out[1], "held_out ")
+
+
+def _prediction(fits: Sequence[Fit], x: Tensor, draws: int, seed: int) -> Prediction:
+    return Prediction.of([fit.member for fit in fits], x, max(draws, len(fits)), seed)
+
+
+def _replicas(
+    sources: Sequence[Draws], x: Tensor, endings: Sequence[Convergence], left_out: list[str]
+) -> Replicas | None:
+    if len(sources) > 1:
+        return compare_replicas(sources, x, [one.elbo for one in endings])
+    left_out.append("R-hat and spread over replicas: there is one fit; fit(..., replicas=4) makes several")
+    return None
+
+
+def _compare(
+    prediction: Prediction, others: Sequence[Fit], data: tuple[Tensor, Tensor], draws: int, seed: int
+) -> Baseline:
+    x, y = data
+    rows = len(x)
+    own = prediction.log_prob(y).reshape(rows, -1).mean(1)
+    other = _prediction(others, x, draws, seed).log_prob(y).reshape(rows, -1).mean(1)
+    difference = (own - other).double()
+    error = difference.std().item() / math.sqrt(rows) if rows > 1 else math.nan
+    return Baseline(other.mean().item(), difference.mean().item(), error)
+
+
+def _short_runs(fits: Sequence[Fit], endings: Sequence[Convergence]) -> list[str]:
+    if all(math.isnan(one.change) for one in endings):
+        return [f"convergence: {len(fits[0].losses)} steps are too few to judge it"]
+    return []
+
+
+def _finite(value: Any) -> Any:
+    """Numbers that are not finite, for which JSON has no name, as None."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

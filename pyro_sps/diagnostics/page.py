@@ -1,0 +1,152 @@
+"""A diagnosis as one web page that needs nothing but itself."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import plots
+from ..version import __version__
+from .importance import Importance
+from .summary import summary
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from .diagnose import Diagnosis
+
+# Targets beyond these get no figure of their own.
+_MOST_TARGETS = 6
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+pre { font-size: 13px; line-height: 1.35; background: #f4f4f4; padding: 1rem; overflow-x: auto; }
+.warnings { margin-bottom: 1.5rem; border-left: 4px solid #b35900; padding: 0.2rem 1rem; background: #fff6ec; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(24rem, 1fr)); gap: 1.5rem; }
+figure { margin: 0; }
+img { width: 100%; height: auto; }
+figcaption, footer { font-size: 14px; color: #444; }
+"""
+
+
+def page(diagnosis: Diagnosis) -> str:
+    """One self-contained HTML page: the warnings, the figures, and the report as text.
+
+    Args:
+        diagnosis: What `pyro_sps.diagnose` found.
+    """
+    title, *rest = summary(diagnosis).split("\n\n")
+    numbers = [section for section in rest if not section.startswith(("Warnings:", "No warnings.", "Not checked:"))]
+    figures = "\n".join(_figure(name, caption, draw) for name, caption, draw in _figures(diagnosis))
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{html.escape(title)}</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+<h1>{html.escape(title)}</h1>
+{_warnings(diagnosis.warnings)}
+<div class="figures">
+{figures}
+</div>
+<h2>Numbers</h2>
+<pre>{html.escape(chr(10).join(f"{section}{chr(10)}" for section in numbers))}</pre>
+{_list("Not checked", diagnosis.left_out)}
+<footer>pyro_sps {html.escape(__version__)}</footer>
+</body>
+</html>
+"""
+
+
+def _warnings(warnings: Sequence[str]) -> str:
+    return f'<div class="warnings">{_list("Warnings", warnings)}</div>' if warnings else "<p>No warnings.</p>"
+
+
+def _list(head: str, items: Sequence[str]) -> str:
+    if not items:
+        return ""
+    return f"<h2>{head}</h2><ul>{''.join(f'<li>{html.escape(item)}</li>' for item in items)}</ul>"
+
+
+def _figures(diagnosis: Diagnosis) -> Iterator[tuple[str, str, Callable[[Axes], Any]]]:
+    """Name, caption and what draws it on given axes, of each figure that there is something for."""
+    draw: Any = plots
+    prediction, y = diagnosis.prediction, diagnosis.targets
+    yield (
+        "ELBO",
+        "ELBO before each step of the optimisation.",
+        lambda ax: [draw.plot_elbo(f, ax) for f in diagnosis.fits],
+    )
+    if diagnosis.predictive.calibration is not None:
+        rows = "held-out rows" if diagnosis.predictive.held_out else "training rows, which is no test"
+        yield (
+            "Calibration",
+            f"Share of targets inside central intervals against the nominal level ({rows}); calibrated: the diagonal.",
+            lambda ax: draw.plot_calibration(prediction, y, ax),
+        )
+        yield (
+            "PIT",
+            "Where targets lie in their predictive distributions; flat if calibrated, a U if intervals are too narrow.",
+            lambda ax: draw.plot_pit(prediction, y, ax),
+        )
+        for target in range(min(_MOST_TARGETS, y.shape[1])):
+            yield (
+                f"Predicted against observed, target {target}",
+                f"Predictive means with 95 % intervals against the observed values of target {target}.",
+                partial(_plot_predicted, diagnosis, target),
+            )
+    if diagnosis.importance:
+        yield (
+            "Importance weights",
+            "Smoothed importance weights of the draws in order of size, with each fit's k̂. The flatter, the closer "
+            "the guide is to the posterior; dashed: equal weights.",
+            lambda ax: _plot_weights(diagnosis.importance, ax),
+        )
+
+
+def _plot_predicted(diagnosis: Diagnosis, target: int, ax: Axes) -> None:
+    draw: Any = plots
+    draw.plot_predicted(diagnosis.prediction, diagnosis.targets, target, 0.95, ax)
+
+
+def _plot_weights(weighted: Sequence[Importance], ax: Axes) -> None:
+    count = len(weighted[0].log_weights)
+    ranks = np.arange(1, count + 1)
+    styles = ["-", ":", "-."]
+    for index, one in enumerate(weighted):
+        weights = np.exp(np.sort(one.log_weights)[::-1])
+        label = f"fit {index}: k̂ {one.khat:.2f}, {one.reading}" if index < 8 else None
+        ax.plot(ranks, weights, styles[index % 3], color=str(0.55 * index / len(weighted)), label=label)
+    ax.axhline(1 / count, color="0.5", linestyle="--", linewidth=1)
+    ax.set(
+        xscale="log",
+        yscale="log",
+        ylim=(1e-3 / count, 1.5),
+        xlabel="rank of the draw",
+        ylabel="importance weight",
+        title="Pareto smoothed importance weights",
+    )
+    ax.legend(fontsize="small")
+
+
+def _figure(name: str, caption: str, draw: Callable[[Axes], Any]) -> str:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2, 3.9), layout="constrained")
+    draw(figure.add_subplot())
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=160)
+    data = base64.b64encode(image.getvalue()).decode()
+    return (
+        f'<figure><img alt="{html.escape(name)}: {html.escape(caption)}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+    )
