@@ -20,6 +20,7 @@ _EXPORTS = {
     "elbo": ["MeanFieldELBO"],
     "infer": ["Fit", "Fits", "NonFiniteLossError", "fit", "map_estimate"],
     "predict": ["Prediction"],
+    "nuts": ["NutsSamples", "sample_nuts"],
     "io": ["LoadError", "load"],
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}

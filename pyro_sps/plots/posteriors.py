@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from ..data import make_generator
+from ..nuts import NutsSamples
 from ..topology import Topology
 from .axes import new_axes, shades, to_numpy
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from ..infer import Fit
 
-# A fit, fits, or a topology and draws of all weight tensors: shapes (draws,) or (chains, draws) + the tensor's.
+# A fit, fits, NUTS samples, or a topology and draws of all weight tensors, (draws,) or (chains, draws) + their shapes.
 Source = Any
 
 
@@ -92,8 +93,9 @@ def plot_unit(
     Stochastic weights are violins with a bar at the median, fixed weights are crosses.
 
     Args:
-        sources: What to compare, by name: fits, or pairs of a topology and draws of all weight tensors by name, of
-            shape (draws,) or (chains, draws) + the tensor's shape. All are of networks with the same layer.
+        sources: What to compare, by name: fits, samples of `sample_nuts`, or pairs of a topology and draws of all
+            weight tensors by name, of shape (draws,) or (chains, draws) + the tensor's shape. All are of networks
+            with the same layer.
         layer: Name of the unit's group.
         unit: Its index.
         num_samples: Number of draws from a fit.
@@ -167,8 +169,8 @@ def plot_twins(
     half of its draws on either side. If the symmetry is broken, a mode has none.
 
     Args:
-        source: A fit, fits (one colour each), or a topology and draws of all weight tensors by name, of shape (draws,)
-            or (chains, draws) + the tensor's shape, one colour a chain: see `pyro_sps.sample_nuts`.
+        source: A fit, fits (one colour each), samples of `sample_nuts` (one colour a chain), or a topology and draws
+            of all weight tensors by name, of shape (draws,) or (chains, draws) + the tensor's shape.
         layer: Name of the units' group.
         units: The two units.
         num_samples: Number of draws from each fit.
@@ -218,6 +220,8 @@ def plot_twins(
 
 def _draws(source: Source, num_samples: int, seed: int) -> tuple[Topology, dict[str, np.ndarray]]:
     """A topology and draws of all weight tensors, shape (chains, draws) + the tensor's."""
+    if isinstance(source, NutsSamples):
+        source = (source.bnn.topology, source.weights())
     if isinstance(source, tuple) and len(source) == 2 and isinstance(source[0], Topology):
         topology, weights = source
         return topology, {t.name: _with_chains(weights[t.name], t.shape) for t in topology.tensors}
