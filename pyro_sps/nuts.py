@@ -63,7 +63,7 @@ class Target:
         return Target(bnn, problem, problem.constrain(own), x, y)
 
     def energy(self, flat: Tensor) -> Tensor:
-        """Minus the log density with respect to the unconstrained weights; shape B for B + (n,), B at most 1-D."""
+        """Minus the log density with respect to the unconstrained weights: shape () for (n,), (S,) for (S, n)."""
         energy = negative_log_joint(self.problem, flat, (self.x, self.y), None, self.params)
         for site in self.problem.sites:
             if site.support is not None:  # such as ordered biases
@@ -303,8 +303,8 @@ def sample_nuts(
                 hook_fn=lambda *_: bar.update(),
                 disable_progbar=True,
             )
-            # Pyro draws from the global generator.
-            with torch.random.fork_rng([point.device] if point.is_cuda else []):
+            # Pyro draws from the global generator, through its handlers, which are the whole process's.
+            with pyro_session(), torch.random.fork_rng([point.device] if point.is_cuda else []):
                 torch.manual_seed(make_generator("cpu", seed, 7, index).initial_seed())
                 mcmc.run()
             told = mcmc.diagnostics()

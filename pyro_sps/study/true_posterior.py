@@ -333,11 +333,11 @@ def aggregate(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         twins.savefig(out / "twins.png", dpi=120)
 
 
-def _panel(rows: Sequence[Mapping[str, Any]], height: float = 1.2) -> tuple[Figure, Any, np.ndarray]:
+def _panel(rows: Sequence[Mapping[str, Any]]) -> tuple[Figure, Any, np.ndarray]:
     """Axes with a line for each experiment, first on top."""
     from matplotlib.figure import Figure
 
-    drawn = Figure(figsize=(7.5, height + 0.34 * len(rows)), layout="constrained")
+    drawn = Figure(figsize=(7.5, 1.4 + 0.34 * len(rows)), layout="constrained")
     ax = drawn.subplots()
     place = np.arange(len(rows))
     ax.set_yticks(place, [row["experiment"] for row in rows], fontsize="small")
@@ -358,7 +358,7 @@ def gap_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     ax.barh(place, copies, 0.4, color="tab:blue", label="of this, log of the symmetries left")
     ax.errorbar(gap, place, xerr=error, fmt="none", ecolor="black", capsize=2, label="95 % interval of the evidence")
     ax.set_xlabel("nats")
-    ax.legend(fontsize="small", loc="lower right")
+    drawn.legend(fontsize="small", loc="outside lower center", ncols=3)
     return drawn
 
 
@@ -371,7 +371,7 @@ def mixing_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     ax.plot(functions, place, "o", color="tab:blue", markerfacecolor="white", label="worst output of the network")
     ax.axvline(0.01, color="0.4", linestyle="--", linewidth=1.0, label="1.01: chains agree")
     ax.set(xscale="log", xlabel="R-hat − 1")
-    ax.legend(fontsize="small", loc="lower right")
+    drawn.legend(fontsize="small", loc="outside lower center", ncols=3)
     return drawn
 
 
@@ -389,6 +389,7 @@ def twins_figure(out: Path) -> Figure | None:
     for axes, experiment in zip(grid, chosen, strict=True):
         with np.load(_draws_file(out, experiment)) as draws:
             plot_twins((experiment.model().topology, dict(draws)), axes=list(axes))
+        drawn.suptitle("Weights of two units of the 1-3-1 network in NUTS, a colour a chain", fontsize="medium")
         axes[0].set_ylabel(f"{experiment.label}\n\n{axes[0].get_ylabel()}")
     return drawn
 
