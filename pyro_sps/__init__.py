@@ -22,6 +22,7 @@ _EXPORTS = {
     "predict": ["Prediction"],
     "diagnostics.convert": ["from_mcmc", "to_arviz"],
     "diagnostics.diagnose": ["Diagnosis", "diagnose"],
+    "nuts": ["NutsSamples", "sample_nuts"],
     "io": ["LoadError", "load"],
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}

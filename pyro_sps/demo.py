@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .datasets import Toy, toy_gp
 from .process import silenced
@@ -17,8 +17,9 @@ from .schemes import Heavy, Light, Scheme, SymmetryWarning, Unmasked
 from .values import Constant, Values, Zero
 
 if TYPE_CHECKING:
-    import numpy as np
     from matplotlib.figure import Figure
+
+    from .predict import Prediction
 
 #: Steps of each fit; five of them take about two minutes on two cores.
 NUM_STEPS = 3000
@@ -60,15 +61,6 @@ class Outcome:
     seconds: float
 
 
-@dataclass(frozen=True, eq=False)
-class _Bands:
-    """Predictive mean and 95 % band on the grid, each of shape (points,)."""
-
-    mean: np.ndarray
-    lower: np.ndarray
-    upper: np.ndarray
-
-
 def run(
     out: Path,
     *,
@@ -94,18 +86,18 @@ def run(
     steps = num_steps or NUM_STEPS
     say(f"A draw of a Gaussian process: {len(toy.x)} points, none of them in {toy.gap}.")
     say(f"{'-'.join(map(str, WIDTHS))} networks, tanh, noise {toy.noise}, prior N(0, 1), {steps:,} steps each.")
-    outcomes, bands = [], []
+    outcomes, predictions = [], []
     with _one_thread():
         for name, (scheme, values) in CONFIGURATIONS.items():
-            outcome, band = _fit(name, scheme, values, toy, seed, steps, progress)
+            outcome, prediction = _fit(name, scheme, values, toy, seed, steps, progress)
             outcomes.append(outcome)
-            bands.append(band)
+            predictions.append(prediction)
             say(f"  {name}: {outcome.seconds:.0f} s")
     say("")
     say(table(outcomes))
     say(f"Held out: {len(toy.x_test)} points over the whole range, {int(toy.in_gap.sum())} of them in the gap.")
     (out / "demo.json").write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=1, ensure_ascii=False))
-    figure(toy, outcomes, bands).savefig(out / "demo.png", dpi=150)
+    figure(toy, outcomes, predictions).savefig(out / "demo.png", dpi=150)
     say(f"wrote {out / 'demo.png'} and {out / 'demo.json'} ({time.perf_counter() - started:.0f} s in all)")
     return outcomes
 
@@ -125,7 +117,7 @@ def _one_thread() -> Iterator[None]:
 
 def _fit(
     name: str, scheme: Scheme, values: Values, toy: Toy, seed: int, num_steps: int, progress: bool
-) -> tuple[Outcome, _Bands]:
+) -> tuple[Outcome, Prediction]:
     import pyro_sps as sps
 
     with silenced(SymmetryWarning):  # that light masks leave symmetries is what is shown
@@ -154,9 +146,7 @@ def _fit(
         lpp_data=outside.lpp(toy.y_test[~toy.in_gap]),
         seconds=seconds,
     )
-    grid = fit.predict(toy.x_grid, seed=seed)
-    lower, upper = grid.interval(0.95)
-    return outcome, _Bands(*(part[:, 0].double().numpy() for part in (grid.mean, lower, upper)))
+    return outcome, fit.predict(toy.x_grid, seed=seed)
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
@@ -181,54 +171,50 @@ def table(outcomes: Sequence[Outcome]) -> str:
     return "\n".join(lines)
 
 
-def figure(toy: Toy, outcomes: Sequence[Outcome], bands: Sequence[_Bands]) -> Figure:
+def figure(toy: Toy, outcomes: Sequence[Outcome], predictions: Sequence[Prediction]) -> Figure:
     """One panel a configuration: predictive mean, 95 % band, the true function and the data.
 
     Args:
         toy: The problem.
         outcomes: The rows of the table.
-        bands: What to draw, in the same order.
+        predictions: On the toy's grid, in the same order.
     """
     # A figure of the object interface belongs to no window, so it needs no display.
     from matplotlib.figure import Figure
+
+    from .plots import plot_bands
 
     columns = min(3, len(outcomes))
     rows = math.ceil(len(outcomes) / columns)
     drawn = Figure(figsize=(1 + 3.4 * columns, 0.8 + 2.6 * rows), layout="constrained")
     axes = drawn.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
-    x = toy.x_grid[:, 0]
-    handles: list[Any] = []
-    for ax, outcome, band in zip(axes, outcomes, bands, strict=False):
-        handles = [
-            ax.fill_between(x, band.lower, band.upper, color="0.82", linewidth=0, label="95 % interval"),
-            *ax.plot(x, band.mean, color="tab:blue", linewidth=1.6, label="predictive mean"),
-            *ax.plot(x, toy.f_grid[:, 0], color="black", linewidth=0.9, linestyle="--", label="true function"),
-            *ax.plot(toy.x[:, 0], toy.y[:, 0], "o", color="black", markersize=3, label="training data"),
-        ]
+    for ax, outcome, prediction in zip(axes, outcomes, predictions, strict=False):
+        plot_bands(prediction, (toy.x, toy.y), toy.f_grid, draws=0, ax=ax)
         if toy.gap:
             for end in toy.gap:
                 ax.axvline(end, color="0.5", linewidth=0.6, linestyle=":")
         scores = f"ELBO {outcome.elbo:.0f}, LPP {outcome.lpp:.1f} ({outcome.lpp_data:.2f} outside the gap)"
         ax.set_title(f"{outcome.name}\n{scores.replace('-', '−')}", fontsize=9)
+        ax.set(xlabel="", ylabel="")
         ax.tick_params(labelbottom=True)
-        ax.set_xlim(x[0], x[-1])
-        ax.set_ylim(*_limits(toy, bands))
+    axes[0].set_ylim(*_limits(toy, predictions))  # of all panels, which share it
+    handles = axes[0].get_legend_handles_labels()
     for ax in axes[len(outcomes) :]:
         ax.set_axis_off()
     if len(axes) > len(outcomes):
-        axes[len(outcomes)].legend(handles=handles, loc="center", frameon=False)
+        axes[len(outcomes)].legend(*handles, loc="center", frameon=False)
     else:
-        drawn.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+        drawn.legend(*handles, loc="outside lower center", ncols=4, frameon=False)
     drawn.supxlabel("input x")
     drawn.supylabel("target y")
     return drawn
 
 
-def _limits(toy: Toy, bands: Sequence[_Bands]) -> tuple[float, float]:
+def _limits(toy: Toy, predictions: Sequence[Prediction]) -> tuple[float, float]:
     """What all panels show: the data and most of the bands, but not their farthest reaches."""
-    import numpy as np
-
     low, high = min(toy.f_grid.min(), toy.y.min()), max(toy.f_grid.max(), toy.y.max())
-    ends = np.concatenate([np.concatenate([band.lower, band.upper]) for band in bands])
+    intervals = [prediction.interval(0.95) for prediction in predictions]
+    lowest = min(float(lower.min()) for lower, _ in intervals)
+    highest = max(float(upper.max()) for _, upper in intervals)
     reach = 0.75 * (high - low)
-    return min(low, max(low - reach, ends.min())) - 0.2, max(high, min(high + reach, ends.max())) + 0.2
+    return min(low, max(low - reach, lowest)) - 0.2, max(high, min(high + reach, highest)) + 0.2

@@ -268,6 +268,32 @@ class Prediction:
         y = self.check_targets(y)
         return ((y >= lower) & (y <= upper)).double().mean().item()
 
+    def pit(self, y: Any) -> Tensor:
+        """Probability integral transforms: the rank of each target among its predictive draws, in (0, 1).
+
+        They are uniform if the prediction is calibrated. Ties, as counts have them, are broken at random
+        (Czado, Gneiting and Held 2009, Predictive model assessment for count data).
+
+        Args:
+            y: Targets in original units.
+
+        Returns:
+            Shape (rows, targets).
+
+        Raises:
+            ValueError: If `y` does not fit or holds labels.
+        """
+        self._require_vectors("pit")
+        y = self._targets(y)
+        parts = []
+        for start, stop, outputs in self._chunks():
+            draws, target = self._draws_of_chunk(start, outputs), y[start:stop]
+            below, ties = (draws < target).sum(0), (draws == target).sum(0)
+            generator = make_generator(y.device, self.seed, 2, start)
+            place = torch.rand(below.shape, generator=generator, dtype=y.dtype, device=y.device)
+            parts.append((below + place * (ties + 1)) / (self.num_samples + 1))
+        return torch.cat(parts)
+
     def accuracy(self, y: Any) -> float:
         """Share of labels that have the highest predictive probability (categorical), or of right yes/no answers."""
         likelihood = self._bnn.likelihood

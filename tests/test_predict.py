@@ -137,3 +137,20 @@ def test_discrete_draws_have_the_predictive_mean(likelihood):
 def test_bad_arguments(fit, call, message):
     with pytest.raises(ValueError, match=message):
         call(*fit)
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "poisson"])
+def test_pit_is_uniform_for_targets_from_the_prediction(fit, likelihood):
+    fit, x, y = fit
+    if likelihood == "poisson":  # counts with many ties
+        bnn = sps.BNN(sps.mlp([1, 4, 2], dtype=torch.float64), scheme=sps.Unmasked(), likelihood=sps.Poisson())
+        fit = sps.fit(bnn, x, torch.ones_like(y), num_steps=5, progress=False)
+    x = x.repeat(40, 1)
+    rows = torch.arange(len(x))
+    drawn = fit.predict(x, num_samples=len(x), seed=8).draws[rows, rows]  # a draw of the weights for every row
+    ranks = fit.predict(x, num_samples=200).pit(drawn)
+    assert ranks.shape == drawn.shape
+    assert ((ranks > 0) & (ranks < 1)).all()
+    # Targets of one row share a draw of the weights, so that one output is tested.
+    assert scipy.stats.kstest(ranks[:, 0].numpy(), "uniform").pvalue > 1e-3
+    assert torch.equal(ranks, fit.predict(x, num_samples=200).pit(drawn))

@@ -617,23 +617,3 @@ def test_a_whole_matrix_of_one_value_constrains_no_permutation(value, signed):
     report = certify(topology, masks, values)
     assert report.permutations.after == F(60)
     assert report.signed_permutations.after == F(60) * (2**120 if value == 0 else 2)
-
-
-def test_figures_show_values_and_orbits():
-    from pyro_sps.plots import plot_masks, plot_symmetry
-
-    topology = Topology.of(sps.mlp([8, 12, 12, 2]))
-    masks = LIGHT(topology)
-    values = sps.Constant(2.0)(topology, masks, torch.Generator().manual_seed(0))
-    report = certify(topology, masks)
-    axes = plot_symmetry(report, masks, values)
-    cells = axes[1].images[0].get_array()
-    assert (cells.mask == masks["2.weight"].numpy()).all()
-    assert set(cells.compressed().tolist()) == {-2.0, 2.0}
-    assert "5! = 120" not in axes[0].figure.get_suptitle()  # small orders are written out
-    assert axes[0].figure.get_suptitle().startswith("120 permutations")
-    marked = sum(len(points.get_offsets()) for points in axes[1].collections)
-    orbits = report.orbits()
-    assert marked == sum(orbit.count(label) > 1 for orbit in orbits.values() for label in orbit) == 10
-    black = plot_masks(topology, masks)[1].images[0].get_array()
-    assert (black == ~masks["2.weight"].numpy()).all()
