@@ -13,7 +13,6 @@ differentiated, mapped over replicas and compiled.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,18 +28,15 @@ from torch import Tensor
 from torch.distributions import kl_divergence, transform_to
 
 from .guides import AutoSPSNormal, Site, site_distribution
+from .process import process_lock
 
 Params = dict[str, Tensor]
-
-# Pyro's handler stack, its settings and its validation flag belong to the whole process, so that model code
-# must not run under them in two threads at once.
-_PYRO_LOCK = threading.RLock()
 
 
 @contextmanager
 def pyro_session() -> Iterator[None]:
     """Run model code alone in the process, with a parameter store of its own and without validation."""
-    with _PYRO_LOCK, pyro.get_param_store().scope(), pyro.validation_enabled(False):
+    with process_lock(), pyro.get_param_store().scope(), pyro.validation_enabled(False):
         yield
 
 

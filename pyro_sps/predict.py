@@ -284,7 +284,7 @@ class Prediction:
             ValueError: If `y` does not fit or holds labels.
         """
         self._require_vectors("pit")
-        y = self._targets(y)
+        y = self.check_targets(y)
         parts = []
         for start, stop, outputs in self._chunks():
             draws, target = self._draws_of_chunk(start, outputs), y[start:stop]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
+
+_LOCK = threading.RLock()
 
 
 def process_lock() -> AbstractContextManager[Any]:
@@ -20,9 +23,7 @@ def process_lock() -> AbstractContextManager[Any]:
         >>> with process_lock():
         ...     pass
     """
-    from .elbo import _PYRO_LOCK  # of which there is one, there
-
-    return _PYRO_LOCK
+    return _LOCK
 
 
 @contextmanager

@@ -7,7 +7,6 @@ runs in a step. The recording is compiled with `torch.compile` where that is ask
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from .elbo import Params, pyro_session
+from .process import silenced
 
 # (parameters, noise or None, *data) -> scalar loss
 Objective = Callable[..., Tensor]
@@ -111,6 +111,8 @@ def make_step(
         The step, as fast as it could be made. What cannot be recorded or compiled falls back and says why.
     """
     state, *arguments = examples
+    # In half precision 1e-8 is zero, and 0 / 0 would follow.
+    epsilon = max(EPSILON, torch.finfo(state.params.dtype).tiny)
     replicas = state.params.shape[0]
 
     def gradients(params: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
@@ -136,13 +138,12 @@ def make_step(
         size, correction = scalars.unbind()
         first.lerp_(grads, 1 - BETA1)
         second.mul_(BETA2).addcmul_(grads, grads, value=1 - BETA2)
-        update = first / (second.sqrt() / correction + EPSILON)
+        update = first / (second.sqrt() / correction).add(epsilon)
         params.sub_(torch.where(losses.isfinite().unsqueeze(-1), size * update, size.new_zeros(())))
         return losses
 
     example = (state.params, state.first, state.second, adam_scalars([0.0], state.params)[0], *arguments)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with silenced():  # under the lock of the process, which neither recording nor compiling shares with other threads
         recorded, reason = _record(step, example)
         if recorded is None:
             return Step(_runner(_in_session(step)), "traced", reason)

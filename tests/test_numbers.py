@@ -328,11 +328,7 @@ def outcome(build, x, y, **options):
     return None
 
 
-# In half precision Adam's ε is zero, so that a step can divide zero by zero; the next loss tells, one step late.
-LATE = pytest.mark.xfail(reason="step.EPSILON is 0 in float16", strict=False)
-
-
-@pytest.mark.parametrize("name", [pytest.param(name, marks=LATE if name == "float16" else ()) for name in HARD])
+@pytest.mark.parametrize("name", HARD)
 def test_no_nan_leaves_unannounced(name):
     x, y = torch.tensor(X), torch.tensor(Y).abs().round()
     options = {"num_steps": 15, "num_particles": 4}

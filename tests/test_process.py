@@ -149,7 +149,6 @@ def test_fits_in_threads_are_those_of_a_row_and_leave_the_process_as_it_was():
     assert state() == before
 
 
-@pytest.mark.xfail(reason="step.make_step changes the filters without the lock: it should use silenced()", strict=False)
 def test_fits_in_threads_leave_the_warning_filters():
     before = list(warnings.filters)
     in_threads(*[lambda: run(0)] * 2)

@@ -113,7 +113,7 @@ def plot_predicted(
     """
     lower, upper = (to_numpy(end) for end in prediction.interval(level))
     _check_target(target, lower.shape[1])
-    observed, mean = to_numpy(prediction._targets(y))[:, target], to_numpy(prediction.mean)[:, target]
+    observed, mean = to_numpy(prediction.check_targets(y))[:, target], to_numpy(prediction.mean)[:, target]
     lower, upper = lower[:, target], upper[:, target]
     inside = (observed >= lower) & (observed <= upper)
     own = ax is None
