@@ -34,8 +34,10 @@ from .predict import Member, Prediction
 from .step import AdamState, Layout, Objective, Step, adam_scalars, make_step
 from .values import MAP, Given
 
-# Fits of fewer steps are over before a compilation pays (6 to 16 s cold, 1 to 2 s from the disk cache).
-COMPILE_FROM = 4000
+# What compiling costs (4 to 10 s cold, 1 to 2 s from inductor's disk cache) and what it saves in a step: some time
+# whatever the network, and some for each weight used, by benchmarks/step.py. The choice must not depend on how busy the
+# machine is, or the same seed would give other roundings.
+COMPILE_SECONDS, SAVED_A_STEP, SAVED_A_WEIGHT = 8.0, 0.9e-3, 5e-11
 
 Callback = Callable[[int, "np.ndarray"], object]
 
@@ -263,6 +265,8 @@ def fit(
     guide = AutoSPSNormal(first.bnn)
     num_data = None if batch == rows else rows
     problem, own_params = prepare(first.bnn, guide, first.x[:batch], first.y[:batch], num_data=num_data)
+    if compile is None:
+        compile = _pays_to_compile(num_steps, count * num_particles * batch, bnn)
     seconds["prepare"] = time.perf_counter() - started
 
     started, interrupted = time.perf_counter(), ""
@@ -287,7 +291,7 @@ def fit(
         seeds=[seed + index for index in range(count)],
         rates=_rates(learning_rate, final_learning_rate, num_steps),
         max_grad_norm=max_grad_norm,
-        compile=not interrupted and (num_steps >= COMPILE_FROM if compile is None else compile),
+        compile=compile and not interrupted,
         progress=progress,
         label="fit",
         stopped=interrupted,
@@ -484,6 +488,12 @@ def _vi_objective(
         problem.constrain(params),
     )
     return loss / rows
+
+
+def _pays_to_compile(num_steps: int, network_runs: int, bnn: BNN) -> bool:
+    """Whether a fit is long enough; `network_runs` is how often a step runs the network on a row."""
+    saved = SAVED_A_STEP + SAVED_A_WEIGHT * network_runs * bnn.topology.num_weights
+    return num_steps * saved >= COMPILE_SECONDS
 
 
 def _rates(start: float, end: float | None, num_steps: int) -> Callable[[int], float]:
