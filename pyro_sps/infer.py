@@ -294,6 +294,7 @@ def fit(
         compile=compile and not interrupted,
         progress=progress,
         label="fit",
+        group=_replicas_at_once(count, num_particles * batch * max(group.size for group in bnn.topology.groups)),
         stopped=interrupted,
     )
     watcher = _Validation(checks, members, run.layout, guide, validate_every, patience) if checks else None
@@ -496,6 +497,17 @@ def _pays_to_compile(num_steps: int, network_runs: int, bnn: BNN) -> bool:
     return num_steps * saved >= COMPILE_SECONDS
 
 
+# Activations of a layer, in elements, that replicas may have together before they leave the cores' caches: beyond that
+# they run faster one after the other (benchmarks/RESULTS.md).
+ACTIVATIONS_AT_ONCE = 1 << 19
+
+
+def _replicas_at_once(replicas: int, activations: int) -> int:
+    """The largest divisor of `replicas` whose activations, so many elements a replica, stay within bounds."""
+    most = max(1, ACTIVATIONS_AT_ONCE // activations)
+    return max(size for size in range(1, replicas + 1) if replicas % size == 0 and size <= most)
+
+
 def _rates(start: float, end: float | None, num_steps: int) -> Callable[[int], float]:
     """Exponential decay from `start` to `end`."""
     ratio = 0.3 if end is None else end / start
@@ -576,6 +588,7 @@ class _Run:
     compile: bool
     progress: bool
     label: str
+    group: int | None = None
     stopped: str = ""
     failed: dict[int, int] = field(default_factory=dict)  # replica -> step of its first loss that is not finite
 
@@ -592,6 +605,7 @@ class _Run:
             (None if self.noise_shape is None else 0, data_dim, data_dim),
             self.max_grad_norm,
             self.compile,
+            self.group,
         )
         if self.step.reason:
             warnings.warn(f"{self.label} runs without the fast path: {self.step.reason}", RuntimeWarning, stacklevel=4)
