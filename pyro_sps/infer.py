@@ -670,7 +670,8 @@ class _Run:
         return losses[:done].T.cpu().double().numpy()
 
     def _look(self, recent: Tensor, done: int) -> None:
-        if math.isfinite(recent.sum().item()):  # cheaper than looking at each
+        # Cheaper than looking at each; the sum alone would cost a small network a hundredth of its step.
+        if math.isfinite((recent if recent.numel() == 1 else recent.sum()).item()):
             return
         finite = recent.isfinite()
         for replica in range(recent.shape[1]):

@@ -264,12 +264,20 @@ def _compile(recorded: fx.GraphModule, example: tuple[Any, ...]) -> tuple[Callab
                 node.meta.pop("val", None)
             # Inductor without dynamo, whose guards cost more than the step of a small network takes: the recording
             # has no Python left to guard, and all its arguments keep their shapes.
-            compiled = torch._inductor.compile(fast, [*copies, *example[3:]])
+            compiled = torch._inductor.compile(fast, [*copies, *example[3:]], options=_inductor_options())
             compiled(*copies, *example[3:])
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
         return None, f"it could not be compiled ({type(error).__name__}: {lines[0][:120]})"
     return compiled, ""
+
+
+def _inductor_options() -> dict[str, Any]:
+    """Fused multiply-adds on CPUs, as NumPyro's compiler has them; not every version of torch has the option."""
+    import torch._inductor.config as config
+
+    name = "enable_floating_point_contract_flag"
+    return {f"cpp.{name}": "fast"} if hasattr(config.cpp, name) else {}
 
 
 # x P(x²) / Q(x²), fitted to tanh on |x| ≤ 8 by least squares with Lawson's weights; 3 ulp of float32 everywhere.
