@@ -229,7 +229,7 @@ def test_one_fit_predicts_in_several_threads():
 
 
 def test_saving_to_one_place_from_several_threads_leaves_one_whole_file(tmp_path):
-    from pyro_sps.io import write_atomically
+    from pyro_sps.files import write_atomically
 
     contents = [bytes([index]) * 100_000 for index in range(4)]
     for _ in range(5):
