@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -95,7 +96,7 @@ class Writer:
             what = f"the checkpoint in {self.directory} could not be written after step {step} ({error})"
         if not self.failing:
             then = "stops, with its result so far" if self.stop else "goes on, and the last checkpoint is kept"
-            warnings.warn(f"{what}; the fit {then}", RuntimeWarning, stacklevel=5)
+            warnings.warn(f"{what}; the fit {then}", RuntimeWarning, stacklevel=6)
         self.failing = True
         return what if self.stop else ""
 
@@ -107,7 +108,7 @@ class Checkpoint:
     Attributes:
         directory: Where it was.
         settings: What `fit` was asked for.
-        identity: What tells the model and the data from others; see `identity`.
+        marks: What tells model and data from others: `marks_of` the model, `digest_of` its data.
         done: Number of steps done.
         stopped: Why the fit ended; empty while there is more to do.
         environment: What the last bits of its numbers depend on: `environment`, and how its `steps` were run.
@@ -117,7 +118,7 @@ class Checkpoint:
 
     directory: Path
     settings: Mapping[str, Any]
-    identity: Mapping[str, Any]
+    marks: Mapping[str, Any]
     done: int
     stopped: str
     environment: Mapping[str, Any]
@@ -125,12 +126,11 @@ class Checkpoint:
     numbers: Numbers
 
     @staticmethod
-    def read(directory: str | Path, names: Iterable[str]) -> Checkpoint:
+    def read(directory: str | Path) -> Checkpoint:
         """Read the checkpoint of a directory.
 
         Args:
             directory: The directory.
-            names: Names of the settings of `fit`.
 
         Raises:
             LoadError: If there is none, or it is damaged or of another version.
@@ -142,7 +142,7 @@ class Checkpoint:
             raise LoadError(f"{path} is no checkpoint of format {FORMAT}, which this version of pyro_sps reads")
         kinds = {
             "settings": dict,
-            "identity": dict,
+            "marks": dict,
             "done": int,
             "stopped": str,
             "environment": dict,
@@ -150,27 +150,45 @@ class Checkpoint:
         }
         if header.keys() != kinds.keys() or not all(isinstance(header[k], kind) for k, kind in kinds.items()):
             raise LoadError(f"{path} is damaged: its header is not that of a checkpoint")
-        if header["settings"].keys() != set(names) or not isinstance(header["environment"].get("steps"), str):
-            raise LoadError(f"{path} is damaged: its settings are not those of a fit")
         return Checkpoint(directory, numbers=Numbers(tensors, f"the checkpoint in {directory}"), **header)
 
-    def require(self, identity: Mapping[str, Any]) -> None:
+    def require(self, marks: Mapping[str, Any]) -> None:
         """Refuse another model or other data than those of the checkpoint.
 
         Args:
-            identity: That of what it is to go on with.
+            marks: Of what it is to go on with.
 
         Raises:
-            LoadError: If it differs from that of the checkpoint.
+            LoadError: If they differ from those of the checkpoint.
         """
-        for name, value in identity.items():
-            if self.identity.get(name) == value:
+        for name, value in marks.items():
+            before = self.marks.get(name)
+            if before == value:
                 continue
             if name in ("data", "validation"):
                 what = "x and y are" if name == "data" else "validation is"
                 raise LoadError(f"{what} not what the checkpoint in {self.directory} was made with")
-            shown = f": {str(self.identity.get(name))[:300]}, not {str(value)[:300]}" if name != "masks" else ""
+            shown = "" if name in ("masks", "constants") else f": {str(before)[:300]}, not {str(value)[:300]}"
             raise LoadError(f"bnn is not the model of the checkpoint in {self.directory}, whose {name} differ{shown}")
+
+    def require_elbo(self, elbo: float, epsilon: float) -> None:
+        """Refuse a model that looks the same but computes something else (activations, priors, likelihood).
+
+        Args:
+            elbo: The objective at a point that depends on the seed alone.
+            epsilon: Relative rounding error; some hundreds of it are left to other machines.
+
+        Raises:
+            LoadError: If it differs from that of the checkpoint.
+        """
+        before = self.marks.get("elbo")
+        if not isinstance(before, float):
+            raise LoadError(f"the checkpoint in {self.directory} is damaged: its ELBO is {str(before)[:80]}")
+        if not np.isclose(elbo, before, rtol=1000 * epsilon, atol=0, equal_nan=True):
+            raise LoadError(
+                f"bnn is not the model of the checkpoint in {self.directory}: its ELBO at the same weights is another. "
+                "Compare activations, priors and likelihood"
+            )
 
     def warn_of_environment(self, current: Mapping[str, Any]) -> None:
         """Warn where the last bits may differ from those of a run without a break.
@@ -188,13 +206,11 @@ class Checkpoint:
             )
 
 
-def identity(bnn: BNN, data: Iterable[Tensor], validation: Iterable[Tensor]) -> dict[str, Any]:
-    """What tells a model and its data from others, in JSON.
+def marks_of(bnn: BNN) -> dict[str, Any]:
+    """What tells a model from others, in JSON.
 
     Args:
         bnn: The model.
-        data: Training data and standardisation.
-        validation: Validation data, if there is any.
     """
     likelihood = bnn.likelihood
     priors = {"scale": bnn.prior_scale, "by fan-in": bnn.scale_by_fan_in, "own": bnn.prior is not None}
@@ -203,11 +219,22 @@ def identity(bnn: BNN, data: Iterable[Tensor], validation: Iterable[Tensor]) -> 
         "dtypes": str(bnn.like.dtype),
         "priors": {**priors, "ordered biases": bnn.ordered_biases},
         "likelihoods": f"{type(likelihood).__name__}({likelihood.config()})",
-        "masks": _digest(bnn.masks.values()),
-        "constants": _digest(bnn.fixed.values()),
-        "data": _digest(data),
-        "validation": _digest(validation),
+        "masks": digest_of(bnn.masks.values()),
+        "constants": digest_of(bnn.fixed.values()),
     }
+
+
+def digest_of(tensors: Iterable[Tensor]) -> str:
+    """SHA-256 of tensors with their shapes and dtypes.
+
+    Args:
+        tensors: In an order of their own.
+    """
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype}{list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def environment(like: Tensor) -> dict[str, Any]:
@@ -231,12 +258,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, torch.device | os.PathLike):
         return str(value)
     return value.item() if hasattr(value, "item") else value
-
-
-def _digest(tensors: Iterable[Tensor]) -> str:
-    """SHA-256 of tensors with their shapes and dtypes."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(f"{tensor.dtype}{list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import biject_to
 
-from .checkpoint import Checkpoint, Writer, environment, identity, plain
+from .checkpoint import Checkpoint, Writer, digest_of, environment, marks_of, plain
 from .data import (
     Standardizer,
     check_inputs,
@@ -267,6 +267,7 @@ def fit(
         name: value for name, value in locals().items() if name not in ("bnn", "x", "y", "validation", "callbacks")
     }
     _check_settings(**settings)
+    settings["checkpoint"] = None if checkpoint is None else os.fspath(checkpoint)
     return _fit(bnn, x, y, validation, callbacks, settings, None)
 
 
@@ -320,7 +321,9 @@ def resume(
     """
     own = ("validation", "callbacks")
     names = [p.name for p in inspect.signature(fit).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    found = Checkpoint.read(directory, [name for name in names if name not in own])
+    found = Checkpoint.read(directory)
+    if found.settings.keys() != set(names) - set(own):
+        raise LoadError(f"the checkpoint in {directory} is damaged: its settings are not those of fit")
     settings = {**found.settings, "checkpoint": str(directory), "progress": progress}
     settings["device"] = found.settings["device"] if device is None else device
     try:
@@ -342,11 +345,14 @@ def _fit(
     """Fit from the start, or from where a checkpoint was found."""
     started, asked = time.perf_counter(), SimpleNamespace(**settings)
     count, many, seed = asked.replicas or 1, asked.replicas is not None, asked.seed
+    keeps = asked.checkpoint is not None
+    marks = marks_of(bnn) if keeps and isinstance(bnn, BNN) else {}
+    if found is not None:
+        found.require(marks)
     members = _members(bnn, x, y, count, many, asked.standardize, asked.device, found)
     checks = _validation_data(members, validation, many)
-    writer, marks = None, {}
-    if asked.checkpoint is not None:
-        marks = _identity(members, checks)
+    if keeps:
+        marks |= {"data": digest_of(_training_data(members)), "validation": digest_of(itertools.chain(*checks))}
         if found is not None:
             found.require(marks)
         writer = Writer.open(asked.checkpoint, asked.checkpoint_every, asked.checkpoint_errors, found is None)
@@ -380,6 +386,13 @@ def _fit(
     def objective(params: Params, noise: Tensor, x: Tensor, y: Tensor) -> Tensor:
         return _vi_objective(problem, params, noise, x, y, rows, num_data)
 
+    if keeps:
+        plain_start = _initial_params(first, problem, own_params, "random", asked.init_scale, seed)
+        noise = first.x.new_zeros((1, problem.size))
+        with pyro_session(), torch.no_grad():
+            marks["elbo"] = objective(plain_start, noise, first.x[:batch], first.y[:batch]).item()
+        if found is not None:
+            found.require_elbo(marks["elbo"], torch.finfo(first.x.dtype).eps)
     ended = found is not None and (found.stopped != "" or found.done == asked.num_steps)
     compile = asked.num_steps >= COMPILE_FROM if asked.compile is None else asked.compile
     run = _Run(
@@ -403,18 +416,17 @@ def _fit(
         _restore(found, run, watcher)
         seconds = {**found.seconds, "prepare": seconds["prepare"] + found.seconds.get("prepare", 0.0)}
         if ended:
-            mode = found.environment["steps"]
+            mode = str(found.environment.get("steps"))
         else:
             found.warn_of_environment({**environment(first.x), "steps": mode})
     before = seconds.get("optimise", 0.0)
 
     def save() -> str:
         """Write a checkpoint; why to stop, if it cannot be written and that was asked for."""
-        assert writer is not None
         seconds["optimise"] = before + time.perf_counter() - started
         header = {
             "settings": {name: plain(value) for name, value in settings.items()},
-            "identity": marks,
+            "marks": marks,
             "done": run.done,
             "stopped": run.stopped,
             "environment": {**environment(first.x), "steps": mode},
@@ -423,7 +435,7 @@ def _fit(
         return writer.write(run.done, header, _tensors_of(run, watcher))
 
     # A start that was interrupted is not the one to go on from.
-    run(callbacks, watcher, None if writer is None or interrupted or ended else save, asked.checkpoint_every)
+    run(callbacks, watcher, save if keeps and not interrupted and not ended else None, asked.checkpoint_every)
     seconds["optimise"] = before + time.perf_counter() - started
     losses = run.losses_so_far()
     final = run.layout.unpack(run.state.params if watcher is None or watcher.best is None else watcher.best)
@@ -734,7 +746,7 @@ class _Run:
             self.compile,
         )
         if self.step.reason:
-            warnings.warn(f"{self.label} runs without the fast path: {self.step.reason}", RuntimeWarning, stacklevel=4)
+            warnings.warn(f"{self.label} runs without the fast path: {self.step.reason}", RuntimeWarning, stacklevel=5)
 
     def arguments(self, start: int = 0) -> Iterator[tuple[Tensor | None, Tensor, Tensor]]:
         """Noise and data of each step from `start` on.
@@ -807,6 +819,8 @@ class _Run:
                         self.paused, saved = save() or self.paused, done
                 if save is not None and saved != self.done:
                     save()
+                if interrupted() and not self.paused:  # since the last step: whoever pressed it should hear of it
+                    self.paused = f"interrupted after step {self.done}"
         except KeyboardInterrupt:
             # Of a second Ctrl-C or a handler of somebody's, perhaps within a step: what it left is a result, but
             # nothing to go on from, so that the last checkpoint stays.
@@ -893,16 +907,13 @@ def _validation_data(
 # --- checkpoints -----------------------------------------------------------------------------------
 
 
-def _identity(members: list[_Data], checks: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
-    """What tells a fit's model and data from others, before MAP constants are set."""
-    data: list[Tensor] = []
-    for member in {id(member.x): member for member in members}.values():
-        data += [member.x, member.y, *(getattr(member.standardizer, name) for name in _SCALING)]
-    validation = {id(tensor): tensor for check in checks for tensor in check}
-    return identity(members[0].bnn, data, validation.values())
-
-
 _SCALING = tuple(Standardizer.__dataclass_fields__)
+
+
+def _training_data(members: list[_Data]) -> Iterator[Tensor]:
+    """What all replicas are fitted to, and how it was standardised."""
+    for member in {id(member.x): member for member in members}.values():
+        yield from (member.x, member.y, *(getattr(member.standardizer, name) for name in _SCALING))
 
 
 def _tensors_of(run: _Run, watcher: _Validation | None) -> dict[str, Tensor]:
@@ -1003,7 +1014,7 @@ def _report_failures(
         warnings.warn(
             f"the loss of replicas {steps} stopped being finite; they hold their last finite states",
             RuntimeWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
         return
     step = run.failed[0]

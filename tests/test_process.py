@@ -245,20 +245,16 @@ def test_saving_to_one_place_from_several_threads_leaves_one_whole_file(tmp_path
 def test_interrupting_the_command_line_keeps_the_result_so_far(tmp_path, monkeypatch, where):
     rows = np.random.default_rng(0).normal(size=(40, 3))
     np.savetxt(tmp_path / "data.csv", rows, delimiter=",", header="a,b,y", comments="")
-    rates, steps = infer._rates, 0 if where == "MAP" else 25
+    arguments, steps = infer._Run.arguments, 0 if where == "MAP" else 25
 
-    def interrupting(start, end, num_steps):
-        """Learning rates, of which the 26th of the part that is meant comes with Ctrl-C."""
-        rate = rates(start, end, num_steps)
-
-        def at(step):
-            if step == 25 and (num_steps == 3000) == (where == "MAP"):
+    def interrupting(run, start=0):
+        """What the steps get, with Ctrl-C in the 25th of the part that is meant."""
+        for step, values in enumerate(arguments(run, start), start=1):
+            if step == 25 and run.label == where:
                 os.kill(os.getpid(), signal.SIGINT)
-            return rate(step)
+            yield values
 
-        return at
-
-    monkeypatch.setattr(infer, "_rates", interrupting)
+    monkeypatch.setattr(infer._Run, "arguments", interrupting)
     out, init = tmp_path / "out", "map" if where == "MAP" else "random"
     options = ["--target", "y", "--hidden", "4", "4", "--steps", "3900", "--particles", "2", "--init", init]
     result = CliRunner().invoke(main, ["fit", str(tmp_path / "data.csv"), *options, "--out", str(out)])
