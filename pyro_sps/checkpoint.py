@@ -150,6 +150,8 @@ class Checkpoint:
         }
         if header.keys() != kinds.keys() or not all(isinstance(header[k], kind) for k, kind in kinds.items()):
             raise LoadError(f"{path} is damaged: its header is not that of a checkpoint")
+        if not all(isinstance(value, float) for value in header["seconds"].values()):
+            raise LoadError(f"{path} is damaged: its seconds are no numbers")
         return Checkpoint(directory, numbers=Numbers(tensors, f"the checkpoint in {directory}"), **header)
 
     def require(self, marks: Mapping[str, Any]) -> None:

@@ -328,7 +328,8 @@ def resume(
     settings["device"] = found.settings["device"] if device is None else device
     try:
         _check_settings(**{**settings, "init": "random" if settings["init"] == "given" else settings["init"]})
-    except (ValueError, TypeError) as error:
+        torch.device(settings["device"] or "cpu")
+    except (ValueError, TypeError, RuntimeError) as error:
         raise LoadError(f"the checkpoint in {directory} is damaged: {error}") from error
     return _fit(bnn, x, y, validation, callbacks, settings, found)
 
@@ -922,7 +923,7 @@ def _tensors_of(run: _Run, watcher: _Validation | None) -> dict[str, Tensor]:
     tensors["losses"] = run.losses[: run.done]
     tensors["failed"] = torch.tensor([run.failed.get(index, -1) for index in range(len(run.members))])
     for index, member in enumerate(run.members):
-        for name in _SCALING:
+        for name in _SCALING if index == 0 or not run.shared else ():
             tensors[f"standardizer.{index}.{name}"] = getattr(member.standardizer, name)
         if isinstance(member.bnn.values, MAP) and member.bnn.num_fixed:
             tensors |= {f"constant.{index}.{weight.name}": weight.fixed for weight in member.bnn.weights}
@@ -979,6 +980,10 @@ def _restore(found: Checkpoint, run: _Run, watcher: _Validation | None) -> None:
         for index, own in enumerate(watcher.history):
             rows = zip(*(values[index] for values in history.values()), strict=True)
             own += [{n: int(v) if n == "step" else v for n, v in zip(history, row, strict=True)} for row in rows]
+    if found.numbers.left:
+        raise LoadError(
+            f"the checkpoint in {found.directory} is damaged: it has the unknown {[*found.numbers.left][:9]}"
+        )
 
 
 # --- results ---------------------------------------------------------------------------------------
