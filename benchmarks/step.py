@@ -1,25 +1,28 @@
 """Milliseconds an optimisation step: pyro_sps against hand-written torch, stock Pyro and NumPyro.
 
-    python benchmarks/step.py [--repeats 9] [--threads 2] [--json FILE] [--jobs energy toy]
+    python benchmarks/step.py [--repeats 9] [--threads 2] [--out FOLDER] [--jobs energy toy classes]
 
-Every contender does the same mathematics: heavy mask, ±c learned, Normal(0, 1) prior, Gaussian noise 0.1, 16 particles,
-closed-form KL, Adam, float32. Contenders are interleaved, block by block, and medians over the blocks are reported.
+Every contender does the same mathematics: heavy mask, ±c learned, Normal(0, 1) prior, Gaussian noise 0.1 or classes, 16
+particles, closed-form KL, Adam, float32. Contenders are interleaved, block by block, and medians over the blocks are
+reported.
 """
 
-import argparse
-import json
 import math
-import os
-import platform
 import statistics
-import sys
 import time
+
+from common import arguments, report
 
 JOBS = {
     "energy": {"widths": [8, 50, 50, 2], "rows": 512, "steps": 100},
     "toy": {"widths": [1, 50, 50, 1], "rows": 30, "steps": 400},
+    "classes": {"widths": [784, 400, 400, 10], "rows": 128, "steps": 6},
 }
 PARTICLES, NOISE, RATE = 16, 0.1, 1e-3
+
+
+def is_classes(job):
+    return job["widths"][-1] == 10
 
 
 def data(job):
@@ -27,33 +30,42 @@ def data(job):
 
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(job["rows"], job["widths"][0], generator=generator)
+    if is_classes(job):
+        return x, torch.randint(0, 10, (job["rows"],), generator=generator)
     return x, torch.sin(x.sum(1, keepdim=True)).expand(-1, job["widths"][-1]).contiguous()
 
 
 def network(job):
     import pyro_sps as sps
 
-    return sps.BNN(sps.mlp(job["widths"]), scheme=sps.Heavy(), values=sps.Constant(1.0, learn=True))
+    return sps.BNN(
+        sps.mlp(job["widths"]),
+        scheme=sps.Heavy(),
+        values=sps.Constant(1.0, learn=True),
+        likelihood=sps.Categorical() if is_classes(job) else sps.Gaussian(NOISE),
+    )
 
 
-def ours(job, compile):
+def ours(job, compile, replicas=1, particles=PARTICLES):
     """What `fit` runs: the same calls, with its step built once and timed block by block."""
     from pyro_sps.elbo import prepare
     from pyro_sps.guides import AutoSPSNormal
     from pyro_sps.infer import _initial_params, _members, _rates, _Run, _vi_objective
 
     x, y = data(job)
-    member = _members(network(job), x, y, 1, False, False, None)[0]
-    guide = AutoSPSNormal(member.bnn)
-    problem, own = prepare(member.bnn, guide, x, y)
+    batch = job.get("batch", len(x))
+    num_data = None if batch == len(x) else len(x)
+    members = _members(network(job), x, y, replicas, True, False, None)
+    bnn, guide = members[0].bnn, AutoSPSNormal(members[0].bnn)
+    problem, own = prepare(bnn, guide, x[:batch], y[:batch], num_data=num_data)
     run = _Run(
-        objective=lambda params, noise, x, y: _vi_objective(problem, params, noise, x, y, len(member.x), None),
-        members=[member],
-        starts=[_initial_params(member, problem, own, "random", 0.05, 0)],
+        objective=lambda params, noise, x, y: _vi_objective(problem, params, noise, x, y, job["rows"], num_data),
+        members=members,
+        starts=[_initial_params(m, problem, own, "random", 0.05, seed) for seed, m in enumerate(members)],
         num_steps=1,
-        batch_size=len(x),
-        noise_shape=(PARTICLES, problem.size),
-        seeds=[0],
+        batch_size=batch,
+        noise_shape=(particles, problem.size),
+        seeds=list(range(replicas)),
         rates=_rates(RATE, RATE, 10),
         max_grad_norm=1e3,
         compile=compile,
@@ -101,8 +113,14 @@ def hand_written(job):
                 hidden = torch.baddbmm(tensors[layer + 1].unsqueeze(1), hidden, tensors[layer].mT)
                 if layer + 2 < len(tensors):
                     hidden = hidden.tanh()
-            constant = math.log(NOISE * math.sqrt(2 * math.pi))
-            likelihood = -((y - hidden) ** 2).sum() / (2 * NOISE**2 * PARTICLES) - y.numel() * constant
+            if is_classes(job):
+                labels = y.expand(PARTICLES, -1).flatten()
+                likelihood = (
+                    -torch.nn.functional.cross_entropy(hidden.flatten(0, 1), labels, reduction="sum") / PARTICLES
+                )
+            else:
+                constant = math.log(NOISE * math.sqrt(2 * math.pi))
+                likelihood = -((y - hidden) ** 2).sum() / (2 * NOISE**2 * PARTICLES) - y.numel() * constant
             kl = (0.5 * (scale**2 + loc**2 - 1) - scale.log()).sum()
             loss = (kl - likelihood) / len(x)
             adam.zero_grad()
@@ -159,7 +177,8 @@ def numpyro_scan(job):
             if layer + 2 < len(tensors):
                 hidden = jnp.tanh(hidden)
         with numpyro.plate("data", len(x)):
-            numpyro.sample("obs", dist.Normal(hidden, NOISE).to_event(1), obs=y)
+            likelihood = dist.Categorical(logits=hidden) if is_classes(job) else dist.Normal(hidden, NOISE).to_event(1)
+            numpyro.sample("obs", likelihood, obs=y)
 
     svi = SVI(model, AutoNormal(model), numpyro.optim.Adam(RATE), TraceMeanField_ELBO(num_particles=PARTICLES))
     state = [svi.init(jax.random.PRNGKey(0), x, y)]
@@ -204,36 +223,20 @@ def measure(job, repeats):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", metavar="FILE")
-    parser.add_argument("--jobs", nargs="+", default=list(JOBS), choices=list(JOBS))
-    arguments = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
-    os.environ["XLA_FLAGS"] = f"--xla_cpu_multi_thread_eigen={str(arguments.threads > 1).lower()}"
-    import torch
-
-    torch.set_num_threads(arguments.threads)
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    for name in ("pyro", "numpyro", "jax"):
-        try:
-            versions[name] = __import__(name).__version__
-        except ImportError:
-            versions[name] = "missing"
-    print(f"{platform.machine()}, {arguments.threads} threads, {versions}")
-    results = {}
-    for job in arguments.jobs:
-        results[job] = measure(JOBS[job], arguments.repeats)
+    options = arguments(__doc__, {"--repeats": 9, "--jobs": list(JOBS)})
+    results, lines = {}, []
+    for job in options.jobs:
+        results[job] = measure(JOBS[job], options.repeats)
         hand = results[job]["hand-written torch, eager"]
         numpyro = results[job].get("NumPyro, jitted scan", math.nan)
-        print(f"\n{job}: {JOBS[job]}\n\n| | ms a step | / hand-written | / NumPyro |\n| --- | --- | --- | --- |")
+        widths = "-".join(map(str, JOBS[job]["widths"]))
+        lines += [f"{job}: {widths}, {JOBS[job]['rows']} rows, {PARTICLES} particles", ""]
+        lines += ["| | ms a step | / hand-written | / NumPyro |", "| --- | ---: | ---: | ---: |"]
         for name, value in results[job].items():
-            print(f"| {name} | {value:.2f} | {value / hand:.2f} | {value / numpyro:.2f} |")
-    if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump({"versions": versions, "arguments": vars(arguments), "milliseconds": results}, file, indent=1)
+            lines.append(f"| {name} | {value:.2f} | {value / hand:.2f} | {value / numpyro:.2f} |")
+        lines.append("")
+    report("step", options, results, lines)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -40,8 +40,10 @@ from .process import interrupts_deferred
 from .step import AdamState, Layout, Objective, Step, adam_scalars, make_step
 from .values import MAP, Given
 
-# Fits of fewer steps are over before a compilation pays (6 to 16 s cold, 1 to 2 s from the disk cache).
-COMPILE_FROM = 4000
+# What compiling costs (4 to 10 s cold, 1 to 2 s from inductor's disk cache) and what it saves in a step: some time
+# whatever the network, and some for each weight used, by benchmarks/step.py. The choice must not depend on how busy the
+# machine is, or the same seed would give other roundings.
+COMPILE_SECONDS, SAVED_A_STEP, SAVED_A_WEIGHT = 8.0, 0.9e-3, 5e-11
 
 Callback = Callable[[int, "np.ndarray"], object]
 
@@ -370,6 +372,9 @@ def _fit(
     guide = AutoSPSNormal(first.bnn)
     num_data = None if batch == rows else rows
     problem, own_params = prepare(first.bnn, guide, first.x[:batch], first.y[:batch], num_data=num_data)
+    compile = asked.compile
+    if compile is None:
+        compile = _pays_to_compile(asked.num_steps, count * asked.num_particles * batch, bnn)
     seconds = {"prepare": time.perf_counter() - started}
 
     started, interrupted = time.perf_counter(), ""
@@ -395,7 +400,6 @@ def _fit(
         if found is not None:
             found.require_elbo(marks["elbo"], torch.finfo(first.x.dtype).eps)
     ended = found is not None and (found.stopped != "" or found.done == asked.num_steps)
-    compile = asked.num_steps >= COMPILE_FROM if asked.compile is None else asked.compile
     run = _Run(
         objective=objective,
         members=members,
@@ -409,6 +413,7 @@ def _fit(
         compile=compile and not interrupted and not ended,
         progress=asked.progress,
         label="fit",
+        group=_replicas_at_once(count, asked.num_particles * batch * max(group.size for group in bnn.topology.groups)),
         paused=interrupted,
     )
     watcher = _Validation(checks, members, run.layout, guide, asked.validate_every, asked.patience) if checks else None
@@ -644,6 +649,23 @@ def _vi_objective(
     return loss / rows
 
 
+def _pays_to_compile(num_steps: int, network_runs: int, bnn: BNN) -> bool:
+    """Whether a fit is long enough; `network_runs` is how often a step runs the network on a row."""
+    saved = SAVED_A_STEP + SAVED_A_WEIGHT * network_runs * bnn.topology.num_weights
+    return num_steps * saved >= COMPILE_SECONDS
+
+
+# Activations of a layer, in elements, that replicas may have together before they leave the cores' caches: beyond that
+# they run faster one after the other (benchmarks/RESULTS.md).
+ACTIVATIONS_AT_ONCE = 1 << 19
+
+
+def _replicas_at_once(replicas: int, activations: int) -> int:
+    """The largest divisor of `replicas` whose activations, so many elements a replica, stay within bounds."""
+    most = max(1, ACTIVATIONS_AT_ONCE // activations)
+    return max(size for size in range(1, replicas + 1) if replicas % size == 0 and size <= most)
+
+
 def _rates(start: float, end: float | None, num_steps: int) -> Callable[[int], float]:
     """Exponential decay from `start` to `end`."""
     ratio = 0.3 if end is None else end / start
@@ -724,6 +746,7 @@ class _Run:
     compile: bool
     progress: bool
     label: str
+    group: int | None = None
     stopped: str = ""  # why it ended before its last step
     paused: str = ""  # why it ended here although there is more to do
     done: int = 0
@@ -745,6 +768,7 @@ class _Run:
             (None if self.noise_shape is None else 0, data_dim, data_dim),
             self.max_grad_norm,
             self.compile,
+            self.group,
         )
         if self.step.reason:
             warnings.warn(f"{self.label} runs without the fast path: {self.step.reason}", RuntimeWarning, stacklevel=5)
@@ -832,7 +856,8 @@ class _Run:
         return self.losses[: self.done].T.cpu().double().numpy()
 
     def _look(self, recent: Tensor, done: int) -> None:
-        if math.isfinite(recent.sum().item()):  # cheaper than looking at each
+        # Cheaper than looking at each; the sum alone would cost a small network a hundredth of its step.
+        if math.isfinite((recent if recent.numel() == 1 else recent.sum()).item()):
             return
         finite = recent.isfinite()
         for replica in range(recent.shape[1]):

@@ -170,9 +170,12 @@ class PartialWeight(nn.Module):
         free = free.expand((*batch, self.num_free))
         if self.num_free == self.mask.numel():
             return free.reshape((*batch, *self.mask.shape))
-        # `fixed` is zero under the free entries: a sum, whose derivatives need no copy of the whole tensor.
-        placed = free.new_zeros((*batch, self.mask.numel())).scatter(-1, self.index.expand_as(free), free)
-        return (placed + fixed).reshape((*batch, *self.mask.shape))
+        index = self.index.expand_as(free)
+        if scale is None:
+            full = fixed.expand((*batch, -1)).scatter(-1, index, free)
+        else:  # a sum, since `fixed` is zero under the free entries: its derivative by the scale needs no copy of all
+            full = free.new_zeros((*batch, self.mask.numel())).scatter(-1, index, free) + fixed
+        return full.reshape((*batch, *self.mask.shape))
 
     def forward(self, prior: torch.distributions.Distribution, scale: Tensor | None = None) -> Tensor:
         """Sample the free entries at the site `name` and put the tensor together.

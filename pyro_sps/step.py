@@ -96,6 +96,7 @@ def make_step(
     data_dims: tuple[int | None, ...],
     max_grad_norm: float,
     compile: bool,
+    group: int | None = None,
 ) -> Step:
     """Build the optimisation step of an objective.
 
@@ -106,6 +107,8 @@ def make_step(
         data_dims: For each of `(noise, *data)`, 0 if it has a replica dimension and None if all replicas share it.
         max_grad_norm: Gradients are scaled down to this norm, replica by replica.
         compile: Whether to compile.
+        group: Number of replicas that run at once, a divisor of the replicas; default: all. The program is made for a
+            group and called for one after the other.
 
     Returns:
         The step, as fast as it could be made. What cannot be recorded or compiled falls back and says why.
@@ -113,7 +116,7 @@ def make_step(
     state, *arguments = examples
     # In half precision 1e-8 is zero, and 0 / 0 would follow.
     epsilon = max(EPSILON, torch.finfo(state.params.dtype).tiny)
-    replicas = state.params.shape[0]
+    replicas = group or state.params.shape[0]
 
     def gradients(params: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
         unpacked = layout.unpack(params)
@@ -142,16 +145,26 @@ def make_step(
         params.sub_(torch.where(losses.isfinite().unsqueeze(-1), size * update, size.new_zeros(())))
         return losses
 
-    example = (state.params, state.first, state.second, adam_scalars([0.0], state.params)[0], *arguments)
+    arguments = [_part(one, dim, 0, replicas) for one, dim in zip(arguments, data_dims, strict=True)]
+    example = (
+        *(tensor[:replicas] for tensor in (state.params, state.first, state.second)),
+        adam_scalars([0.0], state.params)[0],
+        *arguments,
+    )
     with silenced():  # under the lock of the process, which neither recording nor compiling shares with other threads
         recorded, reason = _record(step, example)
         if recorded is None:
-            return Step(_runner(_in_session(step)), "traced", reason)
+            return Step(_runner(_in_session(step), replicas, data_dims), "traced", reason)
         if compile:
             compiled, reason = _compile(recorded, example)
             if compiled is not None:
-                return Step(_runner(_on_same_threads(compiled, recorded)), "compiled")
-    return Step(_runner(recorded), "recorded", reason)
+                return Step(_runner(_on_same_threads(compiled, recorded), replicas, data_dims), "compiled")
+    return Step(_runner(recorded, replicas, data_dims), "recorded", reason)
+
+
+def _part(argument: Any, dim: int | None, start: int, stop: int) -> Any:
+    """An argument's replicas from `start` to `stop`."""
+    return argument if dim is None or argument is None else argument[start:stop]
 
 
 def adam_scalars(rates: Sequence[float], like: Tensor) -> Tensor:
@@ -171,10 +184,18 @@ def adam_scalars(rates: Sequence[float], like: Tensor) -> Tensor:
     return torch.from_numpy(table).to(like)
 
 
-def _runner(step: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _runner(step: Callable[..., Tensor], group: int, data_dims: tuple[int | None, ...]) -> Callable[..., Tensor]:
     def run(state: AdamState, scalars: Tensor, *args: Any) -> Tensor:
+        tensors = (state.params, state.first, state.second)
+        count = state.params.shape[0]
         with torch.no_grad():
-            return step(state.params, state.first, state.second, scalars, *args)
+            if count == group:
+                return step(*tensors, scalars, *args)
+            losses = []
+            for start in range(0, count, group):
+                own = (_part(one, dim, start, start + group) for one, dim in zip(args, data_dims, strict=True))
+                losses.append(step(*(tensor[start : start + group] for tensor in tensors), scalars, *own))
+            return torch.cat(losses)
 
     return run
 
@@ -243,12 +264,20 @@ def _compile(recorded: fx.GraphModule, example: tuple[Any, ...]) -> tuple[Callab
                 node.meta.pop("val", None)
             # Inductor without dynamo, whose guards cost more than the step of a small network takes: the recording
             # has no Python left to guard, and all its arguments keep their shapes.
-            compiled = torch._inductor.compile(fast, [*copies, *example[3:]])
+            compiled = torch._inductor.compile(fast, [*copies, *example[3:]], options=_inductor_options())
             compiled(*copies, *example[3:])
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
         return None, f"it could not be compiled ({type(error).__name__}: {lines[0][:120]})"
     return compiled, ""
+
+
+def _inductor_options() -> dict[str, Any]:
+    """Fused multiply-adds on CPUs, as NumPyro's compiler has them; not every version of torch has the option."""
+    import torch._inductor.config as config
+
+    name = "enable_floating_point_contract_flag"
+    return {f"cpp.{name}": "fast"} if hasattr(config.cpp, name) else {}
 
 
 # x P(x²) / Q(x²), fitted to tanh on |x| ≤ 8 by least squares with Lawson's weights; 3 ulp of float32 everywhere.

@@ -6,10 +6,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from pyro_sps import plots
 from pyro_sps.cli import main
-
-FIGURES = ("plot_elbo", "plot_calibration", "plot_pit", "plot_predicted")
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +72,6 @@ def test_mistakes_are_one_line(folder, monkeypatch, arguments, message):
     assert "Traceback" not in result.output
 
 
-@pytest.mark.skipif(
-    not all(hasattr(plots, name) for name in FIGURES), reason=f"pyro_sps.plots lacks some of {', '.join(FIGURES)}"
-)
 def test_page_has_all_figures_and_needs_nothing_else(folder, tmp_path):
     page = tmp_path / "page.html"
     arguments = [folder / "run", folder / "data.csv", "--num-samples", 50, "--html", page]

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import pyro_sps as sps
+from pyro_sps import infer
 
 QUICK = {"progress": False, "num_particles": 4}
 
@@ -287,3 +288,25 @@ def test_progress_bar_is_silent_when_asked(capsys):
         sps.fit(small(), *regression(), num_steps=3, **QUICK)
     captured = capsys.readouterr()
     assert captured.out == captured.err == ""
+
+
+@pytest.mark.parametrize(("replicas", "activations", "expected"), [(10, 1, 10), (10, 1 << 19, 1), (10, 10**9, 1)])
+def test_replicas_at_once(replicas, activations, expected):
+    assert infer._replicas_at_once(replicas, activations) == expected
+
+
+def test_replicas_at_once_divide_the_replicas():
+    for replicas in range(1, 20):
+        for most in range(1, 20):
+            size = infer._replicas_at_once(replicas, infer.ACTIVATIONS_AT_ONCE // most)
+            assert replicas % size == 0
+            assert size <= most
+            assert not any(replicas % other == 0 for other in range(size + 1, min(most, replicas) + 1))
+
+
+def test_long_fits_are_compiled_and_short_ones_are_not():
+    toy, energy = (sps.BNN(sps.mlp(widths)) for widths in ([1, 50, 50, 1], [8, 50, 50, 2]))
+    assert infer._pays_to_compile(10_000, 16 * 30, toy)
+    assert not infer._pays_to_compile(3_000, 16 * 30, toy)
+    assert infer._pays_to_compile(5_000, 16 * 512, energy)
+    assert not infer._pays_to_compile(1_000, 16 * 512, energy)

@@ -247,12 +247,12 @@ def test_interrupting_the_command_line_keeps_the_result_so_far(tmp_path, monkeyp
     np.savetxt(tmp_path / "data.csv", rows, delimiter=",", header="a,b,y", comments="")
     arguments, steps = infer._Run.arguments, 0 if where == "MAP" else 25
 
-    def interrupting(run, start=0):
-        """What the steps get, with Ctrl-C in the 25th of the part that is meant."""
-        for step, values in enumerate(arguments(run, start), start=1):
-            if step == 25 and run.label == where:
+    def interrupting(run, *start):
+        """Noise and data, of which the 26th of the part that is meant come with Ctrl-C."""
+        for number, drawn in enumerate(arguments(run, *start)):
+            if number == 25 and run.label == where:
                 os.kill(os.getpid(), signal.SIGINT)
-            yield values
+            yield drawn
 
     monkeypatch.setattr(infer._Run, "arguments", interrupting)
     out, init = tmp_path / "out", "map" if where == "MAP" else "random"

@@ -63,6 +63,20 @@ def test_data_may_have_a_replica_dimension():
     torch.testing.assert_close(state.params, torch.stack([layout.pack(p) for p in params]))
 
 
+@pytest.mark.parametrize("compile", [False, True])
+def test_groups_of_replicas_give_the_same_steps(compile):
+    results = []
+    for group in (None, 1, 2, 4):
+        _, layout, state, noise = start(4)
+        x, y = torch.ones(3, dtype=torch.float64) * 2, TARGET.repeat(2, 1)
+        step = make_step(objective, layout, (state, noise, x, y), (0, None, 0), 1.0, compile, group)
+        for scalars in adam_scalars([0.01] * 5, state.params):
+            losses = step.run(state, scalars, noise, x, y)
+        results.append((state.params, losses))
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0])
+
+
 def test_a_step_that_is_not_finite_changes_nothing_in_its_replica():
     _, layout, state, noise = start(2)
     x, y = torch.ones(3, dtype=torch.float64), TARGET[0]

@@ -79,24 +79,23 @@ def _list(head: str, items: Sequence[str]) -> str:
 
 def _figures(diagnosis: Diagnosis) -> Iterator[tuple[str, str, Callable[[Axes], Any]]]:
     """Name, caption and what draws it on given axes, of each figure that there is something for."""
-    draw: Any = plots
-    prediction, y = diagnosis.prediction, diagnosis.targets
+    fits, prediction, y = diagnosis.fits, diagnosis.prediction, diagnosis.targets
     yield (
         "ELBO",
         "ELBO before each step of the optimisation.",
-        lambda ax: [draw.plot_elbo(f, ax) for f in diagnosis.fits],
+        lambda ax: plots.plot_elbo(fits if len(fits) > 1 else fits[0], ax),
     )
     if diagnosis.predictive.calibration is not None:
         rows = "held-out rows" if diagnosis.predictive.held_out else "training rows, which is no test"
         yield (
             "Calibration",
             f"Share of targets inside central intervals against the nominal level ({rows}); calibrated: the diagonal.",
-            lambda ax: draw.plot_calibration(prediction, y, ax),
+            lambda ax: plots.plot_calibration(prediction, y, ax),
         )
         yield (
             "PIT",
             "Where targets lie in their predictive distributions; flat if calibrated, a U if intervals are too narrow.",
-            lambda ax: draw.plot_pit(prediction, y, ax),
+            lambda ax: plots.plot_pit(prediction, y, ax=ax),
         )
         for target in range(min(_MOST_TARGETS, y.shape[1])):
             yield (
@@ -114,8 +113,7 @@ def _figures(diagnosis: Diagnosis) -> Iterator[tuple[str, str, Callable[[Axes], 
 
 
 def _plot_predicted(diagnosis: Diagnosis, target: int, ax: Axes) -> None:
-    draw: Any = plots
-    draw.plot_predicted(diagnosis.prediction, diagnosis.targets, target, 0.95, ax)
+    plots.plot_predicted(diagnosis.prediction, diagnosis.targets, target, 0.95, ax)
 
 
 def _plot_weights(weighted: Sequence[Importance], ax: Axes) -> None:

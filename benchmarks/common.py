@@ -1,0 +1,60 @@
+"""What the benchmarks share: options, pinned threads, the machine, and where results go."""
+
+import argparse
+import json
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+
+def arguments(doc, options):
+    """Parse options with defaults (a list takes several) besides --threads and --out, and pin the threads."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in options.items():
+        several = isinstance(default, list)
+        kind = type(default[0] if several else default)
+        parser.add_argument(name, type=kind, default=default, **({"nargs": "+"} if several else {}))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, help="folder for NAME.json and NAME.md")
+    parsed = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(parsed.threads)
+    os.environ["XLA_FLAGS"] = f"--xla_cpu_multi_thread_eigen={str(parsed.threads > 1).lower()}"
+    import torch
+
+    torch.set_num_threads(parsed.threads)
+    return parsed
+
+
+def machine(threads):
+    """One line about the machine and the versions."""
+    versions = []
+    for name in ("torch", "pyro-ppl", "numpyro", "jax"):
+        try:
+            versions.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            versions.append(f"{name} missing")
+    cpu = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine())
+    load = f"load average {os.getloadavg()[0]:.1f} at the end"
+    return (
+        f"{cpu}, {os.cpu_count()} cores, {threads} threads, {load}; Python {platform.python_version()}, "
+        + ", ".join(versions)
+    )
+
+
+def _cpuinfo():
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def report(name, options, results, lines):
+    """Print a table and write it, and the numbers as JSON, to the folder that was asked for."""
+    command = " ".join(["python", f"benchmarks/{name}.py", *sys.argv[1:]])
+    text = "\n".join([f"`{command}`", "", machine(options.threads), "", *lines]).rstrip() + "\n"
+    print(text)
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / f"{name}.md").write_text(text)
+        content = {"command": command, "machine": machine(options.threads), "results": results}
+        (options.out / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
