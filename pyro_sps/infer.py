@@ -834,7 +834,7 @@ class _Run:
                         if not bar.disable:
                             bar.set_postfix(ELBO=f"{-losses[done - 50 : done].mean().item() * rows:.1f}")
                     for callback in callbacks:
-                        if callback(done - 1, losses[done - 1].cpu().numpy() * rows) is True:
+                        if callback(done - 1, losses[done - 1].cpu().double().numpy() * rows) is True:
                             self.stopped = f"a callback stopped it after step {done}"
                     if watcher is not None and (done % watcher.every == 0 or done == count):
                         self.stopped = watcher(done, self.state) or self.stopped

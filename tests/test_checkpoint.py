@@ -84,9 +84,8 @@ def detached(value):
 
 SETS = [data(seed=s) for s in range(2)]
 CASES = {
-    "single": ({}, {}),
     "minibatches": ({}, {"batch_size": 16, "standardize": True}),
-    "replicas": ({}, {"replicas": 3, "batch_size": 16}),
+    "replicas": ({}, {"replicas": 3, "batch_size": 16, "validation": data(20, 1), "validate_every": 7}),
     "own data": (
         {"x": torch.stack([s[0] for s in SETS]), "y": torch.stack([s[1] for s in SETS])},
         {"replicas": 2, "standardize": True},
@@ -94,10 +93,8 @@ CASES = {
     "init map": ({}, {"init": "map", "map_steps": 20}),
     "init given": ({}, {"init": lambda: {t: torch.full((99,), 0.1)[:n] for t, n in sizes()}}),
     "map values": ({"bnn": {"values": sps.MAP(num_steps=20)}}, {"standardize": True}),
-    "no masks": ({"bnn": {"scheme": sps.Unmasked(), "values": sps.Zero(), "likelihood": sps.Gaussian(0.2)}}, {}),
     "float64": ({"bnn": {"dtype": torch.float64}}, {"final_learning_rate": 1e-4}),
     "bfloat16": ({"bnn": {"dtype": torch.bfloat16, "likelihood": sps.Gaussian(1.0)}}, {}),
-    "validation": ({}, {"validation": data(20, 1), "validate_every": 7, "replicas": 2}),
     "patience": ({}, {"validation": data(20, 1), "validate_every": 4, "patience": 3, "learning_rate": 0.2}),
     "compiled": ({}, {"compile": True, "batch_size": 16}),
 }
@@ -176,19 +173,18 @@ def test_a_fit_that_a_callback_stopped_or_that_failed_has_ended(tmp_path):
 # --- killed ----------------------------------------------------------------------------------------
 
 
-def world(every):
+def world():
     """A fit with all that a checkpoint has to keep."""
     x, y = data()
-    options = {"num_steps": 500, "num_particles": 2, "batch_size": 16, "replicas": 2, "standardize": True}
+    options = {"num_steps": 400, "num_particles": 2, "batch_size": 16, "replicas": 2, "standardize": True}
     checks = {"validation": data(10, 1), "validate_every": 50, "patience": 100}
-    return (model(), x, y), {**options, **checks, "progress": False, "checkpoint_every": every}
+    return (model(), x, y), {**options, **checks, "progress": False}
 
 
-def keep_killing(directory, every, times):
-    """Kill a fit again and again; what was found each time. In a process of its own, that has no threads to fork."""
+def keep_killing(directory, series):
+    """Kill fits again and again; what was found each time. In a process of its own, which has no threads to fork."""
     torch.set_num_threads(1)
-    directory, dice = Path(directory), random.Random(every)
-    arguments, options = world(every)
+    arguments, options = world()
     states, write = {}, checkpoints.Writer.write
 
     def recording(self, step, header, tensors):
@@ -196,67 +192,77 @@ def keep_killing(directory, every, times):
         return write(self, step, header, tensors)
 
     checkpoints.Writer.write = recording
-    sps.fit(*arguments, checkpoint=directory / "reference", **{**options, "checkpoint_every": 1})
+    sps.fit(*arguments, checkpoint=Path(directory) / "reference", checkpoint_every=1, **options)
     checkpoints.Writer.write = write
     whole = sps.fit(*arguments, **options)
-    found, place = [], directory / "killed"
-    for time_of_death in range(times):
-        steps, told = os.pipe()
-        if (child := os.fork()) == 0:
-            try:
+    results = []
+    for every, times in series:
+        place, dice = Path(directory) / str(every), random.Random(every)
 
-                def tell(step, _, told=told):
-                    os.write(told, step.to_bytes(4, "little"))
+        def live(told, place=place, every=every):
+            def tell(step, _):
+                os.write(told, step.to_bytes(4, "little"))
 
-                if (place / FILE).exists():
-                    sps.resume(place, *arguments, validation=options["validation"], progress=False, callbacks=[tell])
-                else:
-                    sps.fit(*arguments, checkpoint=place, callbacks=[tell], **options)
-            finally:
-                os._exit(0)
-        os.close(told)
-        done = b""
-        if time_of_death % 6:  # while it takes steps and writes
-            done = os.read(steps, 4)
-            time.sleep(dice.uniform(0, 0.03))
-        else:  # while it gets ready
-            time.sleep(dice.uniform(0, 0.4))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        while more := os.read(steps, 4096):
-            done += more
-        os.close(steps)
-        last = int.from_bytes(done[-4:], "little") + 1 if done else 0
-        writing = list(place.glob(f".{FILE}.*.tmp"))
-        one = {"last": last, "writing": len(writing), "done": -1, "equal": True}
-        if (place / FILE).exists():
-            checkpoint = Checkpoint.read(place)
-            expected = states[checkpoint.done]
-            one["done"] = checkpoint.done
-            one["equal"] = expected.keys() == checkpoint.numbers.left.keys() and all(
-                torch.equal(value, checkpoint.numbers.left[name]) for name, value in expected.items()
-            )
-        found.append(one)
-    again = sps.resume(place, *arguments, validation=options["validation"], progress=False)
-    return found, same(whole, again), sorted(path.name for path in place.iterdir())
+            if (place / FILE).exists():
+                sps.resume(place, *arguments, validation=options["validation"], progress=False, callbacks=[tell])
+            else:
+                sps.fit(*arguments, checkpoint=place, checkpoint_every=every, callbacks=[tell], **options)
+
+        found = [life(place, live, states, turn, dice) for turn in range(times)]
+        again = sps.resume(place, *arguments, validation=options["validation"], progress=False)
+        results.append((found, same(whole, again), sorted(path.name for path in place.iterdir())))
+    return results
 
 
-@pytest.mark.parametrize(("every", "times"), [(1, 20), (7, 10)])
-def test_killed_at_any_moment_it_goes_on_to_the_same_numbers(tmp_path, every, times):
+def life(place, live, states, turn, dice):
+    """A process that fits until it is killed, and what it left."""
+    steps, told = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            live(told)
+        finally:
+            os._exit(0)
+    os.close(told)
+    done = b""
+    if turn % 6:  # while it takes steps and writes
+        for _ in range(dice.randrange(1, 12)):
+            done += os.read(steps, 4)
+        time.sleep(dice.uniform(0, 0.003))
+    else:  # while it gets ready
+        time.sleep(dice.uniform(0, 0.4))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    while more := os.read(steps, 4096):
+        done += more
+    os.close(steps)
+    last = int.from_bytes(done[-4:], "little") + 1 if done else 0
+    left = {"last": last, "writing": len(list(place.glob(f".{FILE}.*.tmp"))), "done": -1, "equal": True}
+    if (place / FILE).exists():
+        checkpoint = Checkpoint.read(place)
+        expected, numbers = states[checkpoint.done], checkpoint.numbers.left
+        left["done"] = checkpoint.done
+        left["equal"] = expected.keys() == numbers.keys() and all(
+            torch.equal(value, numbers[name]) for name, value in expected.items()
+        )
+    return left
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_same_numbers(tmp_path):
+    series = ((1, 20), (7, 10))  # steps between checkpoints, and kills: 30 in all
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        found, equal, files = pool.apply(keep_killing, (str(tmp_path), every, times))
-    assert equal
-    assert files == [FILE]  # also what was left of the writes that were killed
-    assert len(found) == times
-    before = -1
-    for one in found:
-        assert one["equal"]
-        assert one["done"] >= before  # never older, never gone
-        assert one["done"] >= one["last"] - every  # at most the steps since the last one are lost
-        before = one["done"]
-    assert 0 < before < 500  # it was killed at work
-    if every == 1:
-        assert sum(one["writing"] for one in found) >= 3  # also within writes
+        results = pool.apply(keep_killing, (str(tmp_path), series))
+    for (every, times), (found, equal, files) in zip(series, results, strict=True):
+        assert equal
+        assert files == [FILE]  # what was left of the writes that were killed is gone
+        assert len(found) == times
+        before = -1
+        for left in found:
+            assert left["equal"]
+            assert left["done"] >= before  # never older, never gone
+            assert left["done"] >= left["last"] - every  # at most the steps since the last one are lost
+            before = left["done"]
+        assert 0 < before < 400  # it was killed at work
+    assert sum(left["writing"] for left in results[0][0]) >= 3  # also within writes
 
 
 # --- interrupted -----------------------------------------------------------------------------------
