@@ -27,7 +27,7 @@ from pyro_sps.cli import main
 from pyro_sps.files import canonical, seal, unseal
 
 # More than the whole suite has time for: `PYRO_SPS_LONG_STEPS=200000 pytest tests/test_checkpoint.py -k memory`.
-LONG_STEPS = int(os.environ.get("PYRO_SPS_LONG_STEPS", "16000"))
+LONG_STEPS = int(os.environ.get("PYRO_SPS_LONG_STEPS", "8000"))
 
 
 def data(rows=40, seed=0):
