@@ -1,6 +1,6 @@
 """Step time and peak memory of `sps.fit`'s step against width, particles, rows and replicas; memory of a wide layer.
 
-    python benchmarks/scaling.py [--threads 2] [--out FOLDER] [--parts width particles rows replicas layer]
+    python benchmarks/scaling.py [--threads 2] [--out FOLDER] [--parts width particles rows replicas 'replicas of toy' layer]
 
 Every row is a process of its own: median milliseconds a step after a warm-up, and how far the peak of its resident
 memory is above that after importing torch and pyro_sps and making the data. The base is energy's network (8-50-50-2,
@@ -15,15 +15,19 @@ from pathlib import Path
 
 from common import arguments, report
 
-BASE = {"width": 50, "particles": 16, "rows": 512, "replicas": 1}
+BASE = {"width": 50, "particles": 16, "rows": 512, "replicas": 1, "inputs": 8, "outputs": 2}
 SWEEPS = {
     "width": [64, 128, 256, 512, 1024, 2048, 4096],
     "particles": [1, 2, 4, 8, 16, 32, 64],
     "rows": [30, 100, 512, 10_000, 100_000, 1_000_000],
     "replicas": [1, 2, 4, 10, 32, 64],
+    "replicas of toy": [1, 2, 4, 10, 32, 64],
 }
 # Wide networks get fewer rows and particles, so that a sweep takes minutes.
-SETTINGS = {"width": {"particles": 4, "rows": 128}}
+SETTINGS = {
+    "width": {"particles": 4, "rows": 128},
+    "replicas of toy": {"rows": 30, "inputs": 1, "outputs": 1},
+}
 
 CHILD = """
 import json, resource, sys, time
@@ -35,7 +39,7 @@ if {layer!r}:
     step.PARTICLES = 4
     job = {{"widths": [4096, 4096], "rows": 64}}
 else:
-    job = {{"widths": [8, {width}, {width}, 2], "rows": {rows}, "batch": min(512, {rows})}}
+    job = {{"widths": [{inputs}, {width}, {width}, {outputs}], "rows": {rows}, "batch": min(512, {rows})}}
 step.data(job)
 import pyro_sps.infer, torch._inductor.compile_fx
 network = step.network(job)
@@ -79,10 +83,13 @@ def main():
             lines += ["| | ms a step | added memory | / hand-written |", "| --- | ---: | ---: | ---: |"]
             lines += [f"| {n} | {v[0]:,.0f} | {v[1]:,.0f} MB | {v[1] / base:.2f} |" for n, v in rows.items() if v]
         else:
-            rows = {value: run(options.threads, **SETTINGS.get(part, {}), **{part: value}) for value in SWEEPS[part]}
-            lines += [f"| {part} | ms a step | added memory |", "| ---: | ---: | ---: |"]
+            name = part.split()[0]
+            rows = {value: run(options.threads, **SETTINGS.get(part, {}), **{name: value}) for value in SWEEPS[part]}
+            lines += [f"| {part} | ms a step | / first | added memory |", "| ---: | ---: | ---: | ---: |"]
+            first = next(iter(rows.values()))
             for value, found in rows.items():
-                cells = f"{found[0]:,.2f} | {found[1]:,.0f} MB" if found else "failed | "
+                ratio = f"{found[0] / first[0]:.2f}" if found and first else ""
+                cells = f"{found[0]:,.2f} | {ratio} | {found[1]:,.0f} MB" if found else "failed | | "
                 lines.append(f"| {value:,} | {cells} |")
         results[part] = rows
         lines.append("")

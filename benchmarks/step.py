@@ -50,7 +50,7 @@ def ours(job, compile, replicas=1, particles=PARTICLES):
     """What `fit` runs: the same calls, with its step built once and timed block by block."""
     from pyro_sps.elbo import prepare
     from pyro_sps.guides import AutoSPSNormal
-    from pyro_sps.infer import _initial_params, _members, _rates, _Run, _vi_objective
+    from pyro_sps.infer import _initial_params, _members, _rates, _replicas_at_once, _Run, _vi_objective
 
     x, y = data(job)
     batch = job.get("batch", len(x))
@@ -71,6 +71,7 @@ def ours(job, compile, replicas=1, particles=PARTICLES):
         compile=compile,
         progress=False,
         label="benchmark",
+        group=_replicas_at_once(replicas, particles * batch * max(job["widths"])),
     )
 
     def block(steps):
