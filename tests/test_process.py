@@ -248,8 +248,8 @@ def test_interrupting_the_command_line_keeps_the_result_so_far(tmp_path, monkeyp
     arguments, steps = infer._Run.arguments, 0 if where == "MAP" else 25
 
     def interrupting(run, *start):
-        """Noise and data, of which the 26th of the part that is meant come with Ctrl-C."""
-        for number, drawn in enumerate(arguments(run, *start)):
+        """Noise and data, of which the 25th of the part that is meant come with Ctrl-C, which waits for the step."""
+        for number, drawn in enumerate(arguments(run, *start), start=1):
             if number == 25 and run.label == where:
                 os.kill(os.getpid(), signal.SIGINT)
             yield drawn
