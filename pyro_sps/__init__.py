@@ -18,12 +18,13 @@ _EXPORTS = {
     "likelihoods": ["Bernoulli", "Categorical", "Gaussian", "HeteroscedasticGaussian", "Poisson"],
     "guides": ["AutoSPSNormal"],
     "elbo": ["MeanFieldELBO"],
-    "infer": ["Fit", "Fits", "NonFiniteLossError", "fit", "map_estimate"],
+    "infer": ["Fit", "Fits", "NonFiniteLossError", "fit", "map_estimate", "resume"],
     "predict": ["Prediction"],
     "diagnostics.convert": ["from_mcmc", "to_arviz"],
     "diagnostics.diagnose": ["Diagnosis", "diagnose"],
     "nuts": ["NutsSamples", "sample_nuts"],
-    "io": ["LoadError", "load"],
+    "files": ["LoadError"],
+    "io": ["load"],
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
 _MODULES = ["datasets", "likelihoods", "plots", "schemes", "tables", "topology", "values"]

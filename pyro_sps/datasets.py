@@ -283,7 +283,7 @@ def _verify(content: bytes, source: _Source, place: str) -> None:
 def _download(source: _Source, path: Path) -> Path:
     import pooch
 
-    from .io import write_atomically
+    from .files import write_atomically
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import biject_to
 
+from .checkpoint import Checkpoint, Writer, digest_of, environment, marks_of, plain
 from .data import (
     Standardizer,
     check_inputs,
@@ -28,9 +32,11 @@ from .data import (
     noise_stream,
 )
 from .elbo import Params, Problem, elbo_terms, negative_elbo, negative_log_joint, prepare, pyro_session, sum_terms
+from .files import LoadError
 from .guides import AutoSPSNormal
 from .nn import BNN
 from .predict import Member, Prediction
+from .process import interrupts_deferred
 from .step import AdamState, Layout, Objective, Step, adam_scalars, make_step
 from .values import MAP, Given
 
@@ -199,6 +205,9 @@ def fit(
     callbacks: Sequence[Callback] = (),
     compile: bool | None = None,
     replicas: int | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 1000,
+    checkpoint_errors: str = "warn",
 ) -> Any:
     """Fit a mean-field normal posterior over the stochastic weights by maximising the ELBO.
 
@@ -228,14 +237,24 @@ def fit(
         device: Where to fit; default: where `bnn` is.
         progress: Whether to show a progress bar with the ELBO (on a terminal).
         callbacks: Functions of (step, losses of the replicas), called after every step; one that returns True stops.
+            What they keep is theirs; the fit itself keeps one loss a step and one entry a validation.
         compile: Whether to compile the step with `torch.compile`; default: for fits long enough to gain from it.
         replicas: Number R of independent fits that run as one program; None for a single fit.
+        checkpoint: Directory for checkpoints, of this fit alone, from which `pyro_sps.resume` goes on; None for none.
+            One file is replaced as a whole: whenever the process ends, the last checkpoint is whole.
+        checkpoint_every: Steps between them. One more comes at the start, after any MAP optimisation, and one at the
+            end, also after Ctrl-C. Each holds five numbers a parameter at most, and the losses so far.
+        checkpoint_errors: What to do when one cannot be written, for instance to a full disk: `"warn"` and go on, or
+            `"stop"` with the result so far. A directory that cannot be used at all is an error before any work.
 
     Returns:
-        A `Fit`, or with `replicas` a `Fits`, a tuple of them.
+        A `Fit`, or with `replicas` a `Fits`, a tuple of them. Ctrl-C ends it after the step at work, with the result
+        so far; a second Ctrl-C raises no later than Python would.
 
     Raises:
         ValueError: If an argument is out of range or the data does not fit the network, before any work.
+        FileExistsError: If `checkpoint` holds the checkpoint of another fit, before any work.
+        OSError: If `checkpoint` cannot be written, before any work.
         NonFiniteLossError: If the loss of a single fit stops being finite; it holds the last finite state.
 
     Example:
@@ -249,30 +268,122 @@ def fit(
     settings = {
         name: value for name, value in locals().items() if name not in ("bnn", "x", "y", "validation", "callbacks")
     }
-    started = time.perf_counter()
     _check_settings(**settings)
-    count = replicas or 1
-    members = _members(bnn, x, y, count, replicas is not None, standardize, device)
-    checks = _validation_data(members, validation, replicas is not None)
+    settings["checkpoint"] = None if checkpoint is None else os.fspath(checkpoint)
+    return _fit(bnn, x, y, validation, callbacks, settings, None)
+
+
+def resume(
+    directory: str | Path,
+    bnn: BNN,
+    x: Any,
+    y: Any,
+    *,
+    validation: tuple[Any, Any] | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    callbacks: Sequence[Callback] = (),
+) -> Any:
+    """Go on with a fit from its last checkpoint.
+
+    On the same machine, with the same versions and number of torch's threads, a CPU gives the very numbers that the
+    fit would have had without a break. If it had ended, its result comes back at once.
+
+    Args:
+        directory: What was given to `fit` as `checkpoint`; further checkpoints go there too.
+        bnn: The same model.
+        x: The same inputs.
+        y: The same targets.
+        validation: The same as in `fit`.
+        device: Where to go on; default: as in `fit`.
+        progress: As in `fit`.
+        callbacks: As in `fit`; they see the steps that are left.
+
+    Returns:
+        What `fit` would have returned, a `Fit` or a `Fits`. All other settings are those of `fit`; where `init` was
+        a dict, `Fit.settings` has `"given"`.
+
+    Raises:
+        LoadError: If there is no checkpoint, it is damaged or of another version, or it is of another model or of
+            other data.
+        NonFiniteLossError: As in `fit`.
+
+    Warns:
+        RuntimeWarning: If versions, device or number of threads are others than they were.
+
+    Example:
+        >>> import tempfile, torch, pyro_sps as sps
+        >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
+        >>> bnn = sps.BNN(sps.mlp([1, 5, 5, 1]))
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     fit = sps.fit(bnn, x, x**2, num_steps=20, progress=False, checkpoint=directory)
+        ...     again = sps.resume(directory, bnn, x, x**2)
+        >>> bool((again.guide.loc == fit.guide.loc).all())
+        True
+    """
+    own = ("validation", "callbacks")
+    names = [p.name for p in inspect.signature(fit).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    found = Checkpoint.read(directory)
+    if found.settings.keys() != set(names) - set(own):
+        raise LoadError(f"the checkpoint in {directory} is damaged: its settings are not those of fit")
+    settings = {**found.settings, "checkpoint": str(directory), "progress": progress}
+    settings["device"] = found.settings["device"] if device is None else device
+    try:
+        _check_settings(**{**settings, "init": "random" if settings["init"] == "given" else settings["init"]})
+        torch.device(settings["device"] or "cpu")
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise LoadError(f"the checkpoint in {directory} is damaged: {error}") from error
+    return _fit(bnn, x, y, validation, callbacks, settings, found)
+
+
+def _fit(
+    bnn: BNN,
+    x: Any,
+    y: Any,
+    validation: tuple[Any, Any] | None,
+    callbacks: Sequence[Callback],
+    settings: Mapping[str, Any],
+    found: Checkpoint | None,
+) -> Any:
+    """Fit from the start, or from where a checkpoint was found."""
+    started, asked = time.perf_counter(), SimpleNamespace(**settings)
+    count, many, seed = asked.replicas or 1, asked.replicas is not None, asked.seed
+    keeps = asked.checkpoint is not None
+    marks = marks_of(bnn) if keeps and isinstance(bnn, BNN) else {}
+    if found is not None:
+        found.require(marks)
+    members = _members(bnn, x, y, count, many, asked.standardize, asked.device, found)
+    checks = _validation_data(members, validation, many)
+    if keeps:
+        marks |= {"data": digest_of(_training_data(members)), "validation": digest_of(itertools.chain(*checks))}
+        if found is not None:
+            found.require(marks)
+        writer = Writer.open(asked.checkpoint, asked.checkpoint_every, asked.checkpoint_errors, found is None)
     first = members[0]
     rows = len(first.x)
-    batch = rows if batch_size is None else min(batch_size, rows)
-    seconds: dict[str, float] = {}
+    batch = rows if asked.batch_size is None else min(asked.batch_size, rows)
 
     for index, member in enumerate(members):
         if isinstance(member.bnn.values, MAP) and member.bnn.num_fixed:
-            _set_map_values(member, seed + index, progress)
+            if found is None:
+                _set_map_values(member, seed + index, asked.progress)
+            else:
+                member.bnn.set_fixed(Given(_constants_of(member, found, index)))
     guide = AutoSPSNormal(first.bnn)
     num_data = None if batch == rows else rows
     problem, own_params = prepare(first.bnn, guide, first.x[:batch], first.y[:batch], num_data=num_data)
+    compile = asked.compile
     if compile is None:
-        compile = _pays_to_compile(num_steps, count * num_particles * batch, bnn)
-    seconds["prepare"] = time.perf_counter() - started
+        compile = _pays_to_compile(asked.num_steps, count * asked.num_particles * batch, bnn)
+    seconds = {"prepare": time.perf_counter() - started}
 
     started, interrupted = time.perf_counter(), ""
-    starts = [_initial_params(m, problem, own_params, init, init_scale, seed + r) for r, m in enumerate(members)]
+    init = asked.init if found is None else "random"  # which a checkpoint replaces
+    starts = [_initial_params(m, problem, own_params, init, asked.init_scale, seed + r) for r, m in enumerate(members)]
     if init == "map":
-        points, interrupted = _maximise_posterior(members, problem, starts, map_steps, learning_rate, seed, progress)
+        points, interrupted = _maximise_posterior(
+            members, problem, starts, asked.map_steps, asked.learning_rate, seed, asked.progress
+        )
         starts = [{**start, **point} for start, point in zip(starts, points, strict=True)]
         seconds["map"] = time.perf_counter() - started
 
@@ -281,25 +392,58 @@ def fit(
     def objective(params: Params, noise: Tensor, x: Tensor, y: Tensor) -> Tensor:
         return _vi_objective(problem, params, noise, x, y, rows, num_data)
 
+    if keeps:
+        plain_start = _initial_params(first, problem, own_params, "random", asked.init_scale, seed)
+        noise = first.x.new_zeros((1, problem.size))
+        with pyro_session(), torch.no_grad():
+            marks["elbo"] = objective(plain_start, noise, first.x[:batch], first.y[:batch]).item()
+        if found is not None:
+            found.require_elbo(marks["elbo"], torch.finfo(first.x.dtype).eps)
+    ended = found is not None and (found.stopped != "" or found.done == asked.num_steps)
     run = _Run(
         objective=objective,
         members=members,
         starts=starts,
-        num_steps=num_steps,
+        num_steps=asked.num_steps,
         batch_size=batch,
-        noise_shape=(num_particles, problem.size),
+        noise_shape=(asked.num_particles, problem.size),
         seeds=[seed + index for index in range(count)],
-        rates=_rates(learning_rate, final_learning_rate, num_steps),
-        max_grad_norm=max_grad_norm,
-        compile=compile and not interrupted,
-        progress=progress,
+        rates=_rates(asked.learning_rate, asked.final_learning_rate, asked.num_steps),
+        max_grad_norm=asked.max_grad_norm,
+        compile=compile and not interrupted and not ended,
+        progress=asked.progress,
         label="fit",
-        group=_replicas_at_once(count, num_particles * batch * max(group.size for group in bnn.topology.groups)),
-        stopped=interrupted,
+        group=_replicas_at_once(count, asked.num_particles * batch * max(group.size for group in bnn.topology.groups)),
+        paused=interrupted,
     )
-    watcher = _Validation(checks, members, run.layout, guide, validate_every, patience) if checks else None
-    losses = run(callbacks, watcher)
-    seconds["optimise"] = time.perf_counter() - started
+    watcher = _Validation(checks, members, run.layout, guide, asked.validate_every, asked.patience) if checks else None
+    mode = run.step.mode
+    if found is not None:
+        _restore(found, run, watcher)
+        seconds = {**found.seconds, "prepare": seconds["prepare"] + found.seconds.get("prepare", 0.0)}
+        if ended:
+            mode = str(found.environment.get("steps"))
+        else:
+            found.warn_of_environment({**environment(first.x), "steps": mode})
+    before = seconds.get("optimise", 0.0)
+
+    def save() -> str:
+        """Write a checkpoint; why to stop, if it cannot be written and that was asked for."""
+        seconds["optimise"] = before + time.perf_counter() - started
+        header = {
+            "settings": {name: plain(value) for name, value in settings.items()},
+            "marks": marks,
+            "done": run.done,
+            "stopped": run.stopped,
+            "environment": {**environment(first.x), "steps": mode},
+            "seconds": seconds,
+        }
+        return writer.write(run.done, header, _tensors_of(run, watcher))
+
+    # A start that was interrupted is not the one to go on from.
+    run(callbacks, watcher, save if keeps and not interrupted and not ended else None, asked.checkpoint_every)
+    seconds["optimise"] = before + time.perf_counter() - started
+    losses = run.losses_so_far()
     final = run.layout.unpack(run.state.params if watcher is None or watcher.best is None else watcher.best)
     fits = Fits(
         Fit(
@@ -310,15 +454,15 @@ def fit(
             seconds=seconds,
             settings={**settings, "seed": seed + index},
             validation=watcher.history[index] if watcher else (),
-            stopped=run.stopped,
-            mode=run.step.mode,
+            stopped=run.stopped or run.paused,
+            mode=mode,
             x=member.x,
             y=member.y,
         )
         for index, member in enumerate(members)
     )
-    _report_failures(fits, problem, run, rows, num_data, replicas)
-    return fits if replicas is not None else fits[0]
+    _report_failures(fits, problem, run, rows, num_data, asked.replicas)
+    return fits if many else fits[0]
 
 
 def map_estimate(
@@ -381,7 +525,8 @@ def _check_settings(**settings: Any) -> None:
         if not valid:
             raise ValueError(f"{name} must be {expected}, got {settings[name]!r}")
 
-    for name in ("num_steps", "num_particles", "batch_size", "validate_every", "patience", "map_steps", "replicas"):
+    counts = ("num_steps", "num_particles", "batch_size", "validate_every", "patience", "map_steps", "replicas")
+    for name in (*counts, "checkpoint_every"):
         value = settings.get(name)
         if value is not None:
             require(
@@ -401,11 +546,22 @@ def _check_settings(**settings: Any) -> None:
             isinstance(init, Mapping) or init in ("random", "map"),
             "'random', 'map' or a dict of values by site",
         )
+    if settings.get("checkpoint") is not None:
+        require("checkpoint", isinstance(settings["checkpoint"], str | os.PathLike), "a directory")
+    if "checkpoint_errors" in settings:
+        require("checkpoint_errors", settings["checkpoint_errors"] in ("warn", "stop"), "'warn' or 'stop'")
     make_generator("cpu", settings["seed"])
 
 
 def _members(
-    bnn: BNN, x: Any, y: Any, count: int, may_stack: bool, standardize: bool, device: torch.device | str | None
+    bnn: BNN,
+    x: Any,
+    y: Any,
+    count: int,
+    may_stack: bool,
+    standardize: bool,
+    device: torch.device | str | None,
+    found: Checkpoint | None = None,
 ) -> list[_Data]:
     """A copy of the model and the data for every replica."""
     if not isinstance(bnn, BNN):
@@ -432,6 +588,8 @@ def _members(
                 if standardize
                 else Standardizer.identity(like)
             )
+            if found is not None:  # another number of threads might round the moments differently
+                scaling = _scaling_of(found, scaling, index)
             inputs, targets = scaling.inputs(inputs), scaling.targets(targets)
         members.append(_Data(copy, inputs, targets, scaling))
     return members
@@ -540,13 +698,13 @@ def _maximise_posterior(
         progress=progress,
         label="MAP",
     )
-    losses = run((), None)
-    if not np.isfinite(losses[:, -1:]).all():
+    run((), None)
+    if not np.isfinite(run.losses_so_far()[:, -1:]).all():
         raise FloatingPointError(
             "the loss of the MAP optimisation is not finite; lower learning_rate, or standardize the data"
         )
     final = run.layout.unpack(run.state.params)
-    return [{name: value[index] for name, value in final.items()} for index in range(len(members))], run.stopped
+    return [{name: value[index] for name, value in final.items()} for index in range(len(members))], run.paused
 
 
 def _free_map(member: _Data, steps: int, rate: float, seed: int, progress: bool) -> dict[str, Tensor]:
@@ -589,7 +747,9 @@ class _Run:
     progress: bool
     label: str
     group: int | None = None
-    stopped: str = ""
+    stopped: str = ""  # why it ended before its last step
+    paused: str = ""  # why it ended here although there is more to do
+    done: int = 0
     failed: dict[int, int] = field(default_factory=dict)  # replica -> step of its first loss that is not finite
 
     def __post_init__(self) -> None:
@@ -597,6 +757,9 @@ class _Run:
         self.state = AdamState.start(torch.stack([self.layout.pack(start) for start in self.starts]))
         self.shared = all(member.x is self.members[0].x for member in self.members)
         self.full = self.batch_size == len(self.members[0].x)
+        like = self.state.params
+        # One number a step, all of them from the start: nothing grows while it runs.
+        self.losses = like.new_empty((self.num_steps, len(self.members)))
         data_dim = None if self.shared and self.full else 0
         self.step: Step = make_step(
             self.objective,
@@ -608,7 +771,7 @@ class _Run:
             self.group,
         )
         if self.step.reason:
-            warnings.warn(f"{self.label} runs without the fast path: {self.step.reason}", RuntimeWarning, stacklevel=4)
+            warnings.warn(f"{self.label} runs without the fast path: {self.step.reason}", RuntimeWarning, stacklevel=5)
 
     def arguments(self, start: int = 0) -> Iterator[tuple[Tensor | None, Tensor, Tensor]]:
         """Noise and data of each step from `start` on.
@@ -631,43 +794,66 @@ class _Run:
             rows = rows.to(x.device)
             yield (x[rows], y[rows]) if self.shared else (x[replicas, rows], y[replicas, rows])
 
-    def __call__(self, callbacks: Sequence[Callback], watcher: _Validation | None) -> np.ndarray:
-        """Run to the end, a stop or a failure of all replicas.
+    def __call__(
+        self,
+        callbacks: Sequence[Callback],
+        watcher: _Validation | None,
+        save: Callable[[], str] | None = None,
+        save_every: int = 1,
+    ) -> None:
+        """Run from where it stands to the end, a stop, a pause or a failure of all replicas.
 
-        Returns:
-            Losses, shape (replicas, steps done).
+        Args:
+            callbacks: Called after every step.
+            watcher: Called now and then.
+            save: Keeps what there is, before the first step, every `save_every` steps and at the end; returns why to
+                pause, if there is a reason.
+            save_every: Steps between two calls of it.
         """
         from tqdm import tqdm
 
-        count, device = len(self.members), self.state.params.device
-        losses = torch.empty((self.num_steps, count), dtype=self.state.params.dtype, device=device)
+        losses, rows, count = self.losses, len(self.members[0].x), self.num_steps
         # On an accelerator, looking at a loss waits for it; there failures are looked for now and then.
-        interval = 1 if device.type == "cpu" else 50
-        scalars = adam_scalars([self.rates(step) for step in range(self.num_steps)], self.state.params)
-        arguments = self.arguments()
-        done = 0
-        bar = tqdm(total=self.num_steps, desc=self.label, disable=None if self.progress else True, mininterval=0.5)
+        interval = 1 if losses.device.type == "cpu" else 50
+        scalars = adam_scalars([self.rates(step) for step in range(count)], self.state.params)
+        arguments = self.arguments(self.done)
+        hidden = None if self.progress else True
+        bar = tqdm(total=count, initial=self.done, desc=self.label, disable=hidden, mininterval=0.5)
+        saved = -1
         try:
-            with bar:
-                while done < self.num_steps and not self.stopped:
-                    losses[done] = self.step.run(self.state, scalars[done], *next(arguments))
-                    done += 1
-                    if done % interval == 0 or done == self.num_steps:
+            with bar, interrupts_deferred() as interrupted:
+                if save is not None and self.done == 0:
+                    self.paused, saved = save() or self.paused, 0
+                while self.done < count and not (self.stopped or self.paused):
+                    losses[self.done] = self.step.run(self.state, scalars[self.done], *next(arguments))
+                    self.done = done = self.done + 1
+                    if done % interval == 0 or done == count:
                         self._look(losses[max(0, done - interval) : done], done)
                     if done % 50 == 0:
-                        bar.update(50)
+                        bar.update(done - bar.n)
                         if not bar.disable:
-                            bar.set_postfix(
-                                ELBO=f"{-losses[done - 50 : done].mean().item() * len(self.members[0].x):.1f}"
-                            )
+                            bar.set_postfix(ELBO=f"{-losses[done - 50 : done].mean().item() * rows:.1f}")
                     for callback in callbacks:
-                        if callback(done - 1, losses[done - 1].cpu().numpy() * len(self.members[0].x)) is True:
+                        if callback(done - 1, losses[done - 1].cpu().double().numpy() * rows) is True:
                             self.stopped = f"a callback stopped it after step {done}"
-                    if watcher is not None and (done % watcher.every == 0 or done == self.num_steps):
+                    if watcher is not None and (done % watcher.every == 0 or done == count):
                         self.stopped = watcher(done, self.state) or self.stopped
+                    if interrupted():
+                        self.paused = f"interrupted after step {done}"
+                    if save is not None and done % save_every == 0:
+                        self.paused, saved = save() or self.paused, done
+                if save is not None and saved != self.done:
+                    save()
+                if interrupted() and not self.paused:  # since the last step: whoever pressed it should hear of it
+                    self.paused = f"interrupted after step {self.done}"
         except KeyboardInterrupt:
-            self.stopped = f"interrupted after step {done}"
-        return losses[:done].T.cpu().double().numpy()
+            # Of a second Ctrl-C or a handler of somebody's, perhaps within a step: what it left is a result, but
+            # nothing to go on from, so that the last checkpoint stays.
+            self.paused = f"interrupted after step {self.done}"
+
+    def losses_so_far(self) -> np.ndarray:
+        """Losses of the steps done, shape (replicas, steps)."""
+        return self.losses[: self.done].T.cpu().double().numpy()
 
     def _look(self, recent: Tensor, done: int) -> None:
         # Cheaper than looking at each; the sum alone would cost a small network a hundredth of its step.
@@ -744,6 +930,87 @@ def _validation_data(
     return checks
 
 
+# --- checkpoints -----------------------------------------------------------------------------------
+
+
+_SCALING = tuple(Standardizer.__dataclass_fields__)
+
+
+def _training_data(members: list[_Data]) -> Iterator[Tensor]:
+    """What all replicas are fitted to, and how it was standardised."""
+    for member in {id(member.x): member for member in members}.values():
+        yield from (member.x, member.y, *(getattr(member.standardizer, name) for name in _SCALING))
+
+
+def _tensors_of(run: _Run, watcher: _Validation | None) -> dict[str, Tensor]:
+    """The numbers of a checkpoint."""
+    tensors = {name: getattr(run.state, name) for name in ("params", "first", "second")}
+    tensors["losses"] = run.losses[: run.done]
+    tensors["failed"] = torch.tensor([run.failed.get(index, -1) for index in range(len(run.members))])
+    for index, member in enumerate(run.members):
+        for name in _SCALING if index == 0 or not run.shared else ():
+            tensors[f"standardizer.{index}.{name}"] = getattr(member.standardizer, name)
+        if isinstance(member.bnn.values, MAP) and member.bnn.num_fixed:
+            tensors |= {f"constant.{index}.{weight.name}": weight.fixed for weight in member.bnn.weights}
+    if watcher is None:
+        return tensors
+    tensors["best_lpp"] = torch.tensor(watcher.best_lpp, dtype=torch.float64)
+    tensors["waited"] = torch.tensor(watcher.waited)
+    if watcher.best is not None:
+        tensors["best"] = watcher.best
+    for name in watcher.history[0][0] if watcher.history[0] else ():
+        history = [[check[name] for check in own] for own in watcher.history]
+        tensors[f"validation.{name}"] = torch.tensor(history, dtype=torch.float64)
+    return tensors
+
+
+def _scaling_of(found: Checkpoint, like: Standardizer, index: int) -> Standardizer:
+    """The standardisation of a replica; `like` has its shapes."""
+    parts = {name: getattr(like, name) for name in _SCALING}
+    take = found.numbers.take
+    return Standardizer(
+        **{name: take(f"standardizer.{index}.{name}", v.dtype, v.shape).to(v) for name, v in parts.items()}
+    )
+
+
+def _constants_of(member: _Data, found: Checkpoint, index: int) -> dict[str, Tensor]:
+    """The MAP values of a replica's fixed weights."""
+    return {
+        weight.name: found.numbers.take(f"constant.{index}.{weight.name}", weight.fixed.dtype, weight.fixed.shape)
+        for weight in member.bnn.weights
+    }
+
+
+def _restore(found: Checkpoint, run: _Run, watcher: _Validation | None) -> None:
+    """Set a run to where its checkpoint was."""
+    take, params, count = found.numbers.take, run.state.params, len(run.members)
+    if not 0 <= found.done <= run.num_steps:
+        raise LoadError(f"the checkpoint in {found.directory} is damaged: {found.done} steps of {run.num_steps} done")
+    for name in ("params", "first", "second"):
+        getattr(run.state, name).copy_(take(name, params.dtype, params.shape))
+    run.done, run.stopped = found.done, found.stopped
+    run.losses[: run.done] = take("losses", params.dtype, (run.done, count), finite=False)
+    failed = take("failed", torch.int64, (count,)).tolist()
+    run.failed = {index: step for index, step in enumerate(failed) if step >= 0}
+    if watcher is not None:
+        watcher.best_lpp = take("best_lpp", torch.float64, (count,), finite=False).tolist()
+        watcher.waited = take("waited", torch.int64, (count,)).tolist()
+        if "best" in found.numbers.left:
+            watcher.best = take("best", params.dtype, params.shape).to(params).clone()
+        shape = (count, run.done // watcher.every + (run.done == run.num_steps and run.done % watcher.every > 0))
+        history = {
+            name: take(f"validation.{name}", torch.float64, shape, finite=False).tolist()
+            for name in list(found.numbers.names("validation."))
+        }
+        for index, own in enumerate(watcher.history):
+            rows = zip(*(values[index] for values in history.values()), strict=True)
+            own += [{n: int(v) if n == "step" else v for n, v in zip(history, row, strict=True)} for row in rows]
+    if found.numbers.left:
+        raise LoadError(
+            f"the checkpoint in {found.directory} is damaged: it has the unknown {[*found.numbers.left][:9]}"
+        )
+
+
 # --- results ---------------------------------------------------------------------------------------
 
 
@@ -777,7 +1044,7 @@ def _report_failures(
         warnings.warn(
             f"the loss of replicas {steps} stopped being finite; they hold their last finite states",
             RuntimeWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
         return
     step = run.failed[0]

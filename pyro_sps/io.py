@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import os
-import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,17 @@ from torch import Tensor, nn
 
 from .data import Standardizer
 from .elbo import prepare
+from .files import (
+    MAX_HEADER,
+    LoadError,
+    Numbers,
+    canonical,
+    parse_tensors,
+    read_bytes,
+    read_checked,
+    tensor_bytes,
+    write_atomically,
+)
 from .guides import AutoSPSNormal
 from .infer import Fit
 from .likelihoods import LIKELIHOODS, Likelihood
@@ -26,8 +34,6 @@ from .version import __version__
 
 FORMAT = 2
 _TENSORS, _HEADER = "fit.safetensors", "fit.json"
-# A header holds names, shapes and settings; a larger one is not ours, and would take memory once it is parsed.
-_MAX_HEADER = 4 << 20
 # Numbers: mask, constant and two guide parameters a weight; the rest (losses, validation) in what comes on top.
 _BYTES_PER_WEIGHT, _BYTES_BESIDES = 64, 1 << 28
 _DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
@@ -52,10 +58,6 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
 }
 
 
-class LoadError(ValueError):
-    """A saved fit is missing, damaged, or belongs to another network."""
-
-
 def save(fit: Fit, directory: str | Path) -> None:
     """Write a fit to a directory, which is made if need be.
 
@@ -70,20 +72,13 @@ def save(fit: Fit, directory: str | Path) -> None:
         OSError: If the directory cannot be written; the fit in memory is as it was.
         ValueError: If the fit is larger than `load` would read: hundreds of MB of losses.
     """
-    from safetensors.torch import save as serialise
-
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    content = serialise(
-        {
-            name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for name, value in _tensors(fit).items()
-        }
-    )
+    content = tensor_bytes(_tensors(fit))
     header = _header(fit)
     header["sha256"] = hashlib.sha256(content).hexdigest()
-    header_text = _canonical({"checksum": hashlib.sha256(_canonical(header).encode()).hexdigest(), "header": header})
-    limits = ((content, _max_bytes(fit.bnn.topology)), (header_text, _MAX_HEADER))
+    header_text = canonical({"checksum": hashlib.sha256(canonical(header).encode()).hexdigest(), "header": header})
+    limits = ((content, _max_bytes(fit.bnn.topology)), (header_text, MAX_HEADER))
     for part, limit in limits:
         if len(part) > limit:
             raise ValueError(f"the fit is too large to be saved: {len(part):,} bytes, more than {limit:,}")
@@ -152,28 +147,7 @@ def checksum(directory: Path) -> str:
         LoadError: If there is none.
     """
     missing = f"there is no saved fit in {directory}: {_HEADER} is missing"
-    return hashlib.sha256(_read_bytes(directory / _HEADER, _MAX_HEADER, missing)).hexdigest()
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that at any moment its old or its new content is there, whole.
-
-    Args:
-        path: The file.
-        content: Its new content.
-
-    Raises:
-        OSError: If it cannot be written; the old content stays and nothing is left beside it.
-    """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # of this call alone, not of the process
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    return hashlib.sha256(read_bytes(directory / _HEADER, MAX_HEADER, missing)).hexdigest()
 
 
 def _header(fit: Fit) -> dict[str, Any]:
@@ -231,57 +205,6 @@ def _tensors(fit: Fit) -> dict[str, Tensor]:
     return tensors
 
 
-def read_checked(path: Path, content: str, checksum: str, canonical: Callable[[Any], str], missing: str) -> Any:
-    """Content of a JSON file that holds it beside its checksum.
-
-    Args:
-        path: The file.
-        content: Key of the content.
-        checksum: Key of the SHA-256 of its canonical text.
-        canonical: The text of some content that the checksum was taken of.
-        missing: What to say if there is no such file.
-
-    Raises:
-        LoadError: If the file is missing, too large or damaged.
-    """
-    text = _read_bytes(path, _MAX_HEADER, missing)
-    try:
-        document = json.loads(text.decode(), object_pairs_hook=_once)
-        value = document[content]
-        intact = hashlib.sha256(canonical(value).encode()).hexdigest() == document[checksum]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise LoadError(f"{path} is damaged: {type(error).__name__} {str(error)[:200]}") from error
-    if not intact:
-        raise LoadError(f"{path} is damaged: its checksum does not match")
-    return value
-
-
-def _read_bytes(path: Path, limit: int, missing: str) -> bytes:
-    """The content of a file that is there, is a file (a pipe would be waited for) and is not too large."""
-    try:
-        if not path.is_file():
-            raise LoadError(f"{path} is not a file" if path.exists() else missing)
-        if (size := path.stat().st_size) > limit:
-            raise LoadError(f"{path} is too large: {size:,} bytes, more than the {limit:,} that are read")
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise LoadError(missing) from error
-    except OSError as error:
-        raise LoadError(f"{path} cannot be read: {error}") from error
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object in which no key comes twice: which one counts would be a matter of the reader."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key comes twice")
-    return found
-
-
-def _canonical(header: Any) -> str:
-    return json.dumps(header, indent=1, sort_keys=True)
-
-
 def _max_bytes(topology: Topology) -> int:
     """Largest file of numbers of a fit of such a network."""
     return _BYTES_PER_WEIGHT * topology.num_weights + _BYTES_BESIDES
@@ -289,7 +212,7 @@ def _max_bytes(topology: Topology) -> int:
 
 def _read_header(path: Path) -> dict[str, Any]:
     missing = f"there is no saved fit in {path.parent}: {path.name} is missing"
-    header = read_checked(path, "header", "checksum", _canonical, missing)
+    header = read_checked(path, "header", "checksum", canonical, missing)
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         found = header.get("format") if isinstance(header, dict) else None
         raise LoadError(f"{path} has format {found!r}; this version of pyro_sps reads format {FORMAT}")
@@ -322,44 +245,10 @@ def _check_network(directory: Path, header: Mapping[str, Any], topology: Topolog
 
 
 def _read_tensors(path: Path, header: Mapping[str, Any], limit: int) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load as deserialise
-
-    content = _read_bytes(path, limit, f"there is no saved fit in {path.parent}: {path.name} is missing")
-    # Checked before anything is parsed: a damaged or foreign file is never looked into.
+    content = read_bytes(path, limit, f"there is no saved fit in {path.parent}: {path.name} is missing")
     if hashlib.sha256(content).hexdigest() != header.get("sha256"):
         raise LoadError(f"{path} is damaged or belongs to another fit: its checksum does not match {_HEADER}")
-    if int.from_bytes(content[:8], "little") > _MAX_HEADER:
-        raise LoadError(f"{path} is damaged: its header claims more than {_MAX_HEADER:,} bytes")
-    try:
-        return deserialise(content)
-    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:  # KeyError: an unknown dtype
-        raise LoadError(f"{path} is damaged: {type(error).__name__}: {str(error)[:200]}") from error
-
-
-class _Numbers:
-    """The tensors of a file, each of which is taken out once and checked."""
-
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self.left = dict(tensors)
-
-    def take(self, name: str, dtype: torch.dtype, *shapes: Sequence[int]) -> Tensor:
-        """A finite tensor of one of these shapes; of any vector where none is given."""
-        if name not in self.left:
-            raise LoadError(f"the saved fit is damaged: the tensor {name!r} is missing")
-        value = self.left.pop(name)
-        fits = tuple(value.shape) in {tuple(shape) for shape in shapes} if shapes else value.dim() == 1
-        if value.dtype != dtype or not fits:
-            raise LoadError(f"the saved fit is damaged: {name!r} has dtype {value.dtype} and shape {value.shape}")
-        # Of a Boolean any byte but 0 and 1 is undefined.
-        valid = value.view(torch.uint8) <= 1 if dtype == torch.bool else value.isfinite()
-        if shapes and not valid.all():
-            raise LoadError(f"the saved fit is damaged: {name!r} holds values that are not possible")
-        return value
-
-    def names(self, prefix: str) -> Iterator[str]:
-        """Names of what is left under a prefix, without it."""
-        return (name.removeprefix(prefix) for name in sorted(self.left) if name.startswith(prefix))
+    return parse_tensors(path, content)
 
 
 def _rebuild(
@@ -371,7 +260,7 @@ def _rebuild(
     likelihood: Likelihood | None,
     device: torch.device | str | None,
 ) -> Fit:
-    numbers = _Numbers(tensors)
+    numbers = Numbers(tensors, "the saved fit")
     bnn = _model_of(directory, header, numbers, net, prior, likelihood, device)
     like = bnn.like
     shape = header["input_shape"] or [bnn.topology.groups[0].size]
@@ -413,7 +302,7 @@ def _rebuild(
 def _model_of(
     directory: Path,
     header: Mapping[str, Any],
-    numbers: _Numbers,
+    numbers: Numbers,
     net: nn.Module,
     prior: Prior | Mapping[str, Prior] | None,
     likelihood: Likelihood | None,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -42,3 +43,38 @@ def silenced(category: type[Warning] = Warning) -> Iterator[None]:
     with process_lock(), warnings.catch_warnings():
         warnings.simplefilter("ignore", category)
         yield
+
+
+@contextmanager
+def interrupts_deferred() -> Iterator[Callable[[], bool]]:
+    """Let the first Ctrl-C wait until it is asked for, so that it cannot hit half-way through a change of state.
+
+    A second one raises `KeyboardInterrupt` at once. In other threads than the main one, to which Python brings signals,
+    and where somebody handles them otherwise, nothing is changed.
+
+    Yields:
+        Whether there was one.
+
+    Example:
+        >>> from pyro_sps.process import interrupts_deferred
+        >>> with interrupts_deferred() as interrupted:
+        ...     print(interrupted())
+        False
+    """
+    asked = False
+
+    def note(*_: Any) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    main = threading.current_thread() is threading.main_thread()
+    ours = main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if ours:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: asked
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -229,7 +229,7 @@ def test_one_fit_predicts_in_several_threads():
 
 
 def test_saving_to_one_place_from_several_threads_leaves_one_whole_file(tmp_path):
-    from pyro_sps.io import write_atomically
+    from pyro_sps.files import write_atomically
 
     contents = [bytes([index]) * 100_000 for index in range(4)]
     for _ in range(5):
@@ -248,8 +248,8 @@ def test_interrupting_the_command_line_keeps_the_result_so_far(tmp_path, monkeyp
     arguments, steps = infer._Run.arguments, 0 if where == "MAP" else 25
 
     def interrupting(run, *start):
-        """Noise and data, of which the 26th of the part that is meant come with Ctrl-C."""
-        for number, drawn in enumerate(arguments(run, *start)):
+        """Noise and data, of which the 25th of the part that is meant come with Ctrl-C, which waits for the step."""
+        for number, drawn in enumerate(arguments(run, *start), start=1):
             if number == 25 and run.label == where:
                 os.kill(os.getpid(), signal.SIGINT)
             yield drawn

@@ -36,7 +36,7 @@ def _canonical(content: Any) -> str:
 
 def write_json(path: Path, content: Mapping[str, Any], checksum: bool = True) -> None:
     """Write a JSON file, with a checksum of its content that `read_model` verifies."""
-    from ..io import write_atomically
+    from ..files import write_atomically
 
     text = _canonical(content)
     if checksum:
@@ -50,7 +50,8 @@ def read_model(path: Path) -> dict[str, Any]:
     Raises:
         LoadError: If it is missing, damaged, of another version or does not belong to the fit beside it.
     """
-    from ..io import LoadError, checksum, read_checked
+    from ..files import LoadError, read_checked
+    from ..io import checksum
     from ..topology import ACTIVATIONS
 
     missing = f"{path.parent} holds no fit of pyro-sps: there is no {path.name}"

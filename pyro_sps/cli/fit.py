@@ -68,17 +68,22 @@ MIN_ROWS = 5
 )
 @click.option("--standardize/--no-standardize", default=True, show_default=True, help="By the training part.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the result.")
+@click.option("--checkpoint-every", type=click.IntRange(1), help="Steps between checkpoints in it.  [default: none]")
+@click.option("--resume", is_flag=True, help="Go on from the checkpoint in it; say again what was said at first.")
 @force_option
 @seed_option
 @quiet_option
-def fit(data: str, out: Path, force: bool, quiet: bool, **options: Any) -> None:
+def fit(
+    data: str, out: Path, checkpoint_every: int | None, resume: bool, force: bool, quiet: bool, **options: Any
+) -> None:
     """Fit a network to DATA: a CSV, Excel or Parquet file, or the name of a data set.
 
     DATA comes before the columns. Of the rows a share is held out at random, and the fit is scored on it. Names of
     data sets are energy, concrete, power-plant, wine-red and kin8nm; their targets need not be named.
     """
     say = printer(quiet)
-    claim(out, force)
+    if not resume:
+        claim(out, force)
     settings = _Settings(**{name: options.pop(name) for name in list(options) if name in _Settings.__annotations__})
     dataset = _training_data(data, options["targets"], options["features"], options["drop"])
     model = settings.model(dataset)
@@ -88,25 +93,30 @@ def fit(data: str, out: Path, force: bool, quiet: bool, **options: Any) -> None:
 
     import pyro_sps as sps
 
+    from ..checkpoint import FILE
     from ..io import checksum
 
     bnn = settings.bnn(model["widths"], options["seed"])
     say(settings.describe(bnn))
-    result = sps.fit(
-        bnn,
-        x,
-        y,
-        num_steps=options["steps"],
-        num_particles=options["particles"],
-        batch_size=options["batch_size"],
-        learning_rate=options["learning_rate"],
-        init=options["init"],
-        standardize=options["standardize"],
-        seed=options["seed"],
-        progress=not quiet,
-    )
+    asked: dict[str, Any] = {
+        "num_steps": options["steps"],
+        "num_particles": options["particles"],
+        "batch_size": options["batch_size"],
+        "learning_rate": options["learning_rate"],
+        "init": options["init"],
+        "standardize": options["standardize"],
+        "seed": options["seed"],
+    }
+    if checkpoint_every is not None:
+        asked["checkpoint_every"] = checkpoint_every
+    if resume:
+        result = _resumed(out, bnn, x, y, asked, not quiet)
+    else:
+        (out / FILE).unlink(missing_ok=True)  # of a fit that --force overwrites
+        result = sps.fit(bnn, x, y, **asked, checkpoint=out if checkpoint_every else None, progress=not quiet)
     if result.stopped:
-        say(f"the fit was {result.stopped}; what follows is the result so far")
+        then = "; --resume goes on with it" if (out / FILE).exists() else ""
+        say(f"the fit was {result.stopped}; what follows is the result so far{then}")
     result.save(out)  # before anything else can fail
     model |= {"fit": checksum(out), "target_scale": _scales(y).tolist(), "data": data}
     write_json(out / MODEL, {**model, "options": {**asdict(settings), **options}})
@@ -222,6 +232,19 @@ def _scales(y: np.ndarray) -> np.ndarray:
     spread = y.std(0)
     spread[spread == 0] = 1.0
     return spread
+
+
+def _resumed(out: Path, bnn: Any, x: np.ndarray, y: np.ndarray, asked: Mapping[str, Any], progress: bool) -> Fit:
+    """The rest of a fit that was asked for in the same words."""
+    import pyro_sps as sps
+
+    from ..checkpoint import Checkpoint
+
+    before = Checkpoint.read(out).settings
+    if other := [f"{n} {before.get(n)}, not {value}" for n, value in asked.items() if before.get(n) != value]:
+        raise click.UsageError(f"--resume: the fit in {out} was started with {'; '.join(other)}")
+    result: Fit = sps.resume(out, bnn, x, y, progress=progress)
+    return result
 
 
 def _fit_metrics(

@@ -56,7 +56,7 @@ def predict(
 
     import pyro_sps as sps
 
-    from ..io import write_atomically
+    from ..files import write_atomically
 
     result = sps.load(directory, sps.mlp(model["widths"], model["activation"], device="meta"))
     dataset = prediction_data(data, model["features"], model["targets"], say)

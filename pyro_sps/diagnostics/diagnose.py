@@ -112,7 +112,7 @@ class Diagnosis:
         Raises:
             OSError: If it cannot be written.
         """
-        from ..io import write_atomically
+        from ..files import write_atomically
         from .page import page
 
         write_atomically(Path(path), page(self).encode())
