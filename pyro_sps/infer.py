@@ -389,8 +389,9 @@ def _fit(
 
     started = time.perf_counter()
 
-    def objective(params: Params, noise: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        return _vi_objective(problem, params, noise, x, y, rows, num_data)
+    def objective(params: Params, noise: Tensor, x: Tensor, y: Tensor, *constants: Tensor) -> Tensor:
+        with first.bnn.constants_as(constants):
+            return _vi_objective(problem, params, noise, x, y, rows, num_data)
 
     if keeps:
         plain_start = _initial_params(first, problem, own_params, "random", asked.init_scale, seed)
@@ -681,8 +682,9 @@ def _maximise_posterior(
     """MAP estimates of every replica: `loc` and the model's parameters; and what interrupted the optimisation."""
     rows = len(members[0].x)
 
-    def objective(params: Params, noise: None, x: Tensor, y: Tensor) -> Tensor:
-        return negative_log_joint(problem, params["loc"], (x, y), None, problem.constrain(params)) / rows
+    def objective(params: Params, noise: None, x: Tensor, y: Tensor, *constants: Tensor) -> Tensor:
+        with members[0].bnn.constants_as(constants):
+            return negative_log_joint(problem, params["loc"], (x, y), None, problem.constrain(params)) / rows
 
     run = _Run(
         objective=objective,
@@ -759,13 +761,18 @@ class _Run:
         self.full = self.batch_size == len(self.members[0].x)
         like = self.state.params
         # One number a step, all of them from the start: nothing grows while it runs.
-        self.losses = like.new_empty((self.num_steps, len(self.members)))
+        self.losses = like.new_zeros((self.num_steps, len(self.members)))
+        # MAP values are each replica's own; all other constants are the same, and part of the program.
+        weights = [member.bnn.weights for member in self.members if isinstance(member.bnn.values, MAP)]
+        self.constants = [torch.stack([w.fixed for w in own]) for own in zip(*weights, strict=True)]
+        if len(self.members) == 1:
+            self.constants = []
         data_dim = None if self.shared and self.full else 0
         self.step: Step = make_step(
             self.objective,
             self.layout,
             (self.state, *next(self.arguments())),
-            (None if self.noise_shape is None else 0, data_dim, data_dim),
+            (None if self.noise_shape is None else 0, data_dim, data_dim, *(0 for _ in self.constants)),
             self.max_grad_norm,
             self.compile,
             self.group,
@@ -773,15 +780,15 @@ class _Run:
         if self.step.reason:
             warnings.warn(f"{self.label} runs without the fast path: {self.step.reason}", RuntimeWarning, stacklevel=5)
 
-    def arguments(self, start: int = 0) -> Iterator[tuple[Tensor | None, Tensor, Tensor]]:
-        """Noise and data of each step from `start` on.
+    def arguments(self, start: int = 0) -> Iterator[tuple[Any, ...]]:
+        """Noise, inputs, targets and the replicas' own constants of each step from `start` on.
 
         Noise has shape (replicas, *noise_shape); data has a replica dimension unless all replicas see all of the same.
         """
         noise: Iterator[Tensor | None] = itertools.repeat(None)
         if self.noise_shape is not None:
             noise = noise_stream(self.seeds, self.noise_shape, self.state.params, start)
-        return ((draw, x, y) for draw, (x, y) in zip(noise, self._batches(start), strict=False))
+        return ((draw, x, y, *self.constants) for draw, (x, y) in zip(noise, self._batches(start), strict=False))
 
     def _batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         x, y = self.members[0].x, self.members[0].y
@@ -945,7 +952,7 @@ def _training_data(members: list[_Data]) -> Iterator[Tensor]:
 def _tensors_of(run: _Run, watcher: _Validation | None) -> dict[str, Tensor]:
     """The numbers of a checkpoint."""
     tensors = {name: getattr(run.state, name) for name in ("params", "first", "second")}
-    tensors["losses"] = run.losses[: run.done]
+    tensors["losses"] = run.losses  # those to come too, so that the file does not grow
     tensors["failed"] = torch.tensor([run.failed.get(index, -1) for index in range(len(run.members))])
     for index, member in enumerate(run.members):
         for name in _SCALING if index == 0 or not run.shared else ():
@@ -989,7 +996,7 @@ def _restore(found: Checkpoint, run: _Run, watcher: _Validation | None) -> None:
     for name in ("params", "first", "second"):
         getattr(run.state, name).copy_(take(name, params.dtype, params.shape))
     run.done, run.stopped = found.done, found.stopped
-    run.losses[: run.done] = take("losses", params.dtype, (run.done, count), finite=False)
+    run.losses.copy_(take("losses", params.dtype, run.losses.shape, finite=False))
     failed = take("failed", torch.int64, (count,)).tolist()
     run.failed = {index: step for index, step in enumerate(failed) if step >= 0}
     if watcher is not None:

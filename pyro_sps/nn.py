@@ -6,7 +6,8 @@ import copy
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyro
@@ -478,6 +479,22 @@ class BNN(PyroModule):
         for weight in self.weights:
             # A new tensor, since copies of the network may share the old one.
             weight.fixed = new[weight.name].to(weight.fixed)
+
+    @contextmanager
+    def constants_as(self, fixed: Sequence[Tensor]) -> Iterator[None]:
+        """Other constants of the fixed weights for a while.
+
+        Args:
+            fixed: A full tensor for every weight tensor, zero where it is stochastic; or nothing, to leave all.
+        """
+        own = [weight.fixed for weight in self.weights]
+        try:
+            for weight, value in zip(self.weights, fixed, strict=False):
+                weight.fixed = value
+            yield
+        finally:
+            for weight, value in zip(self.weights, own, strict=True):
+                weight.fixed = value
 
     def prior_of(self, tensor: WeightTensor) -> torch.distributions.Distribution:
         """The prior of the entries of one weight tensor."""

@@ -310,3 +310,17 @@ def test_long_fits_are_compiled_and_short_ones_are_not():
     assert not infer._pays_to_compile(3_000, 16 * 30, toy)
     assert infer._pays_to_compile(5_000, 16 * 512, energy)
     assert not infer._pays_to_compile(1_000, 16 * 512, energy)
+
+
+@pytest.mark.parametrize("init", ["random", "map"])
+def test_map_values_are_each_replicas_own(init):
+    x, y = regression()
+    bnn = small(values=sps.MAP(num_steps=30))
+    options = {"num_steps": 30, "map_steps": 20, "init": init, **QUICK}
+    fits = sps.fit(bnn, x, y, replicas=3, **options)
+    constants = [fit.bnn.fixed["0.weight"] for fit in fits]
+    assert not torch.equal(constants[0], constants[1])
+    for replica, fit in enumerate(fits):
+        alone = sps.fit(bnn, x, y, seed=replica, **options)
+        assert torch.equal(alone.bnn.fixed["0.weight"], constants[replica])
+        np.testing.assert_allclose(fit.losses, alone.losses, rtol=1e-4)
