@@ -325,3 +325,17 @@ def test_mcmc_of_another_network_is_refused(chain):
         sps.from_mcmc(mcmc, other, x, y)
     with pytest.raises(TypeError, match=r"bnn must be a pyro_sps\.BNN, got int"):
         sps.from_mcmc(mcmc, 1, x, y)
+
+
+def test_samples_of_our_nuts_are_converted_in_original_units():
+    x = torch.linspace(-1, 1, 10, dtype=torch.float64).unsqueeze(1)
+    y = 3 * x + 5
+    bnn = sps.BNN(sps.mlp([1, 2, 1], dtype=torch.float64), scheme=sps.Unmasked(), likelihood=sps.Gaussian(0.5))
+    nuts = sps.sample_nuts(bnn, x, y, num_samples=5, warmup=4, num_chains=2, standardize=True, progress=False)
+    data = sps.from_mcmc(nuts, nuts.bnn, x, y)
+    assert (data.posterior.attrs["method"], data.posterior.attrs["tuning_steps"]) == ("NUTS", 4)
+    first = nuts.samples["0.weight"].numpy()
+    np.testing.assert_array_equal(data.posterior["w"].values[..., : first.shape[-1]], first)
+    np.testing.assert_array_equal(data.observed_data["obs"].values, y.numpy())
+    # The mean of the predictive draws is about that of the targets, 5, and not that of standardised ones, 0.
+    assert abs(float(data.posterior_predictive["obs"].mean()) - 5) < 2

@@ -15,6 +15,7 @@ from ..data import Standardizer
 from ..infer import Fit
 from ..likelihoods import Gaussian
 from ..nn import BNN
+from ..nuts import NutsSamples
 from ..predict import Member, Prediction
 from ..version import __version__
 from .density import chain_seed, check_data, draw, log_joint, prior_draws, training_data
@@ -116,7 +117,7 @@ def to_arviz(
 
 
 def from_mcmc(
-    mcmc: MCMC,
+    mcmc: MCMC | NutsSamples,
     bnn: BNN,
     x: Any,
     y: Any,
@@ -132,7 +133,7 @@ def from_mcmc(
     where the kernel knows it. Latent sites that are no weight tensors (hyperparameters) are variables of their own.
 
     Args:
-        mcmc: After `mcmc.run(x, y)`.
+        mcmc: After `mcmc.run(x, y)`, or what `sample_nuts` returned (whose standardizer is the default).
         bnn: The model that was run.
         x: Its inputs.
         y: Its targets.
@@ -170,7 +171,12 @@ def from_mcmc(
             )
     num_chains, draws = next(iter(samples.values())).shape[:2]
     wanted = _check(draws, groups, layout)
-    standardizer = Standardizer.identity(bnn.like) if standardizer is None else standardizer
+    if isinstance(mcmc, NutsSamples):
+        standardizer = mcmc.standardizer if standardizer is None else standardizer
+        method, tuning_steps = "NUTS", mcmc.settings["warmup"]
+    else:
+        standardizer = Standardizer.identity(bnn.like) if standardizer is None else standardizer
+        method, tuning_steps = type(mcmc.kernel).__name__, mcmc.warmup_steps
     diverging = _divergences(mcmc, num_chains, draws)
     chains = [
         _Chain(
@@ -179,7 +185,7 @@ def from_mcmc(
         )
         for index in range(num_chains)
     ]
-    attrs = {"inference_library": "pyro", "method": type(mcmc.kernel).__name__, "tuning_steps": int(mcmc.warmup_steps)}
+    attrs = {"inference_library": "pyro", "method": method, "tuning_steps": int(tuning_steps)}
     return _convert(chains, draws, wanted, layout, check_data(bnn, x, y), seed, attrs)
 
 
@@ -227,7 +233,7 @@ def _needs_data(wanted: Sequence[str]) -> bool:
     return bool(set(wanted) - {"posterior", "prior"})
 
 
-def _divergences(mcmc: MCMC, num_chains: int, draws: int) -> np.ndarray | None:
+def _divergences(mcmc: MCMC | NutsSamples, num_chains: int, draws: int) -> np.ndarray | None:
     """Which draws ended a diverging trajectory, shape (chains, draws); None if the kernel does not say."""
     known = mcmc.diagnostics().get("divergences")
     if known is None:
