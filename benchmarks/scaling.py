@@ -48,7 +48,7 @@ build = step.hand_written(job) if {layer!r} == "hand" else step.ours(job, {compi
 build(2)
 times = []
 spent = time.perf_counter()
-while len(times) < 3 or (len(times) < 9 and time.perf_counter() - spent < 8):
+while len(times) < 3 or (len(times) < 9 and time.perf_counter() - spent < 3):
     n = max(1, int(0.3 / times[0])) if times else 1
     started = time.perf_counter()
     build(n)

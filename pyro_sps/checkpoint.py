@@ -65,10 +65,11 @@ class Writer:
             )
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            for left in directory.glob(f".{FILE}.*.tmp"):  # of a process that was killed while it wrote
+            probe = directory / f"{FILE}.probe"
+            for left in (probe, *directory.glob(f".{FILE}.*.tmp")):  # of a process that was killed while it wrote
                 left.unlink(missing_ok=True)
-            write_atomically(directory / ".write-test", b"")
-            (directory / ".write-test").unlink()
+            write_atomically(probe, b"")
+            probe.unlink()
         except OSError as error:
             what = f"checkpoint={str(directory)!r} cannot be written ({error.strerror})"
             raise type(error)(error.errno, what) from error

@@ -997,6 +997,10 @@ def _restore(found: Checkpoint, run: _Run, watcher: _Validation | None) -> None:
         getattr(run.state, name).copy_(take(name, params.dtype, params.shape))
     run.done, run.stopped = found.done, found.stopped
     run.losses.copy_(take("losses", params.dtype, run.losses.shape, finite=False))
+    if run.losses[run.done :].any():
+        raise LoadError(
+            f"the checkpoint in {found.directory} is damaged: it has losses of more than {found.done} steps"
+        )
     failed = take("failed", torch.int64, (count,)).tolist()
     run.failed = {index: step for index, step in enumerate(failed) if step >= 0}
     if watcher is not None:
