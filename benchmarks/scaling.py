@@ -64,6 +64,7 @@ def run(threads, layer="", compile=True, **changes):
     code = CHILD.format(here=here, threads=threads, layer=layer, compile=compile, **setting)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
     if done.returncode:
+        print(done.stderr, file=sys.stderr)
         return None
     return json.loads(done.stdout.splitlines()[-1])
 

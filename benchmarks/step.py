@@ -75,7 +75,8 @@ def ours(job, compile, replicas=1, particles=PARTICLES):
     )
 
     def block(steps):
-        run.num_steps = steps
+        run.num_steps, run.done = steps, 0
+        run.losses = run.losses.new_zeros((steps, replicas))
         run((), None)
 
     return block
