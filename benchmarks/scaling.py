@@ -17,11 +17,11 @@ from common import arguments, report
 
 BASE = {"width": 50, "particles": 16, "rows": 512, "replicas": 1, "inputs": 8, "outputs": 2}
 SWEEPS = {
-    "width": [64, 128, 256, 512, 1024, 2048, 4096],
-    "particles": [1, 2, 4, 8, 16, 32, 64],
-    "rows": [30, 100, 512, 10_000, 100_000, 1_000_000],
-    "replicas": [1, 2, 4, 10, 32, 64],
-    "replicas of toy": [1, 2, 4, 10, 32, 64],
+    "width": [64, 256, 1024, 4096],
+    "particles": [1, 4, 16, 64],
+    "rows": [30, 512, 10_000, 1_000_000],
+    "replicas": [1, 4, 10, 64],
+    "replicas of toy": [1, 4, 10, 64],
 }
 # Wide networks get fewer rows and particles, so that a sweep takes minutes.
 SETTINGS = {
@@ -49,7 +49,7 @@ build(2)
 times = []
 spent = time.perf_counter()
 while len(times) < 3 or (len(times) < 9 and time.perf_counter() - spent < 3):
-    n = max(1, int(0.3 / times[0])) if times else 1
+    n = max(1, int(0.3 / times[-1])) if times else 1
     started = time.perf_counter()
     build(n)
     times.append((time.perf_counter() - started) / n)
