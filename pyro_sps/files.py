@@ -231,3 +231,11 @@ class Numbers:
     def names(self, prefix: str) -> Iterator[str]:
         """Names of what is left under a prefix, without it."""
         return (name.removeprefix(prefix) for name in sorted(self.left) if name.startswith(prefix))
+
+
+def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a fit was asked for as JSON has it: objects as the beginning of their text."""
+    return {
+        name: value if isinstance(value, int | float | str | bool | None) else repr(value)[:200]
+        for name, value in settings.items()
+    }

@@ -19,6 +19,7 @@ from .files import (
     Numbers,
     canonical,
     parse_tensors,
+    plain_settings,
     read_bytes,
     read_checked,
     tensor_bytes,
@@ -158,9 +159,6 @@ def _header(fit: Fit) -> dict[str, Any]:
         else None
     )
     scale = bnn.constant_scale()
-    settings = {
-        k: v if isinstance(v, int | float | str | bool | None) else repr(v)[:200] for k, v in fit.settings.items()
-    }
     return {
         "format": FORMAT,
         "pyro_sps": __version__,
@@ -176,7 +174,7 @@ def _header(fit: Fit) -> dict[str, Any]:
         "values": type(bnn.values).__name__,
         "input_shape": None if fit.x is None else list(fit.x.shape[1:]),
         "seconds": dict(fit.seconds),
-        "settings": settings,
+        "settings": plain_settings(fit.settings),
         "stopped": fit.stopped,
         "mode": fit.mode,
         # Only if it was asked for before: saving must neither wait for it nor fail with it.

@@ -256,6 +256,8 @@ def _compile(recorded: fx.GraphModule, example: tuple[Any, ...]) -> tuple[Callab
     """The recorded step compiled, or None and why that failed."""
     copies = [tensor.clone() for tensor in example[:3]]
     try:
+        from torch._inductor import compile as inductor_compile
+
         with torch.no_grad():
             fast = make_fx(recorded, decomposition_table={torch.ops.aten.tanh.default: _rational_tanh})(
                 *copies, *example[3:]
@@ -264,7 +266,7 @@ def _compile(recorded: fx.GraphModule, example: tuple[Any, ...]) -> tuple[Callab
                 node.meta.pop("val", None)
             # Inductor without dynamo, whose guards cost more than the step of a small network takes: the recording
             # has no Python left to guard, and all its arguments keep their shapes.
-            compiled = torch._inductor.compile(fast, [*copies, *example[3:]], options=_inductor_options())
+            compiled = inductor_compile(fast, [*copies, *example[3:]], options=_inductor_options())
             compiled(*copies, *example[3:])
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]

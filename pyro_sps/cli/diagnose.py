@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .files import MODEL, read_model
+from .files import MODEL, claim_file, read_model
 from .fit import parts
 from .options import Command, force_option, printer, quiet_option, seed_option
 from .predict import prediction_data
@@ -52,10 +52,7 @@ def diagnose(
     ELBO need the training part, predictions are checked on the part held out. Other DATA with the same columns
     counts as held out: predictions are checked on all of its rows.
     """
-    if html is not None and html.exists() and not force:
-        raise click.UsageError(f"{html} exists; --force overwrites it")
-    if html is not None and not html.parent.is_dir():
-        raise click.UsageError(f"--html {html}: there is no folder {html.parent}")
+    claim_file("--html", html, force)
     say = printer(quiet)
     model, fit = _load(directory)
     other = None

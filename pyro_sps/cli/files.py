@@ -30,6 +30,14 @@ def claim(out: Path, force: bool) -> None:
     probe.unlink()
 
 
+def claim_file(option: str, path: Path | None, force: bool) -> None:
+    """Refuse a file for results that exists or could not be made, before any work; None stands for none."""
+    if path is not None and path.exists() and not force:
+        raise click.UsageError(f"{path} exists; --force overwrites it")
+    if path is not None and not path.parent.is_dir():
+        raise click.UsageError(f"{option} {path}: there is no folder {path.parent}")
+
+
 def _canonical(content: Any) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False)
 

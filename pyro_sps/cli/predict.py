@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .files import MODEL, read_model, require_file
+from .files import MODEL, claim_file, read_model, require_file
 from .options import Command, force_option, printer, quiet_option, seed_option
 from .scores import scores_of, table_of
 
@@ -45,10 +45,7 @@ def predict(
     For each target the result has mean, standard deviation and the ends of a central interval, noise included, in
     the units of the data the network was fitted to.
     """
-    if out is not None and out.exists() and not force:
-        raise click.UsageError(f"{out} exists; --force overwrites it")
-    if out is not None and not out.parent.is_dir():
-        raise click.UsageError(f"--out {out}: there is no folder {out.parent}")
+    claim_file("--out", out, force)
     say = printer(quiet, err=out is None)
     model = read_model(directory / MODEL)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..data import Standardizer
+from ..files import plain_settings
 from ..infer import Fit
 from ..likelihoods import Gaussian
 from ..nn import BNN
@@ -104,7 +105,7 @@ def to_arviz(
         "inference_library": "pyro_sps",
         "method": "mean-field variational inference (a chain is a fit, its draws are independent)",
         "fit_seeds": [int(fit.settings["seed"]) for fit in every],
-        "settings": json.dumps([_plain(fit.settings) for fit in every]),
+        "settings": json.dumps([plain_settings(fit.settings) for fit in every]),
         "steps": [len(fit.losses) for fit in every],
         "stopped": json.dumps([fit.stopped for fit in every]),
         "sampling_time": float(sum(every[0].seconds.values())),
@@ -242,13 +243,6 @@ def _divergences(mcmc: MCMC | NutsSamples, num_chains: int, draws: int) -> np.nd
     for index in range(num_chains):
         diverging[index, list(known[f"chain {index}"])] = True
     return diverging
-
-
-def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: value if isinstance(value, int | float | str | bool | None) else repr(value)[:200]
-        for name, value in settings.items()
-    }
 
 
 # --- groups ----------------------------------------------------------------------------------------
