@@ -224,7 +224,8 @@ def fit(
         learning_rate: Adam's step size at the start.
         final_learning_rate: At the end; default 0.3 of that at the start.
         init: Where the guide's means start: `"random"` (normal, variance 1/fan-in), `"map"` (a MAP estimate of the
-            same masked model), or values of the sample sites by name.
+            same masked model; with `values=MAP()` the one that the constants are from), or values of the sample sites
+            by name.
         init_scale: Initial standard deviation of every weight under the guide, in units of 1/√fan-in.
         map_steps: Steps of the MAP optimisation, with `init="map"`.
         max_grad_norm: Gradients of the loss per row are scaled down to this norm.
@@ -363,12 +364,14 @@ def _fit(
     rows = len(first.x)
     batch = rows if asked.batch_size is None else min(asked.batch_size, rows)
 
-    for index, member in enumerate(members):
-        if isinstance(member.bnn.values, MAP) and member.bnn.num_fixed:
-            if found is None:
-                _set_map_values(member, seed + index, asked.progress)
-            else:
-                member.bnn.set_fixed(Given(_constants_of(member, found, index)))
+    estimates: list[Params] = []  # of the networks with nothing fixed
+    if isinstance(first.bnn.values, MAP) and first.bnn.num_fixed:
+        if found is None:
+            rule = first.bnn.values
+            estimates = _free_map(members, rule.num_steps, rule.learning_rate, batch, seed, asked.progress)
+        for index, member in enumerate(members):
+            own = estimates[index] if found is None else _constants_of(member, found, index)
+            member.bnn.set_fixed(Given({tensor.name: own[tensor.name] for tensor in first.bnn.topology.tensors}))
     guide = AutoSPSNormal(first.bnn)
     num_data = None if batch == rows else rows
     problem, own_params = prepare(first.bnn, guide, first.x[:batch], first.y[:batch], num_data=num_data)
@@ -381,9 +384,12 @@ def _fit(
     init = asked.init if found is None else "random"  # which a checkpoint replaces
     starts = [_initial_params(m, problem, own_params, init, asked.init_scale, seed + r) for r, m in enumerate(members)]
     if init == "map":
-        points, interrupted = _maximise_posterior(
-            members, problem, starts, asked.map_steps, asked.learning_rate, seed, asked.progress
-        )
+        if estimates:  # whose fixed entries are the constants
+            points = [_free_entries(m, problem, own) for m, own in zip(members, estimates, strict=True)]
+        else:
+            points, interrupted = _maximise_posterior(
+                members, problem, starts, asked.map_steps, asked.learning_rate, batch, seed, asked.progress
+            )
         starts = [{**start, **point} for start, point in zip(starts, points, strict=True)]
         seconds["map"] = time.perf_counter() - started
 
@@ -473,6 +479,7 @@ def map_estimate(
     *,
     num_steps: int = 3000,
     learning_rate: float = 0.01,
+    batch_size: int | None = None,
     standardize: bool = False,
     seed: int = 0,
     device: torch.device | str | None = None,
@@ -484,8 +491,9 @@ def map_estimate(
         bnn: A network; its likelihood and prior are used, its masks are not.
         x: Inputs.
         y: Targets.
-        num_steps: Steps of Adam, on all the data.
+        num_steps: Steps of Adam.
         learning_rate: Its step size at the start; it decays to a tenth.
+        batch_size: Rows a step; None or a number of at least the rows for all of them.
         standardize: As in `fit`: use the same there.
         seed: Seeds the start.
         device: Where to optimise.
@@ -501,9 +509,11 @@ def map_estimate(
         >>> weights = sps.map_estimate(sps.BNN(net), x, x**2, num_steps=10, progress=False)
         >>> bnn = sps.BNN(net, scheme=sps.Heavy(), values=sps.Given(weights))
     """
-    _check_settings(num_steps=num_steps, learning_rate=learning_rate, seed=seed)
-    member = _members(bnn, x, y, 1, False, standardize, device)[0]
-    return _free_map(member, num_steps, learning_rate, seed, progress)
+    _check_settings(num_steps=num_steps, learning_rate=learning_rate, batch_size=batch_size, seed=seed)
+    members = _members(bnn, x, y, 1, False, standardize, device)
+    rows = len(members[0].x)
+    estimate = _free_map(members, num_steps, learning_rate, min(batch_size or rows, rows), seed, progress)[0]
+    return {tensor.name: estimate[tensor.name] for tensor in bnn.topology.tensors}
 
 
 # --- preparation -----------------------------------------------------------------------------------
@@ -677,26 +687,34 @@ def _rates(start: float, end: float | None, num_steps: int) -> Callable[[int], f
 
 
 def _maximise_posterior(
-    members: list[_Data], problem: Problem, starts: list[Params], steps: int, rate: float, seed: int, progress: bool
+    members: list[_Data],
+    problem: Problem,
+    starts: list[Params],
+    steps: int,
+    rate: float,
+    batch: int,
+    seed: int,
+    progress: bool,
 ) -> tuple[list[Params], str]:
     """MAP estimates of every replica: `loc` and the model's parameters; and what interrupted the optimisation."""
     rows = len(members[0].x)
+    plates = {"num_data": None if batch == rows else rows}
 
     def objective(params: Params, noise: None, x: Tensor, y: Tensor, *constants: Tensor) -> Tensor:
         with members[0].bnn.constants_as(constants):
-            return negative_log_joint(problem, params["loc"], (x, y), None, problem.constrain(params)) / rows
+            return negative_log_joint(problem, params["loc"], (x, y), plates, problem.constrain(params)) / rows
 
     run = _Run(
         objective=objective,
         members=members,
         starts=[{name: value for name, value in start.items() if name != "rho"} for start in starts],
         num_steps=steps,
-        batch_size=rows,
+        batch_size=batch,
         noise_shape=None,
         seeds=[seed + index for index in range(len(members))],
         rates=_rates(rate, rate / 10, steps),
         max_grad_norm=1e3,
-        compile=False,
+        compile=_pays_to_compile(steps, len(members) * batch, members[0].bnn),
         progress=progress,
         label="MAP",
     )
@@ -709,24 +727,32 @@ def _maximise_posterior(
     return [{name: value[index] for name, value in final.items()} for index in range(len(members))], run.paused
 
 
-def _free_map(member: _Data, steps: int, rate: float, seed: int, progress: bool) -> dict[str, Tensor]:
-    """MAP weights of a member's model without masks."""
-    free = member.bnn.unmasked()
-    data = _Data(free, member.x, member.y, member.standardizer)
-    problem, own = prepare(free, AutoSPSNormal(free), member.x, member.y)
-    start = _initial_params(data, problem, own, "random", 1.0, seed)
-    (point,), interrupted = _maximise_posterior([data], problem, [start], steps, rate, seed, progress)
+def _free_map(members: list[_Data], steps: int, rate: float, batch: int, seed: int, progress: bool) -> list[Params]:
+    """MAP estimates of the members' models without masks: weight tensors and the model's unconstrained parameters."""
+    free = [_Data(m.bnn.unmasked(), m.x, m.y, m.standardizer) for m in members]
+    first = free[0].bnn
+    num_data = None if batch == len(members[0].x) else len(members[0].x)
+    problem, own = prepare(first, AutoSPSNormal(first), members[0].x[:batch], members[0].y[:batch], num_data=num_data)
+    starts = [_initial_params(m, problem, own, "random", 1.0, seed + index) for index, m in enumerate(free)]
+    points, interrupted = _maximise_posterior(free, problem, starts, steps, rate, batch, seed, progress)
     if interrupted:  # constants of a half-done optimisation would pass for MAP values
         raise KeyboardInterrupt
-    sites = {site.name: site.constrain(site.view(point["loc"])) for site in problem.sites}
-    return {name: value.detach().clone() for name, value in free.assemble(sites).items()}
+    estimates = []
+    for point in points:
+        sites = {site.name: site.constrain(site.view(point["loc"])) for site in problem.sites}
+        own = {name: value for name, value in point.items() if name != "loc"}
+        estimates.append(own | {name: w.detach().clone() for name, w in first.assemble(sites).items()})
+    return estimates
 
 
-def _set_map_values(member: _Data, seed: int, progress: bool) -> None:
-    """Set the constants of a network whose values are `MAP()`."""
-    rule = member.bnn.values
-    assert isinstance(rule, MAP)
-    member.bnn.set_fixed(Given(_free_map(member, rule.num_steps, rule.learning_rate, seed, progress)))
+def _free_entries(member: _Data, problem: Problem, estimate: Params) -> Params:
+    """Of an estimate of a network with nothing fixed, the start of one with fixed entries."""
+    loc = member.bnn.like.new_zeros(problem.size)
+    index_of = {weight.name: weight.index for weight in member.bnn.weights}
+    for site in problem.sites:
+        value = estimate[site.name].flatten()[index_of[site.name]].reshape(site.shape)
+        loc[site.start : site.stop] = (value if site.support is None else biject_to(site.support).inv(value)).flatten()
+    return {"loc": loc, **{name: estimate[name] for name in problem.constraints if name in estimate}}
 
 
 # --- the loop --------------------------------------------------------------------------------------

@@ -414,7 +414,7 @@ def test_a_folder_that_goes_away(tmp_path):
 
 
 def test_a_folder_that_cannot_be_used_is_noticed_before_any_work(tmp_path, monkeypatch):
-    monkeypatch.setattr(infer, "_set_map_values", lambda *_: crash())
+    monkeypatch.setattr(infer, "_free_map", lambda *_: crash())
     bnn = model(values=sps.MAP())
     (tmp_path / "file").touch()
     for place, error in (("file", FileExistsError), ("file/below", NotADirectoryError)):

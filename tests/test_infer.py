@@ -161,6 +161,21 @@ def _log_joint(net, x, y):
     return value
 
 
+def test_map_values_and_map_start_are_one_estimate():
+    x, y = regression()
+    options = {"num_steps": 1, "init": "map", "learning_rate": 1e-9, "batch_size": 16, **QUICK}
+    model = sps.BNN(
+        sps.mlp([3, 4, 4, 2]), sps.Heavy(), sps.MAP(num_steps=100), likelihood=sps.Gaussian(0.3, learn=True)
+    )
+    fits = sps.fit(model, x, y, replicas=2, **options)
+    weights = sps.map_estimate(model, x, y, num_steps=100, batch_size=16, seed=1, progress=False)
+    whole = fits[1].bnn.assemble(fits[1].guide.median())
+    for name, value in weights.items():  # replica 1 has seed 1
+        torch.testing.assert_close(whole[name], value)
+    assert abs(fits[0].bnn.likelihood.noise_scale - 0.3) > 0.01  # the noise too starts from the estimate's
+    assert not torch.equal(fits[0].guide.loc, fits[1].guide.loc)
+
+
 def test_start_at_the_map_and_at_given_values():
     x, y = regression()
     bnn = small()

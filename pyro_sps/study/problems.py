@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..datasets import UCI, load_uci, toy_gp
+from ..tables import Dataset
 
 #: Share of the training part that is held out to choose settings.
 VALIDATION_FRACTION = 0.2
@@ -70,7 +71,7 @@ def load(name: str, seeds: range, part: str = "test", hidden: tuple[int, ...] = 
     return Problem(name, (x.shape[-1], *hidden, y.shape[-1]), x, y, x_test, y_test)
 
 
-def _arrays(dataset, seed, part):  # type: ignore[no-untyped-def]
+def _arrays(dataset: Dataset, seed: int, part: str) -> tuple[np.ndarray, ...]:
     split = dataset.split(seed=seed, test_fraction=0.2)
     if part == "test":
         return split.x_train, split.y_train, split.x_test, split.y_test

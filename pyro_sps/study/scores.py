@@ -25,7 +25,7 @@ class Mixture:
 
 
 def score(mixture: Mixture, y: Tensor, seed: int = 0) -> dict[str, float]:
-    """RMSE of the mean, LPP, CRPS, and coverage and width of central 95 % intervals (DESIGN 2.5), averaged over targets.
+    """RMSE of the mean, LPP, CRPS, coverage and width of central 95 % intervals (DESIGN 2.5), averaged over targets.
 
     Args:
         mixture: What was predicted.
