@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 def append(path: Path, row: Mapping[str, Any]) -> None:
     """Add one result to a file of JSON lines, which is made if there is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    with path.open("a+b") as file:
+        _cut_to_whole_lines(file)
+        file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _cut_to_whole_lines(file: BinaryIO) -> None:
+    """Remove a last line that a killed process left unfinished, so that the next does not become part of it."""
+    end = file.seek(0, os.SEEK_END)
+    if end == 0:
+        return
+    file.seek(end - 1)
+    if file.read(1) != b"\n":
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def read(path: Path) -> list[dict[str, Any]]:

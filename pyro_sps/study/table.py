@@ -1,0 +1,159 @@
+"""The experiments: what `pyro-sps study NAME` runs.
+
+Where an experiment says nothing else, a network has two hidden layers of 50 tanh units, priors are Normal(0, 1), inputs
+and targets are standardised, and a fit has the budget of `pyro_sps.study.methods.BUDGET`. The noise is 0.1 and known
+for `energy`, as in the paper's second experiment; it is learned for the other data sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .harness import Run, Study
+
+UCI = ("energy", "concrete", "power-plant", "wine-red", "kin8nm")
+OTHERS = UCI[1:]
+
+Options = Mapping[str, Any]
+
+ZERO: Options = {"values": "zero"}
+MAP: Options = {"values": "map"}
+FROM_MAP: Options = {"init": "map"}
+
+
+def _learned(kind: str, scale: float) -> Options:
+    return {"values": kind, "value_options": {"scale": scale, "learn": True}}
+
+
+def _given(scale: float) -> Options:
+    return {"values": "constant", "value_options": {"scale": scale}}
+
+
+def _scheme(name: str, **options: Any) -> Options:
+    return {"scheme": name, "scheme_options": options}
+
+
+NONE, LIGHT, HEAVY = _scheme("none"), _scheme("light"), _scheme("heavy")
+RANDOM_LIGHT, RANDOM_HEAVY = _scheme("random", like="light"), _scheme("random", like="heavy")
+RIGID = _scheme("rigid", signs=True)
+#: Where the learned c of a scheme starts: few fixed weights need a large c to matter (the paper's choice in its toy).
+C = {"light": 4.0, "heavy": 1.0, "rigid": 4.0}
+
+
+def _partial(name: str, *parts: Options) -> Run:
+    options: dict[str, Any] = {}
+    for part in parts:
+        options |= part
+    return Run(name, "partial", options)
+
+
+def _on_all(runs: tuple[Run, ...]) -> tuple[Run, ...]:
+    """Runs with the noise known on energy and learned elsewhere."""
+    return tuple(
+        Run(run.name, run.method, {**(run.options or {}), **noise}, run.grid, data)
+        for noise, data in (({}, ("energy",)), ({"learn_noise": True}, OTHERS))
+        for run in runs
+    )
+
+
+_TOY = {"noise": 0.05, "num_particles": 16, "batch_size": None}
+
+TOY = Study(
+    "toy",
+    "The paper's first experiment: one input, thirty rows, a gap",
+    ("toy",),
+    (
+        _partial("none", _TOY, NONE),
+        _partial("light, zero", _TOY, LIGHT, ZERO),
+        _partial("light, ±15", _TOY, LIGHT, _given(15.0)),
+        _partial("light, MAP", _TOY, LIGHT, MAP),
+        _partial("heavy, zero", _TOY, HEAVY, ZERO),
+        _partial("heavy, ±5", _TOY, HEAVY, _given(5.0)),
+        _partial("heavy, MAP", _TOY, HEAVY, MAP),
+    ),
+    "none",
+)
+
+ENERGY = Study(
+    "energy",
+    "The paper's second experiment: Energy Efficiency, schemes and values, with random controls",
+    ("energy",),
+    (
+        _partial("none", NONE),
+        *(
+            _partial(f"{control}{name}, {what}", scheme, values)
+            for control, light, heavy in (("", LIGHT, HEAVY), ("random as ", RANDOM_LIGHT, RANDOM_HEAVY))
+            for name, scheme in (("light", light), ("heavy", heavy))
+            for what, values in (("zero", ZERO), ("c learned", _learned("constant", C[name])), ("MAP", MAP))
+        ),
+    ),
+    "none",
+)
+
+MATTERS = Study(
+    "matters",
+    "What matters: symmetries, the number of fixed weights, their values, their places, or the start?",
+    UCI,
+    (
+        _partial("none", NONE),
+        _partial("light, zero", LIGHT, ZERO),
+        _partial("rigid, zero", RIGID, ZERO),
+        _partial("heavy, zero", HEAVY, ZERO),
+        _partial("random as heavy, zero", RANDOM_HEAVY, ZERO),
+        _partial("light, c learned", LIGHT, _learned("constant", C["light"])),
+        _partial("random as light, c learned", RANDOM_LIGHT, _learned("constant", C["light"])),
+        _partial("rigid, c learned", RIGID, _learned("constant", C["rigid"])),
+        _partial("heavy, c learned", HEAVY, _learned("constant", C["heavy"])),
+        _partial("random as heavy, c learned", RANDOM_HEAVY, _learned("constant", C["heavy"])),
+        _partial("random half, normal learned", _scheme("random", fraction=0.5), _learned("normal", 1.0)),
+        _partial("none, from MAP", NONE, FROM_MAP),
+        _partial("rigid, c learned, from MAP", RIGID, _learned("constant", C["rigid"]), FROM_MAP),
+        _partial("heavy, c learned, from MAP", HEAVY, _learned("constant", C["heavy"]), FROM_MAP),
+        _partial("heavy, MAP, from MAP", HEAVY, MAP, FROM_MAP),
+        _partial("random as heavy, MAP, from MAP", RANDOM_HEAVY, MAP, FROM_MAP),
+    ),
+    "none",
+)
+
+ALTERNATIVES = Study(
+    "alternatives",
+    "Other ways to break symmetries, or to start: ordered biases, residual connections, input augmentation, MAP start",
+    UCI,
+    (
+        _partial("none", NONE),
+        _partial("ordered biases", NONE, {"ordered_biases": True}),
+        _partial("residual", NONE, {"residual": True}),
+        _partial("input augmentation", _scheme("offsets"), _learned("ladder", 1.0)),
+        _partial("none, from MAP", NONE, FROM_MAP),
+    ),
+    "none",
+)
+
+_FRACTIONS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
+
+SWEEP = Study(
+    "sweep",
+    "How many weights to fix, where and at what; how strongly rigid; which c",
+    ("energy",),
+    (
+        _partial("none", NONE),
+        *(
+            _partial(f"{where} {fraction:.0%}, {what}", _scheme(kind, fraction=fraction), values)
+            for where, kind in (("structured", "wedge"), ("random", "random"))
+            for what, values in (
+                ("zero", ZERO),
+                ("c learned", _learned("constant", 1.0)),
+                ("normal learned", _learned("normal", 1.0)),
+                ("MAP, from MAP", {**MAP, **FROM_MAP}),
+            )
+            for fraction in _FRACTIONS
+        ),
+        *(
+            _partial(f"rigid strength {k}, c learned", _scheme("rigid", strength=k), _learned("constant", C["rigid"]))
+            for k in (1, 2, 5, 10, 20)
+        ),
+        *(_partial(f"heavy, ±{c:g}", HEAVY, _given(c)) for c in (0.1, 0.3, 1.0, 3.0, 10.0)),
+    ),
+    "none",
+)
