@@ -9,7 +9,7 @@ import platform
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -232,8 +232,11 @@ def _workers(
     except ImportError as error:
         raise ImportError("several jobs or a scheduler need dask: pip install 'pyro-sps[study]'") from error
     threads = None if scheduler else max(1, (os.cpu_count() or 1) // jobs)
-    cluster = scheduler or LocalCluster(n_workers=jobs, threads_per_worker=1, dashboard_address=None)
-    with Client(cluster) as client:
+    with ExitStack() as stack:
+        cluster = scheduler or stack.enter_context(
+            LocalCluster(n_workers=jobs, threads_per_worker=1, dashboard_address=None)
+        )
+        client = stack.enter_context(Client(cluster))
 
         def distribute(left: Sequence[Job]) -> Iterator[dict[str, Any]]:
             job_of = {client.submit(execute, job, threads, pure=False, retries=0): job for job in left}
@@ -245,11 +248,7 @@ def _workers(
                     yield {**asdict(job), "key": job.key, "error": f"{type(error).__name__}: {error}", "seconds": 0.0}
                 future.release()
 
-        try:
-            yield distribute
-        finally:
-            if scheduler is None:
-                cluster.close()
+        yield distribute
 
 
 def _validation_jobs(study: Study, quick: bool) -> Iterator[Job]:

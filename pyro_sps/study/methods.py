@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -25,6 +26,9 @@ from .scores import Mixture
 
 #: Steps, particles and rows a step of fits for which a table says nothing else.
 BUDGET = {"num_steps": 10_000, "num_particles": 4, "batch_size": 128}
+
+#: Draws of each estimate of a final ELBO.
+ELBO_DRAWS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +53,7 @@ class Residual(nn.Module):
 
     def __init__(self, widths: tuple[int, ...]) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs of the last layer."""
@@ -206,10 +210,8 @@ def partial_network(
             seed=seed,
         )
     x, y = (part.repeat(members, 1, 1) for part in (problem.x, problem.y))
-    fits = fit(
-        bnn, x, y, replicas=len(x), seed=seed * 1000, progress=progress, **{**BUDGET, **settings}
-    )
-    left = bnn.symmetry(time_limit=5.0)
+    fits = fit(bnn, x, y, replicas=len(x), seed=seed * 1000, progress=progress, **{**BUDGET, **settings})
+    left = fits[0].bnn.symmetry(time_limit=5.0)  # not that of `bnn`, which knows no MAP values yet
     counts: dict[str, float] = {"fixed": bnn.num_fixed}
     for name, report in (("permutations", left.permutations), ("symmetries", left.signed_permutations)):
         if report is not None and report.log10_after is not None:
@@ -219,7 +221,7 @@ def partial_network(
         own = fits[split :: problem.num_splits]
         parts = [_predict(one, problem.x_test[split], max(1, draws // members), seed, i) for i, one in enumerate(own)]
         mixture = Mixture(torch.cat([p.means for p in parts]), torch.cat([p.scales for p in parts]))
-        facts = {**counts, "elbo": sum(one.elbo for one in own) / members}
+        facts = {**counts, "elbo": sum(one.elbo_draws(ELBO_DRAWS).mean().item() for one in own) / members}
         facts["noise"] = sum(_number(one.bnn.likelihood.noise_scale) for one in own) / members
         scales = [_number(scale) for one in own if (scale := one.bnn.constant_scale()) is not None]
         if scales:
@@ -255,9 +257,6 @@ METHODS: dict[str, Callable[..., list[Outcome]]] = {
     "partial": partial_network,
     "map": _plain(baselines.map_network),
     "ensemble": _plain(baselines.deep_ensemble),
-    "dropout": _plain(baselines.mc_dropout),
-    "laplace": _plain(baselines.last_layer_laplace),
-    "nuts": _plain(baselines.nuts),
 }
 
 

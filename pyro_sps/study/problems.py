@@ -13,6 +13,8 @@ from ..tables import Dataset
 
 #: Share of the training part that is held out to choose settings.
 VALIDATION_FRACTION = 0.2
+#: Of the toy's fine grid each so-many-th point is predicted, for pictures.
+GRID = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +26,7 @@ class Problem:
         widths: Widths of the network's layers.
         x: Training inputs, shape (splits, rows, features).
         y: Training targets, shape (splits, rows, targets).
-        x_test: Held-out inputs, shape (splits, held-out rows, features).
+        x_test: Held-out inputs, shape (splits, held-out rows, features); for the toy, a grid over its range follows.
         y_test: Held-out targets.
     """
 
@@ -59,7 +61,7 @@ def load(name: str, seeds: range, part: str = "test", hidden: tuple[int, ...] = 
         raise ValueError(f"part must be 'test' or 'validation', got {part!r}")
     if name == "toy":
         toys = [toy_gp(seed=seed + (1000 if part == "validation" else 0)) for seed in seeds]
-        splits = [[toy.x, toy.y, toy.x_test, toy.y_test] for toy in toys]
+        splits = [[toy.x, toy.y, np.concatenate([toy.x_test, toy.x_grid[::GRID]]), toy.y_test] for toy in toys]
     elif name in UCI:
         dataset = load_uci(name)
         splits = [_standardised(*_arrays(dataset, seed, part)) for seed in seeds]
