@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -44,6 +44,9 @@ from .values import MAP, Given
 # whatever the network, and some for each weight used, by benchmarks/step.py. The choice must not depend on how busy the
 # machine is, or the same seed would give other roundings.
 COMPILE_SECONDS, SAVED_A_STEP, SAVED_A_WEIGHT = 8.0, 0.9e-3, 5e-11
+
+# Activations of a layer, in elements, that estimates of the ELBO have at once: 16 MB of float32.
+ELBO_ELEMENTS = 1 << 22
 
 Callback = Callable[[int, "np.ndarray"], object]
 
@@ -134,20 +137,22 @@ class Fit:
         generator = make_generator(x.device, seed, 2)
         loc, scale = (value.detach() for value in guide.parameters_of_sites())
         width = max(group.size for group in bnn.topology.groups)
-        rows = max(1, (1 << 22) // width)
+        rows = max(1, min(len(x), ELBO_ELEMENTS // width))
+        at_once = max(1, ELBO_ELEMENTS // max(width * rows, len(loc)))
         problem, _ = prepare(bnn, guide, x[:1], y[:1])
         values = []
         with pyro_session(), torch.no_grad():
-            for _ in range(num_samples):
-                noise = torch.randn((1, len(loc)), generator=generator, dtype=loc.dtype, device=loc.device)
-                total = torch.zeros((), dtype=torch.float64, device=loc.device)
+            for first in range(0, num_samples, at_once):
+                shape = (min(at_once, num_samples - first), 1, len(loc))
+                noise = torch.randn(shape, generator=generator, dtype=loc.dtype, device=loc.device)
+                total = torch.zeros(len(noise), dtype=torch.float64, device=loc.device)
                 for start in range(0, len(x), rows):
                     batch = (x[start : start + rows], y[start : start + rows])
-                    terms = elbo_terms(problem, loc, scale, noise, batch)
+                    terms = torch.func.vmap(partial(elbo_terms, problem, loc, scale, args=batch))(noise)
                     observed = terms.pop("obs").double()
                     total = total - observed - (sum_terms(terms).double() if start == 0 else 0.0)
                 values.append(total)
-        return torch.stack(values)
+        return torch.cat(values)
 
     def to_arviz(self, draws: int = 1000, **options: Any) -> Any:
         """The fit as ArviZ's `InferenceData` or `DataTree`. See `pyro_sps.to_arviz`, which takes the same options."""

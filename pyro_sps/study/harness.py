@@ -187,16 +187,17 @@ def run_study(
             raise ValueError(f"{name} must be a positive integer, got {value!r}")
     path = out / RESULTS
     with _workers(jobs, scheduler, progress) as work:
-        first = [*_validation_jobs(study, quick)]
+        first = list(_validation_jobs(study, quick))
         _do(first, path, work, progress, say, "choose settings")
-        _do(list(_final_jobs(study, records.read(path), splits, quick)), path, work, progress, say, study.name)
-    wanted = {job.key for job in [*first, *_final_jobs(study, records.read(path), splits, quick)]}
-    return [row for row in latest(records.read(path)) if row["key"] in wanted]
+        final = list(_final_jobs(study, records.read(path), splits, quick))
+        _do(final, path, work, progress, say, study.name)
+    return rows_of([*first, *final], records.read(path))
 
 
-def latest(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The last row of each key: a success after failures, or the last failure."""
-    return list({row["key"]: row for row in rows}.values())
+def rows_of(jobs: Sequence[Job], rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The last row of each job, which may be of another run of the same content: a success, or the last failure."""
+    last = {row["key"]: row for row in rows}
+    return [{**last[job.key], "run": job.run} for job in jobs if job.key in last]
 
 
 def _do(

@@ -157,3 +157,6 @@ SWEEP = Study(
     ),
     "none",
 )
+
+#: All studies by name.
+STUDIES = {study.name: study for study in (TOY, ENERGY, MATTERS, ALTERNATIVES, SWEEP)}

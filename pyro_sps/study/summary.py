@@ -1,0 +1,277 @@
+"""Tables and figures of a study's results."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .harness import Study
+from .records import markdown
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: Scores of which a smaller value is better.
+_LOWER = ("rmse", "crps")
+#: Test rows per training row of a split; draws of the toy are independent.
+_OVERLAP = {"toy": 0.0}
+_DEFAULT_OVERLAP = 0.25
+
+
+def paired_interval(differences: Sequence[float], overlap: float, level: float = 0.95) -> tuple[float, float]:
+    """Mean of paired differences over random splits and the half-width of its confidence interval.
+
+    Random splits share rows, so that their differences are correlated and the usual t-interval is too narrow. Nadeau
+    and Bengio (2003), Inference for the generalization error, section 3, correct the variance of the mean of J
+    differences by the ratio of test to training rows: (1/J + n_test / n_train) S².
+
+    Args:
+        differences: One number a split.
+        overlap: n_test / n_train; 0 for independent data sets.
+        level: Of the interval.
+
+    Returns:
+        Mean and half-width; the latter is NaN for fewer than two splits.
+
+    Example:
+        >>> from pyro_sps.study.summary import paired_interval
+        >>> mean, half = paired_interval([0.1, 0.2, 0.3], overlap=0.0)
+        >>> round(mean, 3), round(half, 3)
+        (0.2, 0.248)
+    """
+    from scipy.stats import t
+
+    values = np.asarray(differences, dtype=float)
+    count = len(values)
+    if count < 2:
+        return float(values.mean()), math.nan
+    error = math.sqrt((1 / count + overlap) * values.var(ddof=1))
+    return float(values.mean()), float(t.ppf((1 + level) / 2, count - 1)) * error
+
+
+def summarise(study: Study, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row a run and data set: means, standard errors and paired differences to the reference.
+
+    Args:
+        study: The study.
+        rows: Its results, those of failures too.
+
+    Returns:
+        Rows in the study's order, with keys such as `rmse`, `rmse_se`, `rmse_difference`, `rmse_half` (half-width of
+        the 95 % interval); those of failed runs have `error` in place of scores.
+    """
+    of = {(row["run"], row["data"]): row for row in rows if row["part"] == study.part}
+    table = []
+    for data in study.data:
+        base = of.get((study.reference, data), {}).get("scores")
+        for run in study.runs:
+            row = of.get((run.name, data))
+            if row is None:
+                continue
+            entry: dict[str, Any] = {"data": data, "run": run.name, "splits": row["splits"]}
+            entry["seconds"] = row["seconds"]
+            if "error" in row:
+                table.append(entry | {"error": row["error"]})
+                continue
+            for name in dict.fromkeys(name for one in row["scores"] for name in one):
+                values = [one[name] for one in row["scores"]]
+                entry[name] = float(np.mean(values))
+                if name in ("rmse", "lpp", "crps", "coverage", "elbo"):
+                    entry[f"{name}_se"] = float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
+                if base and run.name != study.reference and name in base[0] and name in ("rmse", "lpp", "crps", "elbo"):
+                    pairs = [a[name] - b[name] for a, b in zip(row["scores"], base, strict=True)]
+                    overlap = _OVERLAP.get(data, _DEFAULT_OVERLAP)
+                    entry[f"{name}_difference"], entry[f"{name}_half"] = paired_interval(pairs, overlap)
+            entry["chosen"] = _chosen(run.grid, row["options"])
+            table.append(entry)
+    return table
+
+
+def _chosen(grid: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> str:
+    """The settings that were chosen from a grid, as text."""
+    names = dict.fromkeys(name for one in grid for name in one)
+    return ", ".join(f"{name} {_plain(options[name])}" for name in names if name in options)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(f"{name} {_plain(inner)}" for name, inner in value.items())
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def write(study: Study, rows: Sequence[Mapping[str, Any]], out: Path) -> list[Path]:
+    """Write `NAME.csv`, `NAME.md` and the figures of a study.
+
+    Returns:
+        The files.
+    """
+    table = summarise(study, rows)
+    out.mkdir(parents=True, exist_ok=True)
+    files = [out / f"{study.name}.csv", out / f"{study.name}.md"]
+    columns = dict.fromkeys(name for row in table for name in row)
+    with files[0].open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(columns))
+        writer.writeheader()
+        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in table)
+    files[1].write_text(report(study, rows, table), encoding="utf-8")
+    if any("error" not in row for row in table):
+        files.append(out / f"{study.name}.png")
+        differences(study, table).savefig(files[-1], dpi=110)
+    bands = [row for row in rows if "bands" in row]
+    if bands:
+        files.append(out / f"{study.name}-bands.png")
+        band_figure(bands).savefig(files[-1], dpi=110)
+    return files
+
+
+# --- tables ----------------------------------------------------------------------------------------
+
+
+def report(study: Study, rows: Sequence[Mapping[str, Any]], table: Sequence[Mapping[str, Any]]) -> str:
+    """The study's page: how it was made, and a table a data set."""
+    lines = [f"# {study.title}", ""]
+    about = {str(row["environment"]) for row in rows if "environment" in row}
+    splits = max((row["splits"] for row in table), default=0)
+    what = "draws of the toy" if study.data == ("toy",) else "random 80/20 splits"
+    held = " of the training part (a fifth of it held out)" if study.part == "validation" else ""
+    lines += [
+        f"`pyro-sps study {study.name} --out DIR --seeds {splits}`: mean ± standard error over {splits} {what}{held}; "
+        f"targets in units of their standard deviation. Δ is the difference to *{study.reference}*, split by split, "
+        "with a 95 % interval corrected for the rows that splits share (Nadeau and Bengio, 2003); bold where it excludes "
+        "zero in favour of the run. Seconds are those of all splits together on one thread of a busy machine.",
+        "",
+    ]
+    for data in study.data:
+        own = [row for row in table if row["data"] == data]
+        if not own:
+            continue
+        lines += [f"## {data}", "", markdown([_cells(row) for row in own], _columns(own)), ""]
+    lines += [f"Made on {_sentence(one)}." for one in sorted(about)]
+    return "\n".join(lines) + "\n"
+
+
+def _sentence(environment: str) -> str:
+    return environment.strip("{}").replace("'", "")
+
+
+_HEADINGS = {
+    "run": "",
+    "fixed": "fixed weights",
+    "permutations": "permutations left",
+    "rmse": "RMSE",
+    "rmse_delta": "Δ RMSE",
+    "lpp": "LPP",
+    "lpp_delta": "Δ LPP",
+    "crps": "CRPS",
+    "coverage": "in 95 % interval",
+    "elbo": "ELBO",
+    "c": "c",
+    "noise": "noise",
+    "chosen": "chosen settings",
+    "seconds": "s",
+}
+
+
+def _columns(own: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    cells = [_cells(row) for row in own]
+    return {heading: "{" + name + "}" for name, heading in _HEADINGS.items() if any(cell[name] for cell in cells)}
+
+
+def _cells(row: Mapping[str, Any]) -> dict[str, str]:
+    cells = dict.fromkeys(_HEADINGS, "")
+    cells |= {"run": row["run"], "seconds": f"{row['seconds']:.0f}"}
+    if "error" in row:
+        return cells | {"rmse": f"failed: {row['error'].splitlines()[0][:80]}"}
+    for name, digits in (("rmse", 3), ("lpp", 3), ("crps", 4), ("elbo", 0)):
+        if name in row:
+            cells[name] = f"{row[name]:.{digits}f} ± {row[f'{name}_se']:.{digits}f}"
+    for name in ("rmse", "lpp"):
+        if f"{name}_difference" in row:
+            mean, half = row[f"{name}_difference"], row[f"{name}_half"]
+            text = f"{mean:+.3f} ± {half:.3f}"
+            better = (mean + half < 0) if name in _LOWER else (mean - half > 0)
+            cells[f"{name}_delta"] = f"**{text}**" if better else text
+    cells["coverage"] = f"{row['coverage']:.1%}"
+    if "fixed" in row:
+        cells["fixed"] = f"{row['fixed']:,.0f}"
+        cells["noise"] = f"{row['noise']:.3f}"
+    if "log10_permutations" in row:
+        power = row["log10_permutations"]
+        cells["permutations"] = f"10^{power:.0f}" if power >= 6 else f"{round(10**power):,}"
+    if "c" in row:
+        cells["c"] = f"{row['c']:.2f}"
+    return cells | {"chosen": row.get("chosen", "")}
+
+
+# --- figures ---------------------------------------------------------------------------------------
+
+
+def differences(study: Study, table: Sequence[Mapping[str, Any]]) -> Figure:
+    """Paired differences of LPP to the reference with their intervals, a panel a data set."""
+    from matplotlib.figure import Figure
+
+    shown = [data for data in study.data if any(row["data"] == data for row in table)]
+    names = [run.name for run in study.runs if run.name != study.reference]
+    drawn = Figure(figsize=(2.6 + 2.2 * len(shown), 1.2 + 0.24 * len(names)), layout="constrained")
+    axes = drawn.subplots(1, len(shown), squeeze=False, sharey=True)[0]
+    for ax, data in zip(axes, shown, strict=True):
+        of = {row["run"]: row for row in table if row["data"] == data and "lpp_difference" in row}
+        for place, name in enumerate(names):
+            if name not in of:
+                continue
+            mean, half = of[name]["lpp_difference"], of[name]["lpp_half"]
+            sure = abs(mean) > half
+            ax.errorbar(
+                mean,
+                place,
+                xerr=0.0 if math.isnan(half) else half,
+                fmt="o",
+                markersize=4,
+                capsize=2,
+                color="black",
+                markerfacecolor="black" if sure else "white",
+                elinewidth=1.0,
+            )
+        ax.axvline(0.0, color="0.5", linewidth=0.8)
+        ax.grid(axis="y", color="0.9", linewidth=0.6)
+        ax.set_axisbelow(True)
+        ax.set_title(data, fontsize="medium")
+        ax.set_xlabel(f"LPP − LPP of “{study.reference}” (nats)", fontsize="small")
+        ax.tick_params(labelsize="small")
+    axes[0].set_yticks(range(len(names)), names)
+    axes[0].set_ylim(len(names) - 0.5, -0.5)
+    return drawn
+
+
+def band_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Mean and 95 % band of every run on the first draw of the toy."""
+    from matplotlib.figure import Figure
+
+    from ..datasets import toy_gp
+    from .problems import GRID
+
+    toy = toy_gp(seed=0)
+    grid = toy.x_grid[::GRID, 0]
+    columns = min(4, len(rows))
+    height = -(-len(rows) // columns)
+    drawn = Figure(figsize=(2.9 * columns, 2.3 * height), layout="constrained")
+    axes = drawn.subplots(height, columns, squeeze=False, sharex=True, sharey=True).flatten()
+    for ax, row in zip(axes, rows, strict=False):
+        mean, std = (np.array(row["bands"][name]) for name in ("mean", "std"))
+        ax.fill_between(grid, mean - 1.96 * std, mean + 1.96 * std, color="0.8", label="95 % band")
+        ax.plot(grid, mean, color="tab:blue", label="mean")
+        ax.plot(toy.x_grid[:, 0], toy.f_grid[:, 0], color="0.4", linewidth=0.8, linestyle="--", label="truth")
+        ax.plot(toy.x[:, 0], toy.y[:, 0], ".", color="black", markersize=4, label="training data")
+        ax.set_title(row["run"], fontsize="medium")
+    for ax in axes[len(rows) :]:
+        ax.remove()
+    axes[0].set_ylim(-3.5, 3.5)
+    drawn.supxlabel("x", fontsize="medium")
+    drawn.supylabel("y", fontsize="medium")
+    drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
+    return drawn
