@@ -142,8 +142,8 @@ def report(study: Study, rows: Sequence[Mapping[str, Any]], table: Sequence[Mapp
     lines += [
         f"`pyro-sps study {study.name} --out DIR --seeds {splits}`: mean ± standard error over {splits} {what}{held}; "
         f"targets in units of their standard deviation. Δ is the difference to *{study.reference}*, split by split, "
-        "with a 95 % interval corrected for the rows that splits share (Nadeau and Bengio, 2003); bold where it excludes "
-        "zero in favour of the run. Seconds are those of all splits together on one thread of a busy machine.",
+        "with a 95 % interval corrected for the rows that splits share (Nadeau and Bengio, 2003); bold where it "
+        "excludes zero in favour of the run. Seconds are those of all splits together on one thread of a busy machine.",
         "",
     ]
     for data in study.data:
