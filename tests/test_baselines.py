@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 
 from pyro_sps.study.baselines import (
     Training,
+    _laplace,
     deep_ensemble,
     last_layer_laplace,
     map_network,
@@ -19,6 +21,13 @@ from pyro_sps.study.baselines import (
 from pyro_sps.study.problems import Problem
 
 QUICK = {"num_steps": 20, "progress": False}
+
+
+def needs_laplace():
+    try:
+        _laplace()
+    except ImportError as error:  # importorskip lets the RuntimeError of a torchvision of another build through
+        pytest.skip(f"laplace-torch is in the extra `study`: {error}")
 
 
 def random_problem(widths=(3, 6, 5, 2), splits=2, rows=20, held_out=7, seed=0):
@@ -153,7 +162,7 @@ def test_the_last_layer_under_dropout_is_ridge_regression():
 
 
 def laplace_problem(**options):
-    pytest.importorskip("laplace", reason="laplace-torch is in the extra `study`")
+    needs_laplace()
     problem = random_problem(**options)
     training = {"noise": 0.3, "num_steps": 200, "progress": False, "scale_by_fan_in": True}
     networks = train_networks(problem, Training(0.3, scale_by_fan_in=True, num_steps=200), progress=False)
@@ -216,11 +225,17 @@ def test_nuts_starts_chains_from_networks_of_their_own():
     assert (distance.argmin(1) == torch.arange(2)).all()
 
 
+def test_without_laplace_torch_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "laplace", None)
+    with pytest.raises(ImportError, match=r"pyro-sps\[study\]"):
+        last_layer_laplace(random_problem(), **QUICK)
+
+
 @pytest.mark.parametrize("method", [deep_ensemble, mc_dropout, last_layer_laplace, nuts])
 def test_results_depend_on_the_seed_and_on_nothing_else(method):
     if method is last_layer_laplace:
-        pytest.importorskip("laplace", reason="laplace-torch is in the extra `study`")
-    problem = random_problem()
+        needs_laplace()
+    problem = random_problem(splits=1)
     options = QUICK | ({"num_warmup": 2, "num_samples": 4, "max_tree_depth": 2} if method is nuts else {})
     state = torch.random.get_rng_state()
     first = method(problem, seed=3, **options)
@@ -251,7 +266,7 @@ def test_results_depend_on_the_seed_and_on_nothing_else(method):
 )
 def test_own_options_out_of_range(method, options):
     if method is last_layer_laplace:
-        pytest.importorskip("laplace", reason="laplace-torch is in the extra `study`")
+        needs_laplace()
     with pytest.raises(ValueError, match=next(iter(options))):
         method(random_problem(), progress=False, **options)
 

@@ -366,12 +366,12 @@ class Networks:
 
     def repeated(self, times: int) -> Networks:
         """A single network side by side with itself."""
-        parts = [[tensor.expand(times, -1, -1) for tensor in group] for group in (self.weights, self.biases)]
-        return Networks(*parts, self.noise.expand(times, -1, -1))
+        weights, biases = ([part.expand(times, -1, -1) for part in parts] for parts in (self.weights, self.biases))
+        return Networks(weights, biases, self.noise.expand(times, -1, -1))
 
     def state_dict(self, index: int) -> dict[str, Tensor]:
         """The weights of one network by the names that `pyro_sps.mlp` gives them."""
-        state = {}
+        state: dict[str, Tensor] = {}
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             state |= {f"{2 * layer}.weight": weight[index].T, f"{2 * layer}.bias": bias[index, 0]}
         return state
