@@ -193,7 +193,11 @@ def nuts(
 ) -> list[Mixture]:
     """Short chains of NUTS from MAP estimates, in float64, one split after another.
 
-    To be written.
+    What this is worth: a few hundred draws do not travel between the symmetric modes of a network, nor cover one in all
+    directions, so this is the posterior near a MAP estimate rather than the whole. On energy (492 rows, 8-50-50-2,
+    the defaults) no draw diverged, trajectories are as long as `max_tree_depth` allows (255 steps of 1.4 ms on a busy
+    core, so about 75 s a split), and of predictions the split R-hat within the chain had median 1.01 and 90 % quantile
+    1.14, with about 30 effective draws of 100. The time grows with rows, draws and 2 to the power of `max_tree_depth`.
 
     Args:
         problem: Splits of a data set.
@@ -424,7 +428,9 @@ def train_networks(
     adam = torch.optim.Adam(groups, lr=training.learning_rate, fused=True)
     batches = _batches(problem, seeds, training.batch_size)
     masks = _dropout_masks(problem, seeds, training)
-    bar = tqdm(total=training.num_steps, disable=None if progress else True, mininterval=0.5, file=sys.stderr)
+    bar = tqdm(
+        total=training.num_steps, desc="training", disable=None if progress else True, mininterval=0.5, file=sys.stderr
+    )
     with bar:
         for rate, (x, y), mask in zip(training.learning_rates(), batches, masks, strict=False):
             for group in adam.param_groups:
