@@ -257,6 +257,9 @@ METHODS: dict[str, Callable[..., list[Outcome]]] = {
     "partial": partial_network,
     "map": _plain(baselines.map_network),
     "ensemble": _plain(baselines.deep_ensemble),
+    "dropout": _plain(baselines.mc_dropout),
+    "laplace": _plain(baselines.last_layer_laplace),
+    "nuts": _plain(baselines.nuts),
 }
 
 
