@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import biject_to, transform_to
 
 from .checkpoint import Checkpoint, Writer, digest_of, environment, marks_of, plain
 from .data import (
@@ -34,6 +34,7 @@ from .data import (
 from .elbo import Params, Problem, elbo_terms, negative_elbo, negative_log_joint, prepare, pyro_session, sum_terms
 from .files import LoadError
 from .guides import AutoSPSNormal
+from .likelihoods import Gaussian
 from .nn import BNN
 from .predict import Member, Prediction
 from .process import interrupts_deferred
@@ -372,8 +373,7 @@ def _fit(
     estimates: list[Params] = []  # of the networks with nothing fixed
     if isinstance(first.bnn.values, MAP) and first.bnn.num_fixed:
         if found is None:
-            rule = first.bnn.values
-            estimates = _free_map(members, rule.num_steps, rule.learning_rate, batch, seed, asked.progress)
+            estimates = _free_map(members, first.bnn.values, batch, seed, asked.progress)
         for index, member in enumerate(members):
             own = estimates[index] if found is None else _constants_of(member, found, index)
             member.bnn.set_fixed(Given({tensor.name: own[tensor.name] for tensor in first.bnn.topology.tensors}))
@@ -485,6 +485,7 @@ def map_estimate(
     num_steps: int = 3000,
     learning_rate: float = 0.01,
     batch_size: int | None = None,
+    held_out: float = 0.0,
     standardize: bool = False,
     seed: int = 0,
     device: torch.device | str | None = None,
@@ -499,6 +500,7 @@ def map_estimate(
         num_steps: Steps of Adam.
         learning_rate: Its step size at the start; it decays to a tenth.
         batch_size: Rows a step; None or a number of at least the rows for all of them.
+        held_out: As in `MAP`.
         standardize: As in `fit`: use the same there.
         seed: Seeds the start.
         device: Where to optimise.
@@ -517,7 +519,8 @@ def map_estimate(
     _check_settings(num_steps=num_steps, learning_rate=learning_rate, batch_size=batch_size, seed=seed)
     members = _members(bnn, x, y, 1, False, standardize, device)
     rows = len(members[0].x)
-    estimate = _free_map(members, num_steps, learning_rate, min(batch_size or rows, rows), seed, progress)[0]
+    rule = MAP(num_steps, learning_rate, held_out)
+    estimate = _free_map(members, rule, min(batch_size or rows, rows), seed, progress)[0]
     return {tensor.name: estimate[tensor.name] for tensor in bnn.topology.tensors}
 
 
@@ -700,9 +703,14 @@ def _maximise_posterior(
     batch: int,
     seed: int,
     progress: bool,
+    watch: Callable[[Layout], _EarlyStop | _StopAt] | None = None,
 ) -> tuple[list[Params], str]:
-    """MAP estimates of every replica: `loc` and the model's parameters; and what interrupted the optimisation."""
+    """MAP estimates of every replica: `loc` and the model's parameters; and what interrupted the optimisation.
+
+    `watch` makes a watcher, whose `best` states are the result.
+    """
     rows = len(members[0].x)
+    batch = min(batch, rows)
     plates = {"num_data": None if batch == rows else rows}
 
     def objective(params: Params, noise: None, x: Tensor, y: Tensor, *constants: Tensor) -> Tensor:
@@ -723,31 +731,133 @@ def _maximise_posterior(
         progress=progress,
         label="MAP",
     )
-    run((), None)
+    watcher = watch(run.layout) if watch is not None else None
+    run((), watcher)
     if not np.isfinite(run.losses_so_far()[:, -1:]).all():
         raise FloatingPointError(
             "the loss of the MAP optimisation is not finite; lower learning_rate, or standardize the data"
         )
-    final = run.layout.unpack(run.state.params)
+    final = run.layout.unpack(run.state.params if watcher is None or watcher.best is None else watcher.best)
     return [{name: value[index] for name, value in final.items()} for index in range(len(members))], run.paused
 
 
-def _free_map(members: list[_Data], steps: int, rate: float, batch: int, seed: int, progress: bool) -> list[Params]:
+def _free_map(members: list[_Data], rule: MAP, batch: int, seed: int, progress: bool) -> list[Params]:
     """MAP estimates of the members' models without masks: weight tensors and the model's unconstrained parameters."""
     free = [_Data(m.bnn.unmasked(), m.x, m.y, m.standardizer) for m in members]
-    first = free[0].bnn
-    num_data = None if batch == len(members[0].x) else len(members[0].x)
-    problem, own = prepare(first, AutoSPSNormal(first), members[0].x[:batch], members[0].y[:batch], num_data=num_data)
-    starts = [_initial_params(m, problem, own, "random", 1.0, seed + index) for index, m in enumerate(free)]
-    points, interrupted = _maximise_posterior(free, problem, starts, steps, rate, batch, seed, progress)
-    if interrupted:  # constants of a half-done optimisation would pass for MAP values
-        raise KeyboardInterrupt
+    guide = AutoSPSNormal(free[0].bnn)
+
+    def climb(data: list[_Data], watch: Callable[[Problem, Layout], Any] | None) -> tuple[Problem, list[Params]]:
+        first, rows = data[0], len(data[0].x)
+        some = min(batch, rows)
+        num_data = None if some == rows else rows
+        problem, own = prepare(first.bnn, guide, first.x[:some], first.y[:some], num_data=num_data)
+        starts = [_initial_params(m, problem, own, "random", 1.0, seed + index) for index, m in enumerate(data)]
+        watching = None if watch is None else partial(watch, problem)
+        points, interrupted = _maximise_posterior(
+            data, problem, starts, rule.num_steps, rule.learning_rate, some, seed, progress, watching
+        )
+        if interrupted:  # constants of a half-done optimisation would pass for MAP values
+            raise KeyboardInterrupt
+        return problem, points
+
+    count = int(rule.held_out * len(members[0].x))
+    if count < FEWEST_HELD_OUT:
+        problem, points = climb(free, None)
+    else:
+        kept, held_out = _apart(free, count)
+        stops: list[_EarlyStop] = []
+
+        def look(problem: Problem, layout: Layout) -> _EarlyStop:
+            stops.append(_EarlyStop(held_out, kept, problem, layout))
+            return stops[0]
+
+        climb(kept, look)
+        problem, points = climb(free, lambda problem, layout: _StopAt(stops[0].steps))
+        points = [{**point, **noise} for point, noise in zip(points, stops[0].noises, strict=True)]
     estimates = []
     for point in points:
         sites = {site.name: site.constrain(site.view(point["loc"])) for site in problem.sites}
         own = {name: value for name, value in point.items() if name != "loc"}
-        estimates.append(own | {name: w.detach().clone() for name, w in first.assemble(sites).items()})
+        estimates.append(own | {name: w.detach().clone() for name, w in free[0].bnn.assemble(sites).items()})
     return estimates
+
+
+# Fewer rows than this say too little about when to stop.
+FEWEST_HELD_OUT = 10
+
+
+def _apart(members: list[_Data], count: int) -> tuple[list[_Data], list[tuple[Tensor, Tensor]]]:
+    """The members without `count` of their rows, and these rows."""
+    # The same places for all replicas, so that those that share their data go on doing so.
+    order = torch.randperm(len(members[0].x), generator=make_generator("cpu", 0, 6)).to(members[0].x.device)
+    of: dict[int, tuple[Tensor, ...]] = {}
+    for m in members:
+        if id(m.x) not in of:
+            x, y = m.x[order], m.y[order]
+            of[id(m.x)] = (x[count:], y[count:], x[:count], y[:count])
+    kept = [_Data(m.bnn, of[id(m.x)][0], of[id(m.x)][1], m.standardizer) for m in members]
+    return kept, [(of[id(m.x)][2], of[id(m.x)][3]) for m in members]
+
+
+# Steps between two looks at the rows that are held out.
+LOOK_EVERY = 50
+
+
+class _EarlyStop:
+    """Notes for each replica at which step it predicts rows best that it is not fitted to."""
+
+    every = LOOK_EVERY
+    best = None
+
+    def __init__(
+        self, data: Sequence[tuple[Tensor, Tensor]], members: list[_Data], problem: Problem, layout: Layout
+    ) -> None:
+        self.data, self.members, self.problem, self.layout = data, members, problem, layout
+        self.lowest = [math.inf] * len(members)
+        self.steps = [0] * len(members)
+        self.noises: list[Params] = [{} for _ in members]
+
+    def __call__(self, step: int, state: AdamState) -> str:
+        params = self.layout.unpack(state.params)
+        for index in range(len(self.members)):
+            loss, noise = self._loss(index, {name: value[index].clone() for name, value in params.items()})
+            if loss < self.lowest[index]:
+                self.lowest[index], self.steps[index], self.noises[index] = loss, step, noise
+        return ""
+
+    def _loss(self, index: int, own: Params) -> tuple[float, Params]:
+        """Minus the mean log density of the held-out rows, up to constants, with the noise at its best if learned.
+
+        For the noise that is learned with the weights is too small: it fits rows that were fitted.
+        """
+        bnn, (x, y) = self.members[index].bnn, self.data[index]
+        likelihood = bnn.likelihood
+        sites = {site.name: site.constrain(site.view(own["loc"])) for site in self.problem.sites}
+        with torch.no_grad():
+            outputs = bnn.function(bnn.assemble(sites), x)
+            if isinstance(likelihood, Gaussian) and likelihood.learn:
+                scale = (outputs - y).square().mean(None if likelihood.per_output is None else 0).sqrt()
+                name = next(name for name in own if name.endswith("scale"))
+                value = transform_to(self.problem.constraints[name]).inv(scale.clamp_min(1e-6))
+                return scale.log().mean().item(), {name: value.to(own[name])}
+            return -_with_params(bnn, own).likelihood(outputs).log_prob(y).mean().item(), {}
+
+
+class _StopAt:
+    """Keeps the state that each replica has at a step of its own."""
+
+    every = LOOK_EVERY
+
+    def __init__(self, steps: Sequence[int]) -> None:
+        self.steps = steps
+        self.best: Tensor | None = None
+
+    def __call__(self, step: int, state: AdamState) -> str:
+        self.best = state.params.clone() if self.best is None else self.best
+        for index, own in enumerate(self.steps):
+            if own == step:
+                self.best[index] = state.params[index]
+        return "" if step < max(self.steps) else "the last replica is at its best step"
 
 
 def _free_entries(member: _Data, problem: Problem, estimate: Params) -> Params:
@@ -835,7 +945,7 @@ class _Run:
     def __call__(
         self,
         callbacks: Sequence[Callback],
-        watcher: _Validation | None,
+        watcher: _Validation | _EarlyStop | _StopAt | None,
         save: Callable[[], str] | None = None,
         save_every: int = 1,
     ) -> None:

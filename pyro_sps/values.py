@@ -190,9 +190,13 @@ class MAP:
     Args:
         num_steps: Steps of Adam.
         learning_rate: Its learning rate, decaying to a tenth.
+        held_out: Share of the rows that a first optimisation does not see, to find out at which step it predicts them
+            best; a second one, on all rows, ends there (early stopping). A noise scale that is learned starts at what
+            was best for these rows. If they are fewer than ten, there is no early stopping.
 
     Raises:
-        ValueError: If `num_steps` is not a positive integer or `learning_rate` not a positive finite number.
+        ValueError: If `num_steps` is not a positive integer, `learning_rate` not a positive finite number or
+            `held_out` not in [0, 1).
 
     Example:
         >>> import pyro_sps as sps
@@ -201,8 +205,11 @@ class MAP:
 
     num_steps: int = 3000
     learning_rate: float = 0.01
+    held_out: float = 0.1
 
     def __post_init__(self) -> None:
+        if isinstance(self.held_out, bool) or not isinstance(self.held_out, int | float) or not 0 <= self.held_out < 1:
+            raise ValueError(f"held_out must be in [0, 1), got {self.held_out!r}")
         if isinstance(self.num_steps, bool) or not isinstance(self.num_steps, int) or self.num_steps < 1:
             raise ValueError(f"num_steps must be a positive integer, got {self.num_steps!r}")
         _require_positive("learning_rate", self.learning_rate)

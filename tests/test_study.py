@@ -43,8 +43,10 @@ def test_splits_are_standardised_and_validation_parts_leave_the_test_rows_alone(
 
     dataset = load_uci("energy")
     test, validation = (problems.load("energy", range(2), part) for part in ("test", "validation"))
-    assert test.widths == (8, 50, 50, 2) and test.x.shape == (2, 614, 8)
-    assert validation.x.shape == (2, 491, 8) and validation.x_test.shape == (2, 123, 8)
+    assert test.widths == (8, 50, 50, 2)
+    assert test.x.shape == (2, 614, 8)
+    assert validation.x.shape == (2, 491, 8)
+    assert validation.x_test.shape == (2, 123, 8)
     for problem in (test, validation):
         torch.testing.assert_close(problem.x.mean(1), torch.zeros(2, 8), atol=1e-4, rtol=0)
         torch.testing.assert_close(problem.y.std(1), torch.ones(2, 2), atol=1e-4, rtol=0)
@@ -107,13 +109,14 @@ def test_a_wedge_fixes_its_share_and_its_half_is_about_heavy():
 def test_only_layers():
     masks = methods.OnlyLayers((0, -1))(Topology.of(mlp([3, 4, 4, 2])))
     assert {name for name, mask in masks.items() if mask.all()} == {"0.weight", "0.bias", "4.weight", "4.bias"}
-    assert not masks["2.weight"].any() and not masks["2.bias"].any()
+    assert not masks["2.weight"].any()
+    assert not masks["2.bias"].any()
 
 
 def test_names_of_tables_are_checked():
-    with pytest.raises(ValueError, match="scheme must be one of .*, got 'hevy'"):
+    with pytest.raises(ValueError, match=r"scheme must be one of .*, got 'hevy'"):
         methods.make_scheme("hevy")
-    with pytest.raises(ValueError, match="values must be one of .*, got 'one'"):
+    with pytest.raises(ValueError, match=r"values must be one of .*, got 'one'"):
         methods.make_values("one")
     with pytest.raises(ValueError, match="must have different names"):
         Study("x", "", ("toy",), (Run("a"), Run("a")), "a")
@@ -142,7 +145,8 @@ def test_results_are_kept_and_not_computed_again(tmp_path, monkeypatch):
     # The setting with the better LPP on validation parts is the one that is tested.
     tried = {row["options"]["prior_scale"]: np.mean([one["lpp"] for one in row["scores"]]) for row in rows[:2]}
     assert rows[3]["options"]["prior_scale"] == max(tried, key=tried.get)
-    assert rows[2]["scores"][0]["fixed"] == 0 and rows[3]["scores"][0]["log10_permutations"] == 0
+    assert rows[2]["scores"][0]["fixed"] == 0
+    assert rows[3]["scores"][0]["log10_permutations"] == 0
     assert len(rows[2]["bands"]["mean"]) == 126
 
     def never(*_, **__):
@@ -202,7 +206,8 @@ def test_kill_9_loses_nothing_that_was_there(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     rows = records.read(path)
-    assert [row["n"] for row in rows] == list(range(len(rows))) and len(rows) >= 16
+    assert [row["n"] for row in rows] == list(range(len(rows)))
+    assert len(rows) >= 16
     records.append(path, {"n": -1})
     assert records.read(path) == [*rows, {"n": -1}]
 
@@ -259,7 +264,9 @@ def test_command_line(tmp_path):
     for name in ("toy.csv", "toy.md", "toy.png", "toy-bands.png", "results.jsonl"):
         assert (tmp_path / name).stat().st_size > 0
     page = (tmp_path / "toy.md").read_text()
-    assert "| heavy, ±5 | 1,225 | 1 |" in page and "95 % interval" in page
+    assert "| heavy, ±5 | 1,225 | 1 |" in page
+    assert "95 % interval" in page
     for wrong, text in ((["nothing"], "'nothing' is not one of"), (["toy", "--seeds", "0"], "--seeds")):
         run = CliRunner().invoke(main, ["study", *wrong, "--out", str(tmp_path)])
-        assert run.exit_code == 2 and text in run.output
+        assert run.exit_code == 2
+        assert text in run.output

@@ -36,14 +36,16 @@ class Run:
         options: Its options, plain JSON values.
         grid: Options to choose among by the mean LPP on validation parts, for each data set; each is put over
             `options`.
-        data: Data sets; default: those of the study.
+        tuning: Options that are put over these while choosing, to make it cheaper.
+        elsewhere: Options that are put over these for all data sets but `energy`.
     """
 
     name: str
     method: str = "partial"
     options: Mapping[str, Any] | None = None
     grid: tuple[Mapping[str, Any], ...] = ()
-    data: tuple[str, ...] = ()
+    tuning: Mapping[str, Any] | None = None
+    elsewhere: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -255,7 +257,7 @@ def _workers(
 def _validation_jobs(study: Study, quick: bool) -> Iterator[Job]:
     for run in study.runs:
         for options in run.grid:
-            for data in run.data or study.data:
+            for data in study.data:
                 yield _job(run, options, data, "validation", VALIDATION_SPLITS, quick)
 
 
@@ -263,7 +265,7 @@ def _final_jobs(study: Study, rows: Sequence[Mapping[str, Any]], splits: int, qu
     """The jobs that a table reports, with the settings that were chosen."""
     lpp = {row["key"]: np.mean([one["lpp"] for one in row["scores"]]) for row in rows if "error" not in row}
     for run in study.runs:
-        for data in run.data or study.data:
+        for data in study.data:
             tried = {
                 _job(run, options, data, "validation", VALIDATION_SPLITS, quick).key: options for options in run.grid
             }
@@ -276,6 +278,10 @@ def _final_jobs(study: Study, rows: Sequence[Mapping[str, Any]], splits: int, qu
 
 def _job(run: Run, over: Mapping[str, Any], data: str, part: str, splits: int, quick: bool) -> Job:
     options = {**(run.options or {}), **over}
+    if data != "energy":
+        options |= run.elsewhere or {}
+    if part == "validation" and run.grid:
+        options |= run.tuning or {}
     if quick:
         options |= _quick_options(run.method, options)
         splits = min(splits, 2)
