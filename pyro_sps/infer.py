@@ -193,11 +193,11 @@ def fit(
     y: Any,
     *,
     num_steps: int = 10_000,
-    num_particles: int = 16,
-    batch_size: int | None = None,
+    num_particles: int = 4,
+    batch_size: int | None = 128,
     learning_rate: float = 0.01,
     final_learning_rate: float | None = None,
-    init: str | Mapping[str, Tensor] = "random",
+    init: str | Mapping[str, Tensor] | None = None,
     init_scale: float = 0.05,
     map_steps: int = 3000,
     max_grad_norm: float = 1e3,
@@ -231,7 +231,7 @@ def fit(
         final_learning_rate: At the end; default 0.3 of that at the start.
         init: Where the guide's means start: `"random"` (normal, variance 1/fan-in), `"map"` (a MAP estimate of the
             same masked model; with `values=MAP()` the one that the constants are from), or values of the sample sites
-            by name.
+            by name. Default: `"map"` with `values=MAP()`, else `"random"`.
         init_scale: Initial standard deviation of every weight under the guide, in units of 1/√fan-in.
         map_steps: Steps of the MAP optimisation, with `init="map"`.
         max_grad_norm: Gradients of the loss per row are scaled down to this norm.
@@ -387,6 +387,8 @@ def _fit(
 
     started, interrupted = time.perf_counter(), ""
     init = asked.init if found is None else "random"  # which a checkpoint replaces
+    if init is None:
+        init = "map" if estimates else "random"
     starts = [_initial_params(m, problem, own_params, init, asked.init_scale, seed + r) for r, m in enumerate(members)]
     if init == "map":
         if estimates:  # whose fixed entries are the constants
@@ -562,7 +564,7 @@ def _check_settings(**settings: Any) -> None:
         init = settings["init"]
         require(
             "init",
-            isinstance(init, Mapping) or init in ("random", "map"),
+            init is None or isinstance(init, Mapping) or init in ("random", "map"),
             "'random', 'map' or a dict of values by site",
         )
     if settings.get("checkpoint") is not None:

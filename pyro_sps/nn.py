@@ -6,6 +6,7 @@ import copy
 import functools
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -21,9 +22,9 @@ from torch import Tensor, nn
 
 from .likelihoods import Gaussian, Likelihood
 from .process import process_lock, silenced
-from .schemes import Heavy, Scheme, SymmetryWarning, Unmasked, make_masks
+from .schemes import Random, Scheme, SymmetryWarning, Unmasked, make_masks
 from .topology import WeightTensor, trace
-from .values import MAP, Constant, Values, Zero, make_values
+from .values import MAP, Values, Zero, make_values
 
 if TYPE_CHECKING:
     from .symmetry import SymmetryReport
@@ -311,7 +312,8 @@ class OrderedNormal(dist.TorchDistribution):
         return log_prob.masked_fill((value.diff(dim=-1) < 0).any(-1), -math.inf)
 
 
-_DEFAULT_SCHEME, _DEFAULT_VALUES = Heavy(), Constant(1.0, learn=True)
+# The recipe that study/README.md chose on validation rows.
+_DEFAULT_SCHEME, _DEFAULT_VALUES = Random(like=0.9), MAP()
 
 
 class BNN(PyroModule):
@@ -324,8 +326,10 @@ class BNN(PyroModule):
         net: Any supported `nn.Module`. It is read and left as it was; its parameters are a skeleton only: their
             device and dtype are those of the new module, their values are not used.
         scheme: What picks the masks: a scheme, a function `(topology, generator) -> masks`, or a dict of masks.
-        values: What the fixed weights are set to: a rule, a function or a dict of tensors.
-        likelihood: Observation model; default `Gaussian(0.1)`.
+            Default: `Random(like=0.9)`, nine tenths of every weight matrix at random places.
+        values: What the fixed weights are set to: a rule, a function or a dict of tensors. Default: `MAP()`, which
+            needs `pyro_sps.fit`, or `set_fixed(map_estimate(...))` before any other inference.
+        likelihood: Observation model; default `Gaussian(0.1, learn=True)`.
         prior: Prior of every stochastic weight: a univariate Pyro distribution, a function from a `WeightTensor`
             to one, or a dict of these by tensor name. Default: Normal(0, `prior_scale`²).
         prior_scale: Standard deviation of the default prior.
@@ -385,12 +389,13 @@ class BNN(PyroModule):
         self._function = (function,)
         if not isinstance(likelihood, Likelihood | None):
             raise TypeError(f"likelihood must be a likelihood such as sps.Gaussian(0.1), got {likelihood!r}")
-        self.likelihood: Likelihood = Gaussian(0.1) if likelihood is None else copy.deepcopy(likelihood)
+        self.likelihood: Likelihood = Gaussian(0.1, learn=True) if likelihood is None else copy.deepcopy(likelihood)
 
         generator = torch.Generator().manual_seed(seed)
         with silenced(SymmetryWarning):  # the certificate below says more than the scheme's own count
             masks = make_masks(scheme, self.topology, values, generator)
         fixed = make_values(values, self.topology, masks, generator)
+        self._awaits_map = isinstance(values, MAP) and any(not mask.all() for mask in masks.values())
         self.learns_scale = fixed.learn and any(not mask.all() for mask in masks.values())
         constants = fixed.pattern if self.learns_scale else fixed.tensors(like.dtype)
         self.partial = nn.ModuleList(
@@ -455,7 +460,7 @@ class BNN(PyroModule):
     def unmasked(self) -> BNN:
         """A copy in which every weight is stochastic."""
         free = self.copy()
-        free.scheme, free.values, free.learns_scale = Unmasked(), Zero(), False
+        free.scheme, free.values, free.learns_scale, free._awaits_map = Unmasked(), Zero(), False, False
         free.__dict__["_pyro_params"].pop("fixed_scale", None)
         free._parameters.pop("fixed_scale_unconstrained", None)
         free.partial = nn.ModuleList(
@@ -476,6 +481,7 @@ class BNN(PyroModule):
         if self.learns_scale:
             raise ValueError("the fixed values have a learned scale; give sps.Given(values) to BNN instead")
         new = make_values(values, self.topology, self.masks).tensors(self.like.dtype)
+        self._awaits_map = False
         for weight in self.weights:
             # A new tensor, since copies of the network may share the old one.
             weight.fixed = new[weight.name].to(weight.fixed)
@@ -577,8 +583,18 @@ class BNN(PyroModule):
 
         Raises:
             ValueError: If `num_data` is smaller than the number of rows, or `y` has another shape.
+
+        Warns:
+            UserWarning: If `y` is given and the fixed weights have no MAP values yet.
         """
         rows = len(x)
+        if y is not None and self._awaits_map:
+            warnings.warn(
+                "the fixed weights are zero until their MAP values are known: sps.fit finds them; before any other "
+                "inference call bnn.set_fixed(sps.map_estimate(bnn, x, y)), or choose another `values`",
+                UserWarning,
+                stacklevel=3,
+            )
         if num_data is not None and num_data < rows:
             raise ValueError(f"num_data must be at least the number of rows of x, {rows}, got {num_data}")
         outputs = self.function(self.sample_weights(), x)

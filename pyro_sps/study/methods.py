@@ -22,7 +22,7 @@ from ..topology import Topology, mlp
 from ..values import MAP, Constant, RandomConstant, Values, Zero
 from . import baselines
 from .problems import Problem
-from .scores import Mixture
+from .scores import Mixture, score
 
 #: Steps, particles and rows a step of fits for which a table says nothing else.
 BUDGET = {"num_steps": 10_000, "num_particles": 4, "batch_size": 128}
@@ -141,7 +141,7 @@ def make_scheme(name: str, **options: Any) -> Scheme:
     return schemes[name](**options)
 
 
-def make_values(name: str, scale: float = 1.0, learn: bool = False, num_steps: int = 3000) -> Values:
+def make_values(name: str, scale: float = 1.0, learn: bool = False, **options: Any) -> Values:
     """Fixed values from their name in a table: `zero`, `constant`, `normal`, `ladder` or `map`.
 
     Raises:
@@ -150,7 +150,7 @@ def make_values(name: str, scale: float = 1.0, learn: bool = False, num_steps: i
     if name == "zero":
         return Zero()
     if name == "map":
-        return MAP(num_steps=num_steps)
+        return MAP(**options)
     rules: dict[str, Callable[..., Values]] = {"constant": Constant, "normal": RandomConstant, "ladder": Ladder}
     if name not in rules:
         raise ValueError(f"values must be one of {['zero', 'map', *rules]}, got {name!r}")
@@ -192,7 +192,8 @@ def partial_network(
         scale_by_fan_in: As in `BNN`.
         ordered_biases: As in `BNN`.
         residual: Whether the network is a `Residual` one.
-        members: Number of independent fits a split whose posteriors are mixed.
+        members: Number of independent fits a split whose posteriors are mixed. With more than one, the mean scores of
+            single fits are facts.
         draws: Posterior draws of the prediction of a split.
         **settings: Of `pyro_sps.fit`, in place of `BUDGET`.
     """
@@ -223,6 +224,9 @@ def partial_network(
         mixture = Mixture(torch.cat([p.means for p in parts]), torch.cat([p.scales for p in parts]))
         facts = {**counts, "elbo": sum(one.elbo_draws(ELBO_DRAWS).mean().item() for one in own) / members}
         facts["noise"] = sum(_number(one.bnn.likelihood.noise_scale) for one in own) / members
+        if members > 1:
+            alone = [score(part, problem.y_test[split]) for part in parts]
+            facts |= {f"single_{name}": sum(one[name] for one in alone) / members for name in ("rmse", "lpp")}
         scales = [_number(scale) for one in own if (scale := one.bnn.constant_scale()) is not None]
         if scales:
             facts["c"] = sum(scales) / members

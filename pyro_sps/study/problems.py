@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 import torch
@@ -63,7 +64,7 @@ def load(name: str, seeds: range, part: str = "test", hidden: tuple[int, ...] = 
         toys = [toy_gp(seed=seed + (1000 if part == "validation" else 0)) for seed in seeds]
         splits = [[toy.x, toy.y, np.concatenate([toy.x_test, toy.x_grid[::GRID]]), toy.y_test] for toy in toys]
     elif name in UCI:
-        dataset = load_uci(name)
+        dataset = _dataset(name)
         splits = [_standardised(*_arrays(dataset, seed, part)) for seed in seeds]
     else:
         raise ValueError(f"name must be 'toy' or one of {sorted(UCI)}, got {name!r}")
@@ -71,6 +72,12 @@ def load(name: str, seeds: range, part: str = "test", hidden: tuple[int, ...] = 
         torch.as_tensor(np.stack(arrays), dtype=torch.float32) for arrays in zip(*splits, strict=True)
     )
     return Problem(name, (x.shape[-1], *hidden, y.shape[-1]), x, y, x_test, y_test)
+
+
+@cache
+def _dataset(name: str) -> Dataset:
+    """Read once a process, since workbooks take seconds."""
+    return load_uci(name)
 
 
 def _arrays(dataset: Dataset, seed: int, part: str) -> tuple[np.ndarray, ...]:

@@ -168,6 +168,7 @@ _HEADINGS = {
     "lpp": "LPP",
     "lpp_delta": "Δ LPP",
     "crps": "CRPS",
+    "single": "LPP of one fit",
     "coverage": "in 95 % interval",
     "elbo": "ELBO",
     "c": "c",
@@ -203,6 +204,8 @@ def _cells(row: Mapping[str, Any]) -> dict[str, str]:
     if "log10_permutations" in row:
         power = row["log10_permutations"]
         cells["permutations"] = f"10^{power:.0f}" if power >= 6 else f"{round(10**power):,}"
+    if "single_lpp" in row:
+        cells["single"] = f"{row['single_lpp']:.3f}"
     if "c" in row:
         cells["c"] = f"{row['c']:.2f}"
     return cells | {"chosen": row.get("chosen", "")}

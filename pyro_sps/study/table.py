@@ -127,16 +127,17 @@ ALTERNATIVES = Study(
     "none",
 )
 
-_FRACTIONS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
+_FRACTIONS = (0.05, 0.25, 0.5, 0.75, 0.9)
+_HALF = {"num_steps": 5000}
 
 SWEEP = Study(
     "sweep",
     "How many weights to fix, where and at what; how strongly rigid; which c",
     ("energy",),
     (
-        _partial("none", NONE),
+        _partial("none", _HALF, NONE),
         *(
-            _partial(f"{where} {fraction:.0%}, {what}", _scheme(kind, fraction=fraction), values)
+            _partial(f"{where} {fraction:.0%}, {what}", _HALF, _scheme(kind, fraction=fraction), values)
             for where, kind in (("structured", "wedge"), ("random", "random"))
             for what, values in (
                 ("zero", ZERO),
@@ -147,18 +148,22 @@ SWEEP = Study(
             for fraction in _FRACTIONS
         ),
         *(
-            _partial(f"rigid strength {k}, c learned", _scheme("rigid", strength=k), _learned("constant", C["rigid"]))
-            for k in (1, 2, 5, 10, 20)
+            _partial(
+                f"rigid strength {k}, c learned", _HALF, _scheme("rigid", strength=k), _learned("constant", C["rigid"])
+            )
+            for k in (1, 2, 5, 10)
         ),
-        *(_partial(f"heavy, ±{c:g}", HEAVY, _given(c)) for c in (0.1, 0.3, 1.0, 3.0, 10.0)),
+        *(_partial(f"heavy, ±{c:g}", _HALF, HEAVY, _given(c)) for c in (0.1, 0.3, 1.0, 3.0, 10.0)),
     ),
     "none",
 )
 
 #: What baselines are tuned over. A known noise is also what regularises a MAP network, so it is not learned: learned
 #: together with the weights it shrinks to the residuals of rows that were fitted.
-_NOISES = (0.03, 0.06, 0.1, 0.2, 0.3, 0.5, 0.8)
+_NOISES = (0.04, 0.05, 0.06, 0.1, 0.2, 0.25, 0.3, 0.8)
 _NETWORK = {"num_steps": 5000, "batch_size": 128}
+#: While choosing.
+_CHEAPER = {"num_steps": 3000}
 
 
 def _over_noises(**others: tuple[Any, ...]) -> tuple[Options, ...]:
@@ -175,20 +180,65 @@ BASELINES = Study(
     "What a user would pick instead",
     UCI,
     (
-        Run("none, noise chosen", "partial", NONE, _over_noises()),
-        Run("MAP network", "map", _NETWORK, _over_noises(prior_scale=(1.0, 0.3))),
+        Run("none, noise chosen", "partial", NONE, _over_noises()[::2], tuning={"num_steps": 5000}),
+        Run("MAP network", "map", _NETWORK, _over_noises(prior_scale=(1.0, 0.3)), _CHEAPER),
         Run(
             "deep ensemble of 10",
             "ensemble",
             {**_NETWORK, "members": 10},
             _over_noises(prior_scale=(1.0, 0.3)),
-            tuning={"members": 3},
+            {**_CHEAPER, "members": 3},
         ),
-        Run("MC dropout", "dropout", _NETWORK, _over_noises(dropout=(0.02, 0.1))),
-        Run("last-layer Laplace", "laplace", _NETWORK, _over_noises()),
+        Run("MC dropout", "dropout", _NETWORK, _over_noises(dropout=(0.02, 0.1)), _CHEAPER),
+        Run("last-layer Laplace", "laplace", _NETWORK, _over_noises(), _CHEAPER),
     ),
     "deep ensemble of 10",
 )
 
+_LEARNED = {"learn_noise": True}
+
+
+def _fixed_at_map(fraction: float, kind: str = "random", **rule: Any) -> Options:
+    """Most weights at MAP values, the rest stochastic, started from them; the noise learned."""
+    return {**_scheme(kind, fraction=fraction), **MAP, "value_options": rule, **FROM_MAP, **_LEARNED}
+
+
+#: Mixtures of three fits, by which the recipes are judged.
+_THREE = {"members": 3, "num_steps": 5000}
+
+RECIPES = Study(
+    "recipes",
+    "Which recipe to make the default: candidates on validation rows, no test row is looked at",
+    UCI,
+    (
+        _partial("none", _THREE, NONE, _LEARNED),
+        _partial("heavy, zero", _THREE, HEAVY, ZERO, _LEARNED),
+        _partial("heavy, c learned", _THREE, HEAVY, _learned("constant", 1.0), _LEARNED),
+        *(_partial(f"random {f:.0%}, MAP, from MAP", _THREE, _fixed_at_map(f)) for f in (0.8, 0.85, 0.9)),
+        _partial("structured 90%, MAP, from MAP", _THREE, _fixed_at_map(0.9, "wedge")),
+        _partial("random 90%, MAP of 6000 steps", _THREE, _fixed_at_map(0.9, num_steps=6000)),
+        _partial("random 90%, MAP, no early stop", _THREE, _fixed_at_map(0.9, held_out=0.0)),
+        _partial("only last layer, MAP, from MAP", _THREE, _fixed_at_map(0.0), _scheme("layers", layers=[-1])),
+    ),
+    "none",
+    part="validation",
+)
+
+#: What `sps.BNN(net)` and `sps.fit(bnn, x, y, standardize=True)` do.
+DEFAULT = _fixed_at_map(0.9)
+
+HEADLINE = Study(
+    "headline",
+    "The default on test rows, alone and as a mixture of ten replicas",
+    UCI,
+    (
+        *_on_all(_partial("none", NONE)),
+        _partial("default", DEFAULT),
+        _partial("default, ten replicas", DEFAULT, {"members": 10}),
+        *BASELINES.runs,
+    ),
+    "none",
+)
+
 #: All studies by name.
-STUDIES = {study.name: study for study in (TOY, ENERGY, MATTERS, ALTERNATIVES, SWEEP, BASELINES)}
+STUDIES = {study.name: study for study in (TOY, ENERGY, MATTERS, ALTERNATIVES, SWEEP, BASELINES, RECIPES, HEADLINE)}
