@@ -20,7 +20,16 @@ Scheme = Callable[..., Mapping[str, Tensor]]
 
 
 class SymmetryWarning(UserWarning):
-    """A mask that was meant to break symmetries leaves some."""
+    """A mask that was meant to break symmetries leaves some.
+
+    Example:
+        >>> import pyro_sps as sps, warnings
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always", sps.SymmetryWarning)
+        ...     masks = sps.Light()(sps.Topology.of(sps.mlp([1, 5, 1])))
+        >>> print(caught[0].message)  # doctest: +ELLIPSIS
+        the light scheme leaves 5 of the 5 units of layer 1 fully connected, so that they can be relabelled: ...
+    """
 
 
 @dataclass(frozen=True)
@@ -152,6 +161,13 @@ def make_masks(
     Raises:
         TypeError: If `scheme` is neither callable nor a mapping.
         ValueError: If the masks do not fit the topology.
+
+    Example:
+        >>> import pyro_sps as sps
+        >>> from pyro_sps.schemes import make_masks
+        >>> topology = sps.Topology.of(sps.mlp([2, 3, 2], bias=False))
+        >>> sorted(make_masks(sps.Heavy(), topology)) == sorted(make_masks({}, topology))
+        True
     """
     if isinstance(scheme, type):
         raise TypeError(f"scheme must be an instance, got the class {scheme.__name__}; write {scheme.__name__}()")
