@@ -36,12 +36,10 @@ nitpick_ignore_regex = [
     ("py:class", "Tensor|MCMC|Axes|Scheme|Values|Prior|Source"),
 ]
 autodoc_default_options = {"members": True, "member-order": "bysource"}
-autodoc_typehints = "description"
-autodoc_typehints_description_target = "documented_params"
+autodoc_preserve_defaults = True
 napoleon_google_docstring, napoleon_numpy_docstring = True, False
 napoleon_use_ivar = True
 add_module_names = False
-smartquotes_action = "q"  # two hyphens stay two hyphens
 maximum_signature_line_length = 90
 toc_object_entries_show_parents = "hide"
 
@@ -59,8 +57,9 @@ def show_math(writer, node):
 
 
 def show_examples(app, context, lines):
-    """Show the examples at the end of a command's help as code; sphinx-click makes poems of them."""
-    lines[:] = [f"{line[2:]}:" if line.endswith(":") else line.removeprefix("|") for line in lines]
+    """Show the examples at the end of a command's help as code, in place of sphinx-click's lines of verse."""
+    code = [line.removeprefix("|") for line in lines[1:]]
+    lines[:] = [lines[0].removeprefix("| "), "", ".. code-block:: sh", "", *code] if lines else []
 
 
 def setup(app):

@@ -18,7 +18,7 @@ from torch import Tensor
 
 
 class Likelihood(PyroModule):
-    """Base of the observation models; a subclass defines `elementwise` and `num_targets`.
+    """Base of the observation models: a subclass defines `elementwise`, and `num_targets` if a target has many outputs.
 
     Example:
         >>> import pyro.distributions as dist, pyro_sps as sps

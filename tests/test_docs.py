@@ -1,5 +1,6 @@
-"""The API reference has every public name, and everything that it shows has an example."""
+"""The API reference has every public name, and everything that it shows has an example that runs."""
 
+import doctest
 import importlib
 import inspect
 import re
@@ -7,7 +8,8 @@ from pathlib import Path
 
 import pyro_sps
 
-PAGES = sorted((Path(__file__).parents[1] / "docs/api").glob("*.rst"))
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs/api").glob("*.rst"))
 
 
 def shown():
@@ -48,6 +50,12 @@ def test_what_the_reference_shows_has_an_example():
 
 
 def test_every_page_is_in_the_index():
-    index = (Path(__file__).parents[1] / "docs/index.md").read_text()
+    index = (ROOT / "docs/index.md").read_text()
     assert PAGES
     assert not [page.stem for page in PAGES if f"\napi/{page.stem}\n" not in index]
+
+
+def test_the_scheme_in_the_contributors_page():
+    found = doctest.testfile(str(ROOT / "CONTRIBUTING.md"), module_relative=False)
+    assert found.attempted > 3
+    assert found.failed == 0
