@@ -272,13 +272,13 @@ class Prediction:
             yield slice(start, stop), torch.cat(logs).double()
 
     def rmse(self, y: Any) -> float:
-        """Root mean squared error of the predictive mean, per target, averaged over targets (DESIGN 2.5)."""
+        """Root mean squared error of the predictive mean, per target, averaged over targets, in their units."""
         self._require_vectors("rmse")
         error = (self.mean - self.check_targets(y)).double()
         return error.square().mean(0).sqrt().mean().item()
 
     def lpp(self, y: Any) -> float:
-        """Mean log posterior predictive density over rows and targets, in nats (DESIGN 2.5)."""
+        """Mean over rows and targets of log (1/S) Σ p(y | x, w_s), the log posterior predictive density, in nats."""
         return self.log_prob(y).mean().item()
 
     def coverage(self, y: Any, level: float = 0.95) -> float:

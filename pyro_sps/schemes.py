@@ -2,6 +2,11 @@
 
 A scheme is any callable `(topology, generator) -> masks`, where `masks` maps names of weight tensors
 to Boolean tensors, True where the weight is stochastic. A dictionary of masks works wherever a scheme does.
+
+**Blocks.** `Light` and `Heavy` fix entries of a square block of each weight matrix. Let m be the smaller width of the two
+layers that it joins. The block couples m units of the one with m of the other: those with the lowest indices in both layers
+for the first, third, ... matrix, those with the highest for the second, fourth, ...; they are ranked 0 ... m - 1 from that
+end. So a layer gets its patterns from opposite ends on its two sides, and few of its units stay fully connected.
 """
 
 from __future__ import annotations
@@ -50,10 +55,10 @@ class Unmasked:
 
 @dataclass(frozen=True)
 class Light:
-    """Fix one connection a unit: the diagonal of each tensor's block but its last entry (DESIGN 2.1).
+    """Fix one connection a unit: the diagonal of each matrix's block but its last entry (`pyro_sps.schemes`).
 
-    With m the smaller width of a tensor, m - 1 of its entries are fixed, from the top of both layers
-    for odd tensors and from the bottom for even ones. Source: arXiv 2405.17666.
+    With m the smaller width of a matrix, m - 1 of its entries are fixed: the connection of the units of rank i in both
+    layers, i = 0 ... m - 2. Source: arXiv 2405.17666.
 
     Warns:
         SymmetryWarning: If a hidden layer keeps more than one fully connected unit.
@@ -76,9 +81,9 @@ class Light:
 
 @dataclass(frozen=True)
 class Heavy:
-    """Fix a triangle of connections: each unit of a block has a different number of them (DESIGN 2.1).
+    """Fix a triangle of connections: each unit of a block has a different number of them (`pyro_sps.schemes`).
 
-    With m the smaller width of a tensor, m (m - 1) / 2 of its entries are fixed: the unit of rank j
+    With m the smaller width of a matrix, m (m - 1) / 2 of its entries are fixed: the unit of rank j
     loses its connections from the units of rank 0 ... j - 1 of the layer before. Source: arXiv 2405.17666.
 
     Warns:

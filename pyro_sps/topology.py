@@ -209,7 +209,7 @@ class Topology:
     def fully_connected(self, masks: Mapping[str, Tensor]) -> dict[str, int]:
         """Count the units without any fixed connection in each hidden group.
 
-        The paper asks for at most one of them in each hidden layer (arXiv 2405.17666; DESIGN 2.1).
+        The paper asks for at most one of them in each hidden layer (arXiv 2405.17666).
         That is necessary but not sufficient for breaking all permutations: see `pyro_sps.certify`.
         In a chain of layers with widths D the light scheme leaves max(0, D_l - m_l - m_(l+1) + 2) of them, where m_l is
         the smaller width of the tensor before the layer and m_(l+1) of that behind it, and the heavy scheme at least 1.
