@@ -3,10 +3,11 @@
 A scheme is any callable `(topology, generator) -> masks`, where `masks` maps names of weight tensors
 to Boolean tensors, True where the weight is stochastic. A dictionary of masks works wherever a scheme does.
 
-**Blocks.** `Light` and `Heavy` fix entries of a square block of each weight matrix. Let m be the smaller width of the two
-layers that it joins. The block couples m units of the one with m of the other: those with the lowest indices in both layers
-for the first, third, ... matrix, those with the highest for the second, fourth, ...; they are ranked 0 ... m - 1 from that
-end. So a layer gets its patterns from opposite ends on its two sides, and few of its units stay fully connected.
+**Blocks.** `Light` and `Heavy` fix entries of a square block of each weight matrix. Let m be the smaller width of the
+two layers that it joins. The block couples m units of the one with m of the other: those with the lowest indices in
+both layers for the first, third, ... matrix, those with the highest for the second, fourth, ...; they are ranked
+0 ... m - 1 from that end. So a layer gets its patterns from opposite ends on its two sides, and few of its units stay
+fully connected.
 """
 
 from __future__ import annotations
