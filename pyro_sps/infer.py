@@ -185,9 +185,9 @@ class Fits(tuple[Fit, ...]):
     Example:
         >>> import torch, pyro_sps as sps
         >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
-        >>> fits = sps.fit(sps.BNN(sps.mlp([1, 5, 5, 1])), x, x**2, num_steps=20, progress=False, replicas=2)
+        >>> fits = sps.fit(sps.BNN(sps.mlp([1, 5, 5, 1])), x, x**2, num_steps=5, progress=False, replicas=2)
         >>> len(fits), fits.losses.shape, fits.predict(x).mean.shape
-        (2, (2, 20), torch.Size([20, 1]))
+        (2, (2, 5), torch.Size([20, 1]))
         >>> best = max(fits, key=lambda fit: fit.elbo)
     """
 

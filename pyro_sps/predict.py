@@ -63,7 +63,7 @@ class Prediction:
     Example:
         >>> import torch, pyro_sps as sps
         >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
-        >>> fit = sps.fit(sps.BNN(sps.mlp([1, 5, 5, 1])), x, x**2, num_steps=20, progress=False)
+        >>> fit = sps.fit(sps.BNN(sps.mlp([1, 5, 5, 1])), x, x**2, num_steps=5, progress=False)
         >>> prediction = fit.predict(x, num_samples=100)
         >>> prediction.draws.shape
         torch.Size([100, 20, 1])

@@ -64,7 +64,7 @@ class Diagnosis:
     Example:
         >>> import torch, pyro_sps as sps
         >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
-        >>> fit = sps.fit(sps.BNN(sps.mlp([1, 5, 5, 1])), x, x**2, num_steps=20, progress=False)
+        >>> fit = sps.fit(sps.BNN(sps.mlp([1, 5, 5, 1])), x, x**2, num_steps=5, progress=False)
         >>> diagnosis = sps.diagnose(fit, draws=100)
         >>> print(str(diagnosis).splitlines()[0])
         A fit of a 1-5-5-1 network, 10 of 46 weights fixed
