@@ -76,7 +76,7 @@ def refine(colour: Ints, entries: Sequence[Entries], deadline: float | None = No
 
     Units of the same colour have, in the result, the same number of arcs of each value to and from each colour.
     With two rows of colours every unit is a pair of vertices, + and −: an arc of value v joins ++ and −− with
-    value v, and +− and −+ with value −v (DESIGN 2.2). Only vertices whose colour changes are looked at again, and
+    value v, and +− and −+ with value −v. Only vertices whose colour changes are looked at again, and
     of a colour that splits the largest part keeps its name, as in Hopcroft's algorithm: of n arcs, at most
     n log n are visited.
 

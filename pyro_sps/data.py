@@ -172,6 +172,14 @@ class Standardizer:
         x_scale: Standard deviation of each feature; 1 for a constant one.
         y_mean: Mean of each target; 0 where targets are not standardised.
         y_scale: Standard deviation of each target; 1 where targets are not standardised or constant.
+
+    Example:
+        >>> import torch
+        >>> from pyro_sps.data import Standardizer
+        >>> x, y = torch.tensor([[1.0], [3.0]]), torch.tensor([[10.0], [30.0]])
+        >>> Standardizer.of(x, y, targets=True).targets(y)
+        tensor([[-1.],
+                [ 1.]])
     """
 
     x_mean: Tensor

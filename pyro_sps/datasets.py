@@ -34,6 +34,12 @@ class Toy:
         f_grid: The true function on it, without noise.
         noise: Standard deviation of the noise.
         gap: Where there is no training data inside the range: (lower, upper); None if there is no gap.
+
+    Example:
+        >>> from pyro_sps.datasets import toy_gp
+        >>> toy = toy_gp(seed=0)
+        >>> toy.gap, toy.in_gap.shape, toy.f_grid.shape == toy.x_grid.shape
+        ((-0.75, 0.75), (200,), True)
     """
 
     name: str
@@ -229,7 +235,7 @@ def load_uci(name: str) -> Dataset:
         name: `energy` (both targets), `concrete`, `power-plant`, `wine-red` or `kin8nm`.
 
     Returns:
-        The data set; columns have the names of its file, the last one is the target (energy: the last two).
+        The data set; columns have the names of its file, of which the last one is the target (the last two of energy).
 
     Raises:
         ValueError: If the name is not known.

@@ -1,9 +1,10 @@
 r"""The objective of mean-field variational inference, as a pure function.
 
-For a model with latent sites $w$ and a guide $q(w) = \prod_i \mathcal N(w_i; m_i, s_i^2)$ over them,
+For a model with latent sites :math:`w` and a guide :math:`q(w) = \prod_i \mathcal N(w_i; m_i, s_i^2)` over them,
 
-$$ \mathcal L(m, s, \theta) = \frac{1}{S} \sum_{k=1}^{S} \log p_\theta(y \mid x, m + s \epsilon_k)
-   - \mathrm{KL}\big(q \,\|\, p_\theta\big), \qquad \epsilon_k \sim \mathcal N(0, 1), $$
+.. math::
+   \mathcal L(m, s, \theta) = \frac{1}{S} \sum_{k=1}^{S} \log p_\theta(y \mid x, m + s \epsilon_k)
+   - \mathrm{KL}(q \,\|\, p_\theta), \qquad \epsilon_k \sim \mathcal N(0, 1),
 
 with the KL divergence in closed form where one is known and the likelihood scaled by the model's plates. Where Pyro
 traces guide and model with all their handlers for every particle, here the model runs once, over all particles, under

@@ -19,7 +19,17 @@ MAX_HEADER = 4 << 20
 
 
 class LoadError(ValueError):
-    """A saved fit or a checkpoint is missing, damaged, or belongs to another network or other data."""
+    """A saved fit or a checkpoint is missing, damaged, or belongs to another network or other data.
+
+    Example:
+        >>> import pyro_sps as sps, tempfile
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     try:
+        ...         sps.load(directory, sps.mlp([1, 5, 5, 1]))
+        ...     except sps.LoadError as error:
+        ...         print("fit.json" in str(error))
+        True
+    """
 
 
 def write_atomically(path: Path, content: bytes) -> None:

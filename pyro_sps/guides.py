@@ -1,8 +1,8 @@
 r"""A mean-field normal guide over the stochastic weights.
 
-For every latent site with value $w$ of the model the guide samples $w \sim \mathcal N(m, s^2)$ directly. All means are
-one flat vector and all scales another, of which the sites are views: sampling, the KL divergence and the optimiser
-each are one operation, however many tensors the network has.
+For every latent site with value :math:`w` of the model the guide samples :math:`w \sim \mathcal N(m, s^2)` directly.
+All means are one flat vector and all scales another, of which the sites are views: sampling, the KL divergence and the
+optimiser each are one operation, however many tensors the network has.
 """
 
 from __future__ import annotations

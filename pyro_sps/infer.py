@@ -59,6 +59,16 @@ class NonFiniteLossError(FloatingPointError):
         fit: The result with the last finite state.
         step: The step at which it happened, from 0 on.
         site: The sample site whose term is not finite, or `KL`.
+
+    Example:
+        >>> import torch, pyro_sps as sps
+        >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
+        >>> bnn = sps.BNN(sps.mlp([1, 5, 5, 1]))
+        >>> try:
+        ...     sps.fit(bnn, x, x**2 * 1e30, num_steps=5, progress=False)
+        ... except sps.NonFiniteLossError as error:
+        ...     print(error.step, error.site)
+        0 obs
     """
 
     def __init__(self, message: str, fit: Fit, step: int, site: str) -> None:
@@ -82,6 +92,13 @@ class Fit:
         mode: How steps were run: `compiled`, `recorded` or `traced`.
         x: Training inputs, standardised if that was asked for.
         y: Training targets, likewise.
+
+    Example:
+        >>> import torch, pyro_sps as sps
+        >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
+        >>> fit = sps.fit(sps.BNN(sps.mlp([1, 5, 5, 1])), x, x**2, num_steps=20, progress=False)
+        >>> fit.predict(x).mean.shape, fit.bnn.num_stochastic == len(fit.guide.loc), fit.settings["num_steps"]
+        (torch.Size([20, 1]), True, 20)
     """
 
     bnn: BNN
@@ -169,7 +186,16 @@ class Fit:
 
 
 class Fits(tuple[Fit, ...]):
-    """Independent fits of one model (replicas), and the mixture of their posteriors."""
+    """Independent fits of one model (replicas), and the mixture of their posteriors.
+
+    Example:
+        >>> import torch, pyro_sps as sps
+        >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
+        >>> fits = sps.fit(sps.BNN(sps.mlp([1, 5, 5, 1])), x, x**2, num_steps=5, progress=False, replicas=2)
+        >>> len(fits), fits.losses.shape, fits.predict(x).mean.shape
+        (2, (2, 5), torch.Size([20, 1]))
+        >>> best = max(fits, key=lambda fit: fit.elbo)
+    """
 
     def predict(self, x: Any, num_samples: int = 1000, seed: int = 0) -> Prediction:
         """The mixture's posterior predictive distribution: draws are divided equally among the fits."""

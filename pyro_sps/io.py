@@ -72,6 +72,15 @@ def save(fit: Fit, directory: str | Path) -> None:
     Raises:
         OSError: If the directory cannot be written; the fit in memory is as it was.
         ValueError: If the fit is larger than `load` would read: hundreds of MB of losses.
+
+    Example:
+        >>> import pathlib, tempfile, torch, pyro_sps as sps
+        >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
+        >>> fit = sps.fit(sps.BNN(sps.mlp([1, 5, 5, 1])), x, x**2, num_steps=5, progress=False)
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     fit.save(directory)  # calls sps.io.save(fit, directory)
+        ...     sorted(path.name for path in pathlib.Path(directory).iterdir())
+        ['fit.json', 'fit.safetensors']
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)

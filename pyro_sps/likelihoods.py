@@ -18,9 +18,19 @@ from torch import Tensor
 
 
 class Likelihood(PyroModule):
-    """Base of the observation models; a subclass defines `elementwise` and `num_targets`."""
+    """Base of the observation models: a subclass defines `elementwise`, and `num_targets` if a target has many outputs.
 
-    #: Number of event dimensions of a target row: 1 for vectors, 0 for labels.
+    Example:
+        >>> import pyro.distributions as dist, pyro_sps as sps
+        >>> from pyro_sps.likelihoods import Likelihood
+        >>> class Laplace(Likelihood):
+        ...     real_valued = True
+        ...     def elementwise(self, outputs):
+        ...         return dist.Laplace(outputs, 0.1)
+        >>> bnn = sps.BNN(sps.mlp([8, 50, 50, 2]), likelihood=Laplace())
+    """
+
+    #: Number of event dimensions of a target row, 1 for vectors, 0 for labels.
     event_dim = 1
     #: Whether targets are real numbers that may be standardised.
     real_valued = False

@@ -331,7 +331,7 @@ class BNN(PyroModule):
             needs `pyro_sps.fit`, or `set_fixed(map_estimate(...))` before any other inference.
         likelihood: Observation model; default `Gaussian(0.1, learn=True)`.
         prior: Prior of every stochastic weight: a univariate Pyro distribution, a function from a `WeightTensor`
-            to one, or a dict of these by tensor name. Default: Normal(0, `prior_scale`²).
+            to one, or a dict of these by tensor name. Default: `Normal(0, prior_scale)`.
         prior_scale: Standard deviation of the default prior.
         scale_by_fan_in: Whether the default prior's standard deviation is divided by √fan-in (which is 1 for biases).
         ordered_biases: Whether the biases of each hidden layer are constrained to increase, another way to

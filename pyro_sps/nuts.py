@@ -155,6 +155,14 @@ class NutsSamples:
         settings: What `sample_nuts` was asked for.
         x: Training inputs, in the units of the network.
         y: Training targets, likewise.
+
+    Example:
+        >>> import torch, pyro_sps as sps
+        >>> x = torch.linspace(-1, 1, 10, dtype=torch.float64).unsqueeze(1)
+        >>> bnn = sps.BNN(sps.mlp([1, 2, 1], dtype=torch.float64), scheme=sps.Rigid(), likelihood=sps.Gaussian(0.5))
+        >>> nuts = sps.sample_nuts(bnn, x, x, num_samples=5, warmup=5, num_chains=2, progress=False)
+        >>> nuts.weights()["0.weight"].shape, nuts.predict(x, num_samples=10).mean.shape
+        (torch.Size([2, 5, 2, 1]), torch.Size([10, 1]))
     """
 
     bnn: BNN

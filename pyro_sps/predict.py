@@ -30,6 +30,13 @@ class Member:
         guide: What draws are taken from; None if they are given.
         standardizer: Shift and scale between the user's units and the network's.
         sites: Given draws by site name, shape (S,) + the site's; they are used in place of the guide's.
+
+    Example:
+        >>> import torch, pyro_sps as sps
+        >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
+        >>> fit = sps.fit(sps.BNN(sps.mlp([1, 5, 5, 1])), x, x**2, num_steps=5, progress=False)
+        >>> fit.predict(x).members[0].guide is fit.guide
+        True
     """
 
     bnn: BNN
@@ -52,6 +59,18 @@ class Prediction:
         x: Inputs, shape (rows, ...), in original units.
         num_samples: Number of posterior draws S.
         seed: Seeds the draws.
+
+    Example:
+        >>> import torch, pyro_sps as sps
+        >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
+        >>> fit = sps.fit(sps.BNN(sps.mlp([1, 5, 5, 1])), x, x**2, num_steps=5, progress=False)
+        >>> prediction = fit.predict(x, num_samples=100)
+        >>> prediction.draws.shape
+        torch.Size([100, 20, 1])
+        >>> lower, upper = prediction.interval(0.9)
+        >>> bool((lower < prediction.mean).all()), bool((prediction.mean < upper).all())
+        (True, True)
+        >>> scores = prediction.rmse(x**2), prediction.lpp(x**2), prediction.coverage(x**2, 0.9)
     """
 
     members: Sequence[Member] = field(repr=False)
@@ -146,7 +165,7 @@ class Prediction:
 
     @cached_property
     def draws(self) -> Tensor:
-        """Draws from the posterior predictive, noise included: shape (S, rows, targets), or (S, rows) for labels."""
+        """Draws from the posterior predictive, noise included, shape (S, rows, targets), or (S, rows) for labels."""
         return _announced("draws", torch.cat([draws for _, draws in self.draws_by_rows()], dim=1))
 
     def draws_by_rows(self) -> Iterator[tuple[slice, Tensor]]:
@@ -156,7 +175,7 @@ class Prediction:
 
     @cached_property
     def function_draws(self) -> Tensor:
-        """The likelihood's mean under each posterior draw, without noise: shape (S, rows, targets or classes)."""
+        """The likelihood's mean under each posterior draw, without noise, shape (S, rows, targets or classes)."""
         return _announced("function draws", torch.cat([draws for _, draws in self.function_draws_by_rows()], dim=1))
 
     def function_draws_by_rows(self) -> Iterator[tuple[slice, Tensor]]:
@@ -190,7 +209,7 @@ class Prediction:
 
     @property
     def mean(self) -> Tensor:
-        """Mean of the posterior predictive, shape (rows, targets), or (rows, classes): class probabilities."""
+        """Mean of the posterior predictive, shape (rows, targets); class probabilities, (rows, classes), for labels."""
         return self._moments[0]
 
     @property
@@ -253,13 +272,13 @@ class Prediction:
             yield slice(start, stop), torch.cat(logs).double()
 
     def rmse(self, y: Any) -> float:
-        """Root mean squared error of the predictive mean, per target, averaged over targets (DESIGN 2.5)."""
+        """Root mean squared error of the predictive mean, per target, averaged over targets, in their units."""
         self._require_vectors("rmse")
         error = (self.mean - self.check_targets(y)).double()
         return error.square().mean(0).sqrt().mean().item()
 
     def lpp(self, y: Any) -> float:
-        """Mean log posterior predictive density over rows and targets, in nats (DESIGN 2.5)."""
+        """Mean over rows and targets of log (1/S) Σ p(y | x, w_s), the log posterior predictive density, in nats."""
         return self.log_prob(y).mean().item()
 
     def coverage(self, y: Any, level: float = 0.95) -> float:

@@ -137,6 +137,13 @@ class SymmetryClass:
         how: How `after` was proved.
         generators: Moves that together generate what is left.
         factors: `before` and `after` written as products, such as `50!^2`; empty for scalings.
+
+    Example:
+        >>> import pyro_sps as sps
+        >>> topology = sps.Topology.of(sps.mlp([3, 5, 5, 2]))
+        >>> permutations = sps.certify(topology, sps.Light()(topology)).permutations
+        >>> permutations.before, permutations.after, permutations.is_rigid
+        (14400, 6, False)
     """
 
     name: str
@@ -209,6 +216,12 @@ class Verification:
         checked: Number of generators applied.
         max_deviation: Largest change of an output, relative to the largest output.
         ok: Whether all outputs stayed the same to rounding and all fixed weights kept their values exactly.
+
+    Example:
+        >>> import pyro_sps as sps
+        >>> bnn = sps.BNN(sps.mlp([3, 5, 5, 2]), scheme=sps.Heavy(), values=sps.Zero())
+        >>> bnn.symmetry().verify(bnn)
+        Verification(checked=10, max_deviation=0.0, ok=True)
     """
 
     checked: int

@@ -2,6 +2,12 @@
 
 A scheme is any callable `(topology, generator) -> masks`, where `masks` maps names of weight tensors
 to Boolean tensors, True where the weight is stochastic. A dictionary of masks works wherever a scheme does.
+
+**Blocks.** `Light` and `Heavy` fix entries of a square block of each weight matrix. Let m be the smaller width of the
+two layers that it joins. The block couples m units of the one with m of the other: those with the lowest indices in
+both layers for the first, third, ... matrix, those with the highest for the second, fourth, ...; they are ranked
+0 ... m - 1 from that end. So a layer gets its patterns from opposite ends on its two sides, and few of its units stay
+fully connected.
 """
 
 from __future__ import annotations
@@ -20,7 +26,16 @@ Scheme = Callable[..., Mapping[str, Tensor]]
 
 
 class SymmetryWarning(UserWarning):
-    """A mask that was meant to break symmetries leaves some."""
+    """A mask that was meant to break symmetries leaves some.
+
+    Example:
+        >>> import pyro_sps as sps, warnings
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always", sps.SymmetryWarning)
+        ...     masks = sps.Light()(sps.Topology.of(sps.mlp([1, 5, 1])))
+        >>> print(caught[0].message)  # doctest: +ELLIPSIS
+        the light scheme leaves 5 of the 5 units of layer 1 fully connected, so that they can be relabelled: ...
+    """
 
 
 @dataclass(frozen=True)
@@ -41,10 +56,10 @@ class Unmasked:
 
 @dataclass(frozen=True)
 class Light:
-    """Fix one connection a unit: the diagonal of each tensor's block but its last entry (DESIGN 2.1).
+    """Fix one connection a unit: the diagonal of each matrix's block but its last entry (`pyro_sps.schemes`).
 
-    With m the smaller width of a tensor, m - 1 of its entries are fixed, from the top of both layers
-    for odd tensors and from the bottom for even ones. Source: arXiv 2405.17666.
+    With m the smaller width of a matrix, m - 1 of its entries are fixed: the connection of the units of rank i in both
+    layers, i = 0 ... m - 2. Source: arXiv 2405.17666.
 
     Warns:
         SymmetryWarning: If a hidden layer keeps more than one fully connected unit.
@@ -67,9 +82,9 @@ class Light:
 
 @dataclass(frozen=True)
 class Heavy:
-    """Fix a triangle of connections: each unit of a block has a different number of them (DESIGN 2.1).
+    """Fix a triangle of connections: each unit of a block has a different number of them (`pyro_sps.schemes`).
 
-    With m the smaller width of a tensor, m (m - 1) / 2 of its entries are fixed: the unit of rank j
+    With m the smaller width of a matrix, m (m - 1) / 2 of its entries are fixed: the unit of rank j
     loses its connections from the units of rank 0 ... j - 1 of the layer before. Source: arXiv 2405.17666.
 
     Warns:
@@ -152,6 +167,13 @@ def make_masks(
     Raises:
         TypeError: If `scheme` is neither callable nor a mapping.
         ValueError: If the masks do not fit the topology.
+
+    Example:
+        >>> import pyro_sps as sps
+        >>> from pyro_sps.schemes import make_masks
+        >>> topology = sps.Topology.of(sps.mlp([2, 3, 2], bias=False))
+        >>> sorted(make_masks(sps.Heavy(), topology)) == sorted(make_masks({}, topology))
+        True
     """
     if isinstance(scheme, type):
         raise TypeError(f"scheme must be an instance, got the class {scheme.__name__}; write {scheme.__name__}()")

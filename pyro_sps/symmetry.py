@@ -1,8 +1,8 @@
 """Which symmetries of a network a set of masks and fixed values leaves: an exact certificate.
 
-The mathematics is in DESIGN 2.2. A (signed) permutation of hidden units survives if it maps every fixed weight onto a
-fixed weight of the same value (times the signs of its two units); the survivors are the automorphisms of a coloured
-graph, of which `pyro_sps.automorphisms` finds the exact order and generators.
+A (signed) permutation of hidden units survives if it maps every fixed weight onto a fixed weight of the same value
+(times the signs of its two units); the survivors are the automorphisms of a coloured graph, of which
+`pyro_sps.automorphisms` finds the exact order and generators.
 """
 
 from __future__ import annotations

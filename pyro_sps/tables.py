@@ -50,7 +50,20 @@ _Row = tuple[int, Sequence[Any]]
 
 
 class DataError(ValueError):
-    """A data file cannot be used as it is; the message names the file, the columns and the first offending rows."""
+    r"""A data file cannot be used as it is; the message names the file, the columns and the first offending rows.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> from pyro_sps.tables import DataError, read_table
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     file = pathlib.Path(directory, "line.csv")
+        ...     _ = file.write_text("x,y\n0,1\n1,\n")
+        ...     try:
+        ...         read_table(file, targets=["y"])
+        ...     except DataError as error:
+        ...         print(str(error).split("/")[-1])
+        line.csv has missing values in column 'y' (1): line 3, column 'y'
+    """
 
 
 @dataclass(frozen=True)
@@ -64,6 +77,14 @@ class Split:
         y_test: Held-out targets.
         train_rows: Which rows of the data set the training part has, in ascending order.
         test_rows: Which rows the held-out part has, in ascending order.
+
+    Example:
+        >>> import numpy as np
+        >>> from pyro_sps.tables import Dataset
+        >>> data = Dataset("line", np.arange(5.0)[:, None], np.arange(5.0)[:, None], ("x",), ("y",), "here")
+        >>> split = data.split(seed=0, test_fraction=0.4)
+        >>> bool((data.x[split.test_rows] == split.x_test).all())
+        True
     """
 
     x_train: np.ndarray = field(repr=False)
@@ -182,10 +203,19 @@ def read_table(
 
 
 def column_names(path: str | Path) -> tuple[str, ...]:
-    """Names of a file's columns, from its header line.
+    r"""Names of a file's columns, from its header line.
 
     Raises:
         DataError: If the file cannot be read or has a name twice.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> from pyro_sps.tables import column_names
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     file = pathlib.Path(directory, "line.csv")
+        ...     _ = file.write_text("time,place\n0,1\n")
+        ...     column_names(file)
+        ('time', 'place')
     """
     with _open(Path(path)) as reader:
         return _check_header(Path(path), reader.header)

@@ -31,7 +31,17 @@ SUPPORTED = (
 
 
 class UnsupportedLayerError(ValueError):
-    """A network contains something that `Topology.of` cannot read."""
+    """A network contains something that `Topology.of` cannot read.
+
+    Example:
+        >>> from torch import nn
+        >>> from pyro_sps import Topology, UnsupportedLayerError
+        >>> try:
+        ...     Topology.of(nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 1)))
+        ... except UnsupportedLayerError as error:
+        ...     print(str(error).split(". ")[0])
+        layer '1' (LayerNorm) is not supported
+    """
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,12 @@ class UnitGroup:
         odd: True if everything between the group's weights on either side is odd, so that a unit's
             sign can be flipped.
         homogeneous: True if it is positively homogeneous, so that a unit can be rescaled.
+
+    Example:
+        >>> from pyro_sps import Topology, mlp
+        >>> group = Topology.of(mlp([8, 50, 2], activation="relu")).groups[1]
+        >>> group.size, group.pinned, group.activation
+        (50, False, 'homogeneous')
     """
 
     name: str
@@ -56,7 +72,7 @@ class UnitGroup:
 
     @property
     def activation(self) -> str:
-        """Class of the activation: `linear`, `odd`, `homogeneous` or `generic`."""
+        """Class of the activation, `linear`, `odd`, `homogeneous` or `generic`."""
         if self.odd and self.homogeneous:
             return "linear"
         return "odd" if self.odd else "homogeneous" if self.homogeneous else "generic"
@@ -70,6 +86,12 @@ class WeightTensor:
         name: Its name in `net.named_parameters()`, such as `0.weight`.
         shape: Its shape in PyTorch's layout, (out, in) for a matrix and (out,) for a bias.
         groups: For each axis, the index in `Topology.groups` of the units it counts.
+
+    Example:
+        >>> from pyro_sps import Topology, mlp
+        >>> tensor = Topology.of(mlp([8, 50, 2]))["0.weight"]
+        >>> tensor.shape, tensor.groups, tensor.fan_in
+        ((50, 8), (1, 0), 8)
     """
 
     name: str
@@ -187,7 +209,7 @@ class Topology:
     def fully_connected(self, masks: Mapping[str, Tensor]) -> dict[str, int]:
         """Count the units without any fixed connection in each hidden group.
 
-        The paper asks for at most one of them in each hidden layer (arXiv 2405.17666; DESIGN 2.1).
+        The paper asks for at most one of them in each hidden layer (arXiv 2405.17666).
         That is necessary but not sufficient for breaking all permutations: see `pyro_sps.certify`.
         In a chain of layers with widths D the light scheme leaves max(0, D_l - m_l - m_(l+1) + 2) of them, where m_l is
         the smaller width of the tensor before the layer and m_(l+1) of that behind it, and the heavy scheme at least 1.
@@ -335,6 +357,15 @@ def trace(net: nn.Module) -> tuple[Topology, NetworkFunction]:
 
     Raises:
         UnsupportedLayerError: If the network has a layer that is not supported.
+
+    Example:
+        >>> import torch
+        >>> from pyro_sps import mlp
+        >>> from pyro_sps.topology import trace
+        >>> topology, function = trace(mlp([8, 50, 2]))
+        >>> draws = {tensor.name: torch.randn(100, *tensor.shape) for tensor in topology.tensors}
+        >>> function(draws, torch.randn(7, 8)).shape
+        torch.Size([100, 7, 2])
     """
     if not isinstance(net, nn.Module):
         raise TypeError(f"net must be a torch.nn.Module, got {type(net).__name__}")

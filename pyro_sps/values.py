@@ -238,6 +238,16 @@ def make_values(
     Raises:
         TypeError: If `values` is neither callable nor a mapping.
         ValueError: If the values do not fit the topology.
+
+    Example:
+        >>> import pyro_sps as sps, torch
+        >>> from pyro_sps.values import make_values
+        >>> topology = sps.Topology.of(sps.mlp([2, 3, 2], bias=False))
+        >>> fixed = make_values(sps.Constant(0.5), topology, sps.Heavy()(topology), torch.Generator().manual_seed(0))
+        >>> fixed.tensors()["0.weight"].abs()
+        tensor([[0.0000, 0.0000],
+                [0.5000, 0.0000],
+                [0.0000, 0.0000]])
     """
     if isinstance(values, type):
         raise TypeError(f"values must be an instance, got the class {values.__name__}; write {values.__name__}()")

@@ -22,7 +22,7 @@ def scores_of(
     target_scale: np.ndarray,
     names: Sequence[str],
 ) -> dict[str, Any]:
-    """RMSE, LPP and coverage of each target and on average, in original and in standardised units (DESIGN 2.5)."""
+    """RMSE, LPP and coverage of each target and on average, in original and in standardised units."""
     import numpy as np
 
     lower, upper = (end.double().numpy() for end in interval)

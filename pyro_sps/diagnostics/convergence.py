@@ -43,6 +43,14 @@ class Convergence:
         noise: Standard error of `change`, from the scatter around a straight line through each tenth.
         spread: Standard deviation of the loss around a straight line through the last tenth, relative to what the
             Monte Carlo noise of a guide at rest makes of it; NaN where that is not known (minibatches, no data).
+
+    Example:
+        >>> from pyro_sps.diagnostics.convergence import Convergence
+        >>> end = Convergence(
+        ...     elbo=-100.0, standard_error=0.5, change=3.0, relative_change=0.03, noise=0.2, spread=1.1
+        ... )
+        >>> end.converged, end.stable
+        (False, True)
     """
 
     elbo: float
@@ -117,6 +125,16 @@ class Replicas:
         prediction_spread: Standard deviation between replicas' predictive means, relative to the posterior standard
             deviation within a replica (root mean squares over rows and targets).
         elbo_spread: Standard deviation of the ELBO between replicas, nats; NaN without training data.
+
+    Example:
+        >>> import numpy as np
+        >>> from pyro_sps.diagnostics.convergence import Replicas
+        >>> replicas = Replicas(
+        ...     rhat_weights=np.array([1.5, 2.5]), num_weights=2, rhat_predictions=np.array([1.0]),
+        ...     prediction_spread=0.1, elbo_spread=0.3,
+        ... )
+        >>> replicas.medians, replicas.gap  # the same predictions with other weights
+        ((2.0, 1.0), 1.0)
     """
 
     rhat_weights: np.ndarray = field(repr=False)

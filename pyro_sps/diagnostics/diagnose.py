@@ -31,6 +31,12 @@ class Baseline:
         lpp: Mean log posterior predictive density under the other, nats.
         difference: That of the fit less that of the other.
         standard_error: Standard error of the difference over rows.
+
+    Example:
+        >>> from pyro_sps.diagnostics.diagnose import Baseline
+        >>> baseline = Baseline(lpp=-1.34, difference=0.1, standard_error=0.02)
+        >>> baseline.difference > 2 * baseline.standard_error  # more than chance would give
+        True
     """
 
     lpp: float
@@ -54,6 +60,16 @@ class Diagnosis:
         left_out: What was not checked, and why.
         prediction: The predictions that were checked (the mixture's, of several fits).
         targets: What they were checked against.
+
+    Example:
+        >>> import torch, pyro_sps as sps
+        >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
+        >>> fit = sps.fit(sps.BNN(sps.mlp([1, 5, 5, 1])), x, x**2, num_steps=5, progress=False)
+        >>> diagnosis = sps.diagnose(fit, draws=100)
+        >>> print(str(diagnosis).splitlines()[0])
+        A fit of a 1-5-5-1 network, 10 of 46 weights fixed
+        >>> print(diagnosis.left_out[0])
+        R-hat and spread over replicas: there is one fit; fit(..., replicas=4) makes several
     """
 
     fits: tuple[Fit, ...] = field(repr=False)

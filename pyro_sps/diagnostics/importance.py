@@ -24,6 +24,16 @@ class Importance:
         log_ratios: lp - lq of each draw, in nats up to the log evidence, shape (S,).
         log_weights: Logs of the smoothed normalised weights, shape (S,).
         member: The network with the draws.
+
+    Example:
+        >>> import torch, pyro_sps as sps
+        >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
+        >>> fit = sps.fit(sps.BNN(sps.mlp([1, 5, 5, 1])), x, x**2, num_steps=5, progress=False)
+        >>> importance = sps.diagnose(fit, draws=100).importance[0]
+        >>> importance.reading, 1 <= importance.ess <= 100
+        ('very bad', True)
+        >>> importance.predictive_mean(x).shape
+        torch.Size([20, 1])
     """
 
     khat: float
@@ -33,12 +43,12 @@ class Importance:
 
     @property
     def threshold(self) -> float:
-        """k̂ above which corrected expectations are not to be trusted: min(1 - 1/log10 S, 0.7) (Vehtari et al. 2024)."""
+        """k̂ above which corrected expectations are not to be trusted, min(1 - 1/log10 S, 0.7) (Vehtari et al. 2024)."""
         return min(1 - 1 / math.log10(max(2, len(self.log_weights))), 0.7)
 
     @property
     def reading(self) -> str:
-        """What k̂ means: `good` below 0.5, `ok` below the threshold, `bad` below 1, `very bad` above."""
+        """What k̂ means, `good` below 0.5, `ok` below the threshold, `bad` below 1, `very bad` above."""
         if not self.khat < 1:
             return "very bad"
         return "good" if self.khat < min(0.5, self.threshold) else "ok" if self.khat < self.threshold else "bad"

@@ -29,6 +29,14 @@ class Calibration:
         coverage: Share of targets inside, at each level, over all rows and targets.
         pit: Probability integral transforms, shape (rows, targets): where each target lies among the predictive draws,
             uniform on (0, 1) if the predictions are calibrated. Ties are broken at random.
+
+    Example:
+        >>> import torch, pyro_sps as sps
+        >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
+        >>> fit = sps.fit(sps.BNN(sps.mlp([1, 5, 5, 1])), x, x**2, num_steps=5, progress=False)
+        >>> calibration = sps.diagnose(fit, draws=100).predictive.calibration
+        >>> calibration.levels, calibration.coverage.shape, calibration.pit.shape
+        ((0.5, 0.8, 0.9, 0.95, 0.99), (5,), (20, 1))
     """
 
     num_rows: int
@@ -63,6 +71,14 @@ class PredictiveCheck:
         lpp_error: Its standard error over rows.
         accuracy: Share of right labels; None for numbers.
         calibration: Checks of intervals and distributions; None for labels, of which there are none.
+
+    Example:
+        >>> import torch, pyro_sps as sps
+        >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
+        >>> fit = sps.fit(sps.BNN(sps.mlp([1, 5, 5, 1])), x, x**2, num_steps=5, progress=False)
+        >>> check = sps.diagnose(fit, held_out=(x, x**2), draws=100).predictive
+        >>> check.held_out, check.num_rows, check.accuracy
+        (True, 20, None)
     """
 
     held_out: bool
