@@ -231,7 +231,7 @@ def test_interrupting_returns_what_there_is():
 
 def test_a_loss_that_is_not_finite_is_explained_and_the_last_state_kept():
     x, y = regression()
-    bnn = sps.BNN(sps.mlp([3, 4, 4, 2], activation="identity"), likelihood=sps.Poisson())
+    bnn = sps.BNN(sps.mlp([3, 4, 4, 2], activation="identity"), sps.Unmasked(), sps.Zero(), likelihood=sps.Poisson())
     with pytest.raises(sps.NonFiniteLossError, match=r"step \d+, in the term of site 'obs'.*learning_rate") as caught:
         sps.fit(bnn, 100 * x, y.abs().round(), num_steps=50, learning_rate=10.0, **QUICK)
     fit = caught.value.fit

@@ -577,7 +577,7 @@ def test_gradient_of_the_learned_scale(data):
 
 
 def test_a_learned_scale_without_fixed_weights_is_no_parameter():
-    bnn = sps.BNN(small_net(), sps.Unmasked(), sps.Constant(1.0, learn=True))
+    bnn = sps.BNN(small_net(), sps.Unmasked(), sps.Constant(1.0, learn=True), sps.Gaussian(0.1))
     assert not list(bnn.parameters())
     assert bnn.constant_scale() is None
 
@@ -988,7 +988,7 @@ def test_ordered_biases_errors(options, says):
 
 def test_a_scheme_that_leaves_symmetries_warns():
     with pytest.warns(SymmetryWarning, match="layer 1"):
-        sps.BNN(sps.mlp([8, 20, 2]), sps.Light())
+        sps.BNN(sps.mlp([8, 20, 2]), sps.Light(), sps.Constant(1.0))
 
 
 @pytest.mark.parametrize("options", [{"scheme": sps.Unmasked()}, {"scheme": {}}, {"values": sps.MAP()}, {}])
@@ -1001,7 +1001,23 @@ def test_no_warning_where_nothing_was_meant_to_be_broken_or_all_is(options):
 def test_symmetry_report():
     assert small_bnn(scheme=sps.Unmasked()).symmetry().permutations.after == math.factorial(3)
     assert ordered_bnn().symmetry().permutations.after == 1
-    assert sps.BNN(sps.mlp([3, 5, 5, 2])).symmetry().permutations.after == 1
+    assert sps.BNN(sps.mlp([3, 5, 5, 2]), sps.Heavy(), sps.Constant(1.0)).symmetry().permutations.after == 1
+
+
+def test_map_values_that_are_not_known_yet():
+    bnn = sps.BNN(sps.mlp([3, 5, 5, 2]))
+    report = bnn.symmetry()
+    assert report.is_rigid  # as MAP values will be
+    assert "no MAP values yet" in str(report)
+    x, y = torch.randn(4, 3), torch.randn(4, 2)
+    bnn(x)
+    with pytest.warns(UserWarning, match=r"zero until their MAP values are known: sps\.fit finds them"):
+        bnn(x, y)
+    bnn.set_fixed({name: torch.randn(mask.shape) for name, mask in bnn.masks.items()})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bnn(x, y)
+    assert "no MAP values yet" not in str(bnn.symmetry())
 
 
 # --- the hand-written way and FixWeights -----------------------------------------------------------------

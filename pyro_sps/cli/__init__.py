@@ -1,4 +1,4 @@
-"""The command line: `pyro-sps fit`, `predict`, `diagnose`, `masks`, `symmetry` and `demo`.
+"""The command line: `pyro-sps fit`, `predict`, `diagnose`, `masks`, `symmetry`, `study` and `demo`.
 
 Heavy imports are inside the functions, so that `--help` and wrong options are answered at once.
 """
@@ -14,6 +14,7 @@ from .files import claim
 from .fit import fit
 from .options import Command, printer, quiet_option, seed_option
 from .predict import predict
+from .study import study
 from .symmetry import masks, symmetry
 
 
@@ -24,7 +25,7 @@ def main() -> None:
 
 
 @click.command(cls=Command, epilog="\b\nExample:\n  pyro-sps demo --out demo")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True, help="Folder.")
+@click.option("--out", type=click.Path(path_type=Path), default="demo", show_default=True, help="Folder.")
 @click.option("--steps", type=click.IntRange(1), help="Steps of each fit, where the default is too long.")
 @seed_option
 @quiet_option
@@ -39,5 +40,5 @@ def demo(out: Path, steps: int | None, seed: int, quiet: bool) -> None:
     run(out, seed=seed, num_steps=steps, say=printer(quiet), progress=not quiet)
 
 
-for _command in (fit, predict, diagnose, masks, symmetry, demo):
+for _command in (fit, predict, diagnose, masks, symmetry, study, demo):
     main.add_command(_command)

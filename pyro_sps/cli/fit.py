@@ -21,7 +21,7 @@ from .options import (
     make_values_rule,
     printer,
     quiet_option,
-    scheme_option,
+    scheme_options,
     seed_option,
     values_options,
 )
@@ -49,20 +49,20 @@ MIN_ROWS = 5
 @click.option("--drop", multiple=True, help="Columns that are neither feature nor target.")
 @click.option("--hidden", multiple=True, default=("50", "50"), callback=integers, help="Widths.  [default: 50 50]")
 @activation_option
-@scheme_option
-@values_options("learned-constant")
+@scheme_options("random")
+@values_options("map")
 @click.option(
     "--likelihood", type=click.Choice(LIKELIHOODS), default="gaussian", show_default=True, help="Observation model."
 )
 @click.option(
-    "--noise", help="Gaussian noise: a standard deviation (standardised, if data is), or 'learned'.  [default: 0.1]"
+    "--noise", help="Gaussian noise: a standard deviation (standardised, if data is), or 'learned'.  [default: learned]"
 )
 @click.option("--prior-scale", type=float, default=1.0, show_default=True, help="Prior standard deviation of a weight.")
 @click.option("--steps", type=click.IntRange(1), default=10_000, show_default=True, help="Steps of Adam.")
-@click.option("--particles", type=click.IntRange(1), default=16, show_default=True, help="Posterior draws a step.")
-@click.option("--batch-size", type=click.IntRange(1), help="Rows a step.  [default: all]")
+@click.option("--particles", type=click.IntRange(1), default=4, show_default=True, help="Posterior draws a step.")
+@click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Rows a step, at most.")
 @click.option("--learning-rate", type=float, default=0.01, show_default=True, help="At the start; it decays to 0.3.")
-@click.option("--init", type=click.Choice(["random", "map"]), default="random", show_default=True, help="Start.")
+@click.option("--init", type=click.Choice(["random", "map"]), help="Start.  [default: map with --values map]")
 @click.option(
     "--test-fraction", type=click.FloatRange(0, 1, max_open=True), default=0.2, show_default=True, help="Held out."
 )
@@ -136,6 +136,7 @@ class _Settings:
     hidden: list[int]
     activation: str
     scheme: str
+    fraction: float | None
     values: str
     scale: float | None
     likelihood: str
@@ -145,15 +146,16 @@ class _Settings:
     def __post_init__(self) -> None:
         if self.noise is not None and self.likelihood != "gaussian":
             raise click.UsageError(f"--noise is for --likelihood gaussian, not {self.likelihood}")
+        make_scheme(self.scheme, self.fraction)
         make_values_rule(self.values, self.scale)
         self._noise()
 
     def _noise(self) -> tuple[float, bool]:
         """Standard deviation of the noise, and whether it is learned."""
-        if self.noise == "learned":
+        if self.noise is None or self.noise == "learned":
             return 0.1, True
         try:
-            noise = 0.1 if self.noise is None else float(self.noise)
+            noise = float(self.noise)
         except ValueError:
             noise = -1.0
         if not 0 < noise < float("inf"):
@@ -189,7 +191,7 @@ class _Settings:
         }
         return sps.BNN(
             sps.mlp(list(widths), self.activation, device="meta"),
-            scheme=make_scheme(self.scheme),
+            scheme=make_scheme(self.scheme, self.fraction),
             values=make_values_rule(self.values, self.scale),
             likelihood=likelihoods[self.likelihood](),
             prior_scale=self.prior_scale,

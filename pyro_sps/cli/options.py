@@ -29,9 +29,20 @@ plot_option = click.option(
 activation_option = click.option("--activation", default="tanh", show_default=True, help="tanh, relu, gelu, silu, ...")
 
 
-scheme_option = click.option(
-    "--scheme", type=click.Choice(SCHEMES), default="heavy", show_default=True, help="What picks the masks."
-)
+def scheme_options(default: str) -> Callable[[Any], Any]:
+    """The options `--scheme` and `--fraction`."""
+
+    def decorate(function: Any) -> Any:
+        function = click.option(
+            "--fraction",
+            type=click.FloatRange(0, 1),
+            help="Share of each weight matrix that --scheme random fixes.  [default: 0.9]",
+        )(function)
+        return click.option(
+            "--scheme", type=click.Choice(SCHEMES), default=default, show_default=True, help="What picks the masks."
+        )(function)
+
+    return decorate
 
 
 class Command(click.Command):
@@ -142,15 +153,22 @@ def printer(quiet: bool, err: bool = False) -> Callable[[str], None]:
     return say
 
 
-def make_scheme(name: str) -> Any:
-    """The scheme of that name."""
+def make_scheme(name: str, fraction: float | None = None) -> Any:
+    """The scheme of that name.
+
+    Raises:
+        UsageError: If a fraction is given and the scheme has none.
+    """
     import pyro_sps as sps
+
+    if fraction is not None and name != "random":
+        raise click.UsageError(f"--fraction is for --scheme random, not {name}")
 
     rules: dict[str, Callable[[], Any]] = {
         "none": sps.Unmasked,
         "light": sps.Light,
         "heavy": sps.Heavy,
-        "random": sps.Random,
+        "random": lambda: sps.Random(like=0.9 if fraction is None else fraction),
         "rigid": sps.Rigid,
         "rigid-signs": lambda: sps.Rigid(signs=True),
     }

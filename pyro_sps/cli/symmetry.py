@@ -18,7 +18,7 @@ from .options import (
     plot_option,
     printer,
     quiet_option,
-    scheme_option,
+    scheme_options,
     seed_option,
     values_options,
 )
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 @click.command(cls=Command, epilog="\b\nExample:\n  pyro-sps masks 8 50 50 2 --scheme heavy --plot masks.png")
 @click.argument("widths", nargs=-1, required=True, callback=integers)
-@scheme_option
+@scheme_options("heavy")
 @plot_option
 @seed_option
 @quiet_option
-def masks(widths: list[int], scheme: str, plot: Path | None, seed: int, quiet: bool) -> None:
+def masks(widths: list[int], scheme: str, fraction: float | None, plot: Path | None, seed: int, quiet: bool) -> None:
     """Show which weights a scheme fixes in a network of these WIDTHS, inputs first."""
     import torch
 
@@ -41,7 +41,7 @@ def masks(widths: list[int], scheme: str, plot: Path | None, seed: int, quiet: b
     from ..topology import Topology, mlp
 
     topology = Topology.of(mlp(widths, device="meta"))
-    chosen = make_masks(make_scheme(scheme), topology, generator=torch.Generator().manual_seed(seed))
+    chosen = make_masks(make_scheme(scheme, fraction), topology, generator=torch.Generator().manual_seed(seed))
     say = printer(quiet)
     name = "-".join(map(str, widths))
     say(f"{name} network, {scheme}: {fixed_count(chosen):,} of {topology.num_weights:,} weights fixed")
@@ -81,7 +81,7 @@ def _networks(context: click.Context, parameter: click.Parameter, texts: Sequenc
 )
 @click.argument("widths", nargs=-1, required=True, callback=_networks)
 @activation_option
-@scheme_option
+@scheme_options("heavy")
 @values_options("zero")
 @click.option("--table", is_flag=True, help="Print what every scheme leaves, as a Markdown table.")
 @click.option("--time-limit", type=click.FloatRange(0, min_open=True), help="Seconds after which to give up.")
@@ -92,6 +92,7 @@ def symmetry(
     widths: list[list[int]],
     activation: str,
     scheme: str,
+    fraction: float | None,
     values: str,
     scale: float | None,
     table: bool,
@@ -124,7 +125,7 @@ def symmetry(
     generator = torch.Generator().manual_seed(seed)
     rule = make_values_rule(values, scale)
     with silenced():  # what the masks leave is what the report says
-        chosen = make_masks(make_scheme(scheme), topology, rule, generator)
+        chosen = make_masks(make_scheme(scheme, fraction), topology, rule, generator)
     fixed = make_values(rule, topology, chosen, generator)
     report = certify(topology, chosen, fixed, time_limit)
     say(str(report))

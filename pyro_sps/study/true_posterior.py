@@ -176,7 +176,8 @@ def measure(experiment: Experiment, effort: Effort, seed: int) -> tuple[dict[str
         progress=False,
     )
     times.append(time.perf_counter())
-    fits = fit(bnn, x, y, num_steps=effort.steps, replicas=effort.replicas, seed=seed, progress=False, compile=False)
+    settings: dict[str, Any] = {"num_steps": effort.steps, "num_particles": 16, "batch_size": None, "compile": False}
+    fits = fit(bnn, x, y, replicas=effort.replicas, seed=seed, progress=False, **settings)
     elbos = np.array([one.elbo_draws(effort.elbo_draws, seed).mean().item() for one in fits])
     times.append(time.perf_counter())
 
