@@ -218,7 +218,7 @@ def fit(
     x: Any,
     y: Any,
     *,
-    num_steps: int = 10_000,
+    num_steps: int = 5_000,
     num_particles: int = 4,
     batch_size: int | None = 128,
     learning_rate: float = 0.01,

@@ -58,7 +58,7 @@ MIN_ROWS = 5
     "--noise", help="Gaussian noise: a standard deviation (standardised, if data is), or 'learned'.  [default: learned]"
 )
 @click.option("--prior-scale", type=float, default=1.0, show_default=True, help="Prior standard deviation of a weight.")
-@click.option("--steps", type=click.IntRange(1), default=10_000, show_default=True, help="Steps of Adam.")
+@click.option("--steps", type=click.IntRange(1), default=5_000, show_default=True, help="Steps of Adam.")
 @click.option("--particles", type=click.IntRange(1), default=4, show_default=True, help="Posterior draws a step.")
 @click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Rows a step, at most.")
 @click.option("--learning-rate", type=float, default=0.01, show_default=True, help="At the start; it decays to 0.3.")
