@@ -207,7 +207,6 @@ RECIPES = Study(
         _partial("heavy, c learned", _THREE, HEAVY, _learned("constant", 1.0), _LEARNED),
         *(_partial(f"random {f:.0%}, MAP, from MAP", _THREE, _fixed_at_map(f)) for f in (0.8, 0.85, 0.9)),
         _partial("structured 90%, MAP, from MAP", _THREE, _fixed_at_map(0.9, "wedge")),
-        _partial("random 90%, MAP of 6000 steps", _THREE, _fixed_at_map(0.9, num_steps=6000)),
         _partial("random 90%, MAP, no early stop", _THREE, _fixed_at_map(0.9, held_out=0.0)),
         _partial("only last layer, MAP, from MAP", _THREE, _fixed_at_map(0.0), _scheme("layers", layers=[-1])),
     ),
