@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -256,6 +257,26 @@ def test_differences_are_bold_only_where_the_interval_excludes_zero():
         assert found[1]["lpp_difference"] == pytest.approx(np.mean(differences))
         assert found[1]["lpp_se"] == pytest.approx(np.std(differences, ddof=1) / math.sqrt(len(differences)))
         assert ("**" in summary.report(TINY, rows, found)) is bold
+
+
+def test_the_readme_has_the_table_of_the_committed_results():
+    root = Path(__file__).parent.parent
+    text = (root / "README.md").read_text(encoding="utf-8")
+    assert summary.with_headline(text, summary.headline(root / "study" / "headline.csv")) == text
+
+
+def test_headline(tmp_path):
+    rows = rows_of([0.1, 0.11, 0.12, 0.11])
+    summary.write(TINY, rows, tmp_path)
+    table = summary.headline(tmp_path / "tiny.csv")
+    assert table.splitlines() == [
+        "| RMSE, LPP | toy |",
+        "| --- | ---: |",
+        "| none | 0.100, 1.000 |",
+        "| heavy | **0.100, 1.110** |",
+    ]
+    with pytest.raises(ValueError, match="must have the lines"):
+        summary.with_headline("no marks", table)
 
 
 def test_command_line(tmp_path):

@@ -211,6 +211,52 @@ def _cells(row: Mapping[str, Any]) -> dict[str, str]:
     return cells | {"chosen": row.get("chosen", "")}
 
 
+# --- the README's table ----------------------------------------------------------------------------
+
+#: Where it is in the README.
+_MARKS = ("<!-- headline: written by `python -m pyro_sps.study.summary` -->", "<!-- end of headline -->")
+
+
+def headline(path: Path) -> str:
+    """The README's table from `headline.csv`: RMSE and LPP of every method on every data set, as Markdown.
+
+    Args:
+        path: The file that `pyro-sps study headline` wrote.
+    """
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    data = list(dict.fromkeys(row["data"] for row in rows))
+    lines = []
+    for run in dict.fromkeys(row["run"] for row in rows):
+        line = {"run": run}
+        for name in data:
+            line[name] = next((_headline_cell(row) for row in rows if (row["run"], row["data"]) == (run, name)), "")
+        lines.append(line)
+    return markdown(lines, {"RMSE, LPP": "{run}", **{name: "{" + name + "}" for name in data}})
+
+
+def _headline_cell(row: Mapping[str, str]) -> str:
+    if row.get("error"):
+        return "failed"
+    text = f"{float(row['rmse']):.3f}, {float(row['lpp']):.3f}"
+    better = bool(row["lpp_difference"]) and float(row["lpp_difference"]) > float(row["lpp_half"])
+    return f"**{text}**" if better else text
+
+
+def with_headline(readme: str, table: str) -> str:
+    """A README's text with its table replaced.
+
+    Raises:
+        ValueError: If the text has no place for it.
+    """
+    start, end = _MARKS
+    before, found, rest = readme.partition(start)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"the text must have the lines {start} and {end} around the table")
+    return f"{before}{start}\n{table}\n{end}{after}"
+
+
 # --- figures ---------------------------------------------------------------------------------------
 
 
@@ -278,3 +324,9 @@ def band_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     drawn.supylabel("y", fontsize="medium")
     drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
     return drawn
+
+
+if __name__ == "__main__":
+    place = Path("README.md")
+    text = with_headline(place.read_text(encoding="utf-8"), headline(Path("study/headline.csv")))
+    place.write_text(text, encoding="utf-8")
