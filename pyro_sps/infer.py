@@ -865,7 +865,7 @@ class _EarlyStop:
             outputs = bnn.function(bnn.assemble(sites), x)
             if isinstance(likelihood, Gaussian) and likelihood.learn:
                 scale = (outputs - y).square().mean(None if likelihood.per_output is None else 0).sqrt()
-                name = next(name for name in own if name.endswith("scale"))
+                name = next(name for name in own if name.endswith("likelihood.scale"))
                 value = transform_to(self.problem.constraints[name]).inv(scale.clamp_min(1e-6))
                 return scale.log().mean().item(), {name: value.to(own[name])}
             return -_with_params(bnn, own).likelihood(outputs).log_prob(y).mean().item(), {}
