@@ -314,7 +314,7 @@ class OrderedNormal(dist.TorchDistribution):
 
 
 # The recipe that study/README.md chose on validation rows.
-_DEFAULT_SCHEME, _DEFAULT_VALUES = Random(like=0.9), MAP()
+_DEFAULT_SCHEME, _DEFAULT_VALUES = Random(like=0.85), MAP()
 
 
 class BNN(PyroModule):
@@ -327,7 +327,7 @@ class BNN(PyroModule):
         net: Any supported `nn.Module`. It is read and left as it was; its parameters are a skeleton only: their
             device and dtype are those of the new module, their values are not used.
         scheme: What picks the masks: a scheme, a function `(topology, generator) -> masks`, or a dict of masks.
-            Default: `Random(like=0.9)`, nine tenths of every weight matrix at random places.
+            Default: `Random(like=0.85)`, 85 % of every weight matrix at random places.
         values: What the fixed weights are set to: a rule, a function or a dict of tensors. Default: `MAP()`, which
             needs `pyro_sps.fit`, or `set_fixed(map_estimate(...))` before any other inference.
         likelihood: Observation model; default `Gaussian(0.1, learn=True)`.

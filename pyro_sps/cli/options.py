@@ -36,7 +36,7 @@ def scheme_options(default: str) -> Callable[[Any], Any]:
         function = click.option(
             "--fraction",
             type=click.FloatRange(0, 1),
-            help="Share of each weight matrix that --scheme random fixes.  [default: 0.9]",
+            help="Share of each weight matrix that --scheme random fixes.  [default: 0.85]",
         )(function)
         return click.option(
             "--scheme", type=click.Choice(SCHEMES), default=default, show_default=True, help="What picks the masks."
@@ -168,7 +168,7 @@ def make_scheme(name: str, fraction: float | None = None) -> Any:
         "none": sps.Unmasked,
         "light": sps.Light,
         "heavy": sps.Heavy,
-        "random": lambda: sps.Random(like=0.9 if fraction is None else fraction),
+        "random": lambda: sps.Random(like=0.85 if fraction is None else fraction),
         "rigid": sps.Rigid,
         "rigid-signs": lambda: sps.Rigid(signs=True),
     }

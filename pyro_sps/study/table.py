@@ -206,14 +206,14 @@ RECIPES = Study(
         _partial("heavy, zero", _THREE, HEAVY, ZERO, _LEARNED),
         _partial("heavy, c learned", _THREE, HEAVY, _learned("constant", 1.0), _LEARNED),
         *(_partial(f"random {f:.0%}, MAP, from MAP", _THREE, _fixed_at_map(f)) for f in (0.8, 0.85, 0.9)),
-        _partial("random 90%, MAP, no early stop", _THREE, _fixed_at_map(0.9, held_out=0.0)),
+        _partial("random 85%, MAP, no early stop", _THREE, _fixed_at_map(0.85, held_out=0.0)),
     ),
     "none",
     part="validation",
 )
 
 #: What `sps.BNN(net)` and `sps.fit(bnn, x, y, standardize=True)` do.
-DEFAULT = {**_fixed_at_map(0.9), "num_steps": 5000}
+DEFAULT = {**_fixed_at_map(0.85), "num_steps": 5000}
 
 HEADLINE = Study(
     "headline",
