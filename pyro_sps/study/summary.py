@@ -143,7 +143,7 @@ def report(study: Study, rows: Sequence[Mapping[str, Any]], table: Sequence[Mapp
         f"`pyro-sps study {study.name} --out DIR --seeds {splits}`: mean ± standard error over {splits} {what}{held}; "
         f"targets in units of their standard deviation. Δ is the difference to *{study.reference}*, split by split, "
         "with a 95 % interval corrected for the rows that splits share (Nadeau and Bengio, 2003); bold where it "
-        "excludes zero in favour of the run. Seconds are those of all splits together on one thread of a busy machine.",
+        "excludes zero in favour of the run.",
         "",
     ]
     for data in study.data:
@@ -174,7 +174,6 @@ _HEADINGS = {
     "c": "c",
     "noise": "noise",
     "chosen": "chosen settings",
-    "seconds": "s",
 }
 
 
@@ -185,7 +184,7 @@ def _columns(own: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 def _cells(row: Mapping[str, Any]) -> dict[str, str]:
     cells = dict.fromkeys(_HEADINGS, "")
-    cells |= {"run": row["run"], "seconds": f"{row['seconds']:.0f}"}
+    cells["run"] = row["run"]
     if "error" in row:
         return cells | {"rmse": f"failed: {row['error'].splitlines()[0][:80]}"}
     for name, digits in (("rmse", 3), ("lpp", 3), ("crps", 4), ("elbo", 0)):
@@ -294,6 +293,7 @@ def differences(study: Study, table: Sequence[Mapping[str, Any]]) -> Figure:
         ax.tick_params(labelsize="small")
     axes[0].set_yticks(range(len(names)), names)
     axes[0].set_ylim(len(names) - 0.5, -0.5)
+    drawn.supxlabel("Right of the line is better; filled: the 95 % interval excludes zero.", fontsize="small")
     return drawn
 
 
