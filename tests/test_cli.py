@@ -54,7 +54,9 @@ def fitted(tmp_path_factory):
     """A folder with data, and a fit of it."""
     folder = tmp_path_factory.mktemp("cli")
     data = table(folder / "data.csv")
-    result = run("fit", data, "--target", "y", "z", *TINY[:-1], "--noise", "0.1", "--out", folder / "fit", "--seed", "3")
+    result = run(
+        "fit", data, "--target", "y", "z", *TINY[:-1], "--noise", "0.1", "--out", folder / "fit", "--seed", "3"
+    )
     return folder, data, result.output
 
 

@@ -176,7 +176,9 @@ def test_bands_of_a_fit_cover_its_data_in_original_units(fits, data):
 
 
 def test_bands_refuse_what_they_cannot_draw(fits):
-    wide = sps.fit(sps.BNN(sps.mlp([2, 2, 1]), sps.Unmasked()), torch.zeros(4, 2), torch.zeros(4), num_steps=1, progress=False)
+    wide = sps.fit(
+        sps.BNN(sps.mlp([2, 2, 1]), sps.Unmasked()), torch.zeros(4, 2), torch.zeros(4), num_steps=1, progress=False
+    )
     for source in (wide, wide.predict(torch.zeros(3, 2))):
         with pytest.raises(ValueError, match="one input, got 2"):
             plots.plot_bands(source)
