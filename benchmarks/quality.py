@@ -12,7 +12,6 @@ import time
 
 import numpy as np
 from common import arguments, report
-from energy import standardised
 from step import NOISE, PARTICLES
 
 LEVEL, WIDTHS, BATCH = 1.0, [8, 50, 50, 2], 512
@@ -51,7 +50,7 @@ def numpyro_run(part, options):
     from pyro_sps.infer import _initial_params, _members, prepare
 
     x, y, x_test, y_test = (np.asarray(one) for one in part)
-    bnn = sps.BNN(sps.mlp(WIDTHS), scheme=sps.Heavy(), values=sps.Constant(1.0, learn=True))
+    bnn = sps.BNN(sps.mlp(WIDTHS), sps.Heavy(), sps.Constant(1.0, learn=True), sps.Gaussian(NOISE))
     member = _members(bnn, *part[:2], 1, False, False, None)[0]
     problem, own = prepare(member.bnn, sps.AutoSPSNormal(member.bnn), *(torch.as_tensor(one[:1]) for one in part[:2]))
     loc = _initial_params(member, problem, own, "random", 0.05, 0)["loc"]
@@ -115,13 +114,13 @@ def first(checks, level):
 def main():
     options = arguments(__doc__, {"--steps": 10_000, "--every": 250, "--splits": 3})
     import pyro_sps as sps
-    from pyro_sps.datasets import load_uci
+    from pyro_sps.study.problems import load
 
-    dataset = load_uci("energy")
+    problem = load("energy", range(options.splits))
     results, lines = [], []
     lines += ["| split | run | best LPP | first at LPP 1.0: step | seconds |", "| ---: | --- | ---: | ---: | ---: |"]
     for split in range(options.splits):
-        part = standardised(dataset.split(seed=split, test_fraction=0.2))
+        part = tuple(tensor[split] for tensor in (problem.x, problem.y, problem.x_test, problem.y_test))
         runs = {}
         heavy, seconds_until = ours(part, options, sps.Heavy(), sps.Constant(1.0, learn=True))
         found = first(heavy, LEVEL)

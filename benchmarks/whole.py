@@ -32,7 +32,8 @@ else:
     bnn = step.network(job)
     sps.fit
     started = time.perf_counter()
-    fit = sps.fit(bnn, x, y, num_steps={steps}, progress=False, compile={compile})
+    options = {{"num_particles": step.PARTICLES, "batch_size": None, "init": "random", "progress": False}}
+    fit = sps.fit(bnn, x, y, num_steps={steps}, compile={compile}, **options)
     print(fit.mode, file=sys.stderr)
 print(time.perf_counter() - started)
 """

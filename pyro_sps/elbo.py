@@ -191,7 +191,7 @@ class MeanFieldELBO(ELBO):
         >>> import torch, pyro, pyro_sps as sps
         >>> from pyro.infer import SVI
         >>> pyro.clear_param_store()
-        >>> bnn = sps.BNN(sps.mlp([1, 5, 5, 1]))
+        >>> bnn = sps.BNN(sps.mlp([1, 5, 5, 1]), sps.Heavy(), sps.Zero())
         >>> svi = SVI(bnn, sps.AutoSPSNormal(bnn), pyro.optim.Adam({"lr": 0.01}), sps.MeanFieldELBO(16))
         >>> loss = svi.step(torch.zeros(3, 1), torch.zeros(3, 1))
     """

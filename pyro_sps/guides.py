@@ -81,7 +81,7 @@ class AutoSPSNormal(AutoGuide):
 
     Example:
         >>> import torch, pyro_sps as sps
-        >>> bnn = sps.BNN(sps.mlp([8, 50, 50, 2]))
+        >>> bnn = sps.BNN(sps.mlp([8, 50, 50, 2]), sps.Heavy(), sps.Zero())
         >>> guide = sps.AutoSPSNormal(bnn, init_scale=0.1)
         >>> guide(torch.zeros(1, 8), torch.zeros(1, 2))["4.bias"].shape
         torch.Size([2])

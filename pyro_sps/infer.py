@@ -63,7 +63,7 @@ class NonFiniteLossError(FloatingPointError):
     Example:
         >>> import torch, pyro_sps as sps
         >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
-        >>> bnn = sps.BNN(sps.mlp([1, 5, 5, 1]))
+        >>> bnn = sps.BNN(sps.mlp([1, 5, 5, 1]), sps.Heavy(), sps.Zero())
         >>> try:
         ...     sps.fit(bnn, x, x**2 * 1e30, num_steps=5, progress=False)
         ... except sps.NonFiniteLossError as error:
@@ -96,7 +96,8 @@ class Fit:
     Example:
         >>> import torch, pyro_sps as sps
         >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
-        >>> fit = sps.fit(sps.BNN(sps.mlp([1, 5, 5, 1])), x, x**2, num_steps=20, progress=False)
+        >>> bnn = sps.BNN(sps.mlp([1, 5, 5, 1]), sps.Heavy(), sps.Zero())
+        >>> fit = sps.fit(bnn, x, x**2, num_steps=20, progress=False)
         >>> fit.predict(x).mean.shape, fit.bnn.num_stochastic == len(fit.guide.loc), fit.settings["num_steps"]
         (torch.Size([20, 1]), True, 20)
     """
@@ -191,7 +192,8 @@ class Fits(tuple[Fit, ...]):
     Example:
         >>> import torch, pyro_sps as sps
         >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
-        >>> fits = sps.fit(sps.BNN(sps.mlp([1, 5, 5, 1])), x, x**2, num_steps=5, progress=False, replicas=2)
+        >>> bnn = sps.BNN(sps.mlp([1, 5, 5, 1]), sps.Heavy(), sps.Zero())
+        >>> fits = sps.fit(bnn, x, x**2, num_steps=5, progress=False, replicas=2)
         >>> len(fits), fits.losses.shape, fits.predict(x).mean.shape
         (2, (2, 5), torch.Size([20, 1]))
         >>> best = max(fits, key=lambda fit: fit.elbo)
@@ -293,7 +295,7 @@ def fit(
     Example:
         >>> import torch, pyro_sps as sps
         >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
-        >>> bnn = sps.BNN(sps.mlp([1, 5, 5, 1]))
+        >>> bnn = sps.BNN(sps.mlp([1, 5, 5, 1]), sps.Heavy(), sps.Zero())
         >>> fit = sps.fit(bnn, x, x**2, num_steps=20, progress=False)
         >>> fit.losses.shape
         (20,)
@@ -347,7 +349,7 @@ def resume(
     Example:
         >>> import tempfile, torch, pyro_sps as sps
         >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
-        >>> bnn = sps.BNN(sps.mlp([1, 5, 5, 1]))
+        >>> bnn = sps.BNN(sps.mlp([1, 5, 5, 1]), sps.Heavy(), sps.Zero())
         >>> with tempfile.TemporaryDirectory() as directory:
         ...     fit = sps.fit(bnn, x, x**2, num_steps=20, progress=False, checkpoint=directory)
         ...     again = sps.resume(directory, bnn, x, x**2)

@@ -76,7 +76,8 @@ def save(fit: Fit, directory: str | Path) -> None:
     Example:
         >>> import pathlib, tempfile, torch, pyro_sps as sps
         >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
-        >>> fit = sps.fit(sps.BNN(sps.mlp([1, 5, 5, 1])), x, x**2, num_steps=5, progress=False)
+        >>> bnn = sps.BNN(sps.mlp([1, 5, 5, 1]), sps.Heavy(), sps.Zero())
+        >>> fit = sps.fit(bnn, x, x**2, num_steps=5, progress=False)
         >>> with tempfile.TemporaryDirectory() as directory:
         ...     fit.save(directory)  # calls sps.io.save(fit, directory)
         ...     sorted(path.name for path in pathlib.Path(directory).iterdir())
@@ -126,7 +127,7 @@ def load(
         >>> import tempfile, torch, pyro_sps as sps
         >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
         >>> net = sps.mlp([1, 5, 5, 1])
-        >>> fit = sps.fit(sps.BNN(net), x, x**2, num_steps=5, progress=False)
+        >>> fit = sps.fit(sps.BNN(net, sps.Heavy(), sps.Zero()), x, x**2, num_steps=5, progress=False)
         >>> with tempfile.TemporaryDirectory() as directory:
         ...     fit.save(directory)
         ...     again = sps.load(directory, net)

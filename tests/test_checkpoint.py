@@ -37,7 +37,8 @@ def data(rows=40, seed=0):
 
 
 def model(activation="tanh", widths=(3, 4, 4, 2), dtype=torch.float32, **options):
-    options = {"likelihood": sps.Gaussian(0.3, learn=True), **options}
+    learned = {"values": sps.Constant(1.0, learn=True), "likelihood": sps.Gaussian(0.3, learn=True)}
+    options = {"scheme": sps.Heavy(), **learned, **options}
     return sps.BNN(sps.mlp(list(widths), activation, dtype=dtype), **options)
 
 
@@ -579,7 +580,8 @@ def test_another_environment_is_told(made, tmp_path, monkeypatch):
 def test_the_command_line_resumes(tmp_path, monkeypatch):
     rows = np.random.default_rng(0).normal(size=(40, 3))
     np.savetxt(tmp_path / "data.csv", rows, delimiter=",", header="a,b,y", comments="")
-    options = ["--target", "y", "--hidden", "4", "4", "--steps", "60", "--particles", "2"]
+    options = ["--target", "y", "--hidden", "4", "4", "--steps", "60", "--particles", "2", "--scheme", "heavy"]
+    options += ["--values", "learned-constant"]
 
     def command(out, *more):
         return CliRunner().invoke(

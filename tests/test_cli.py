@@ -25,7 +25,9 @@ from pyro_sps.cli.files import MODEL, write_json
 from pyro_sps.cli.options import Command
 from pyro_sps.tables import read_table
 
-TINY = ["--hidden", "4", "4", "--steps", "5", "--particles", "2", "--quiet"]
+# Without the default values, which a long optimisation finds first.
+TINY = ["--hidden", "4", "4", "--steps", "5", "--particles", "2", "--scheme", "heavy", "--values", "learned-constant"]
+TINY += ["--quiet"]
 
 
 def run(*arguments, code=0):
@@ -52,7 +54,9 @@ def fitted(tmp_path_factory):
     """A folder with data, and a fit of it."""
     folder = tmp_path_factory.mktemp("cli")
     data = table(folder / "data.csv")
-    result = run("fit", data, "--target", "y", "z", *TINY[:-1], "--out", folder / "fit", "--seed", "3")
+    result = run(
+        "fit", data, "--target", "y", "z", *TINY[:-1], "--noise", "0.1", "--out", folder / "fit", "--seed", "3"
+    )
     return folder, data, result.output
 
 
@@ -148,7 +152,8 @@ def test_standardised_scores_do_not_depend_on_the_units(fitted, tmp_path):
     frame = pd.read_csv(data)
     frame[["y", "z"]] = frame[["y", "z"]] * 1024 + 2**14  # exact in binary, so that the same network is fitted
     frame.to_csv(tmp_path / "scaled.csv", index=False)
-    run("fit", tmp_path / "scaled.csv", "--target", "y", "z", *TINY, "--out", tmp_path / "fit", "--seed", "3")
+    options = ["--noise", "0.1", "--seed", "3"]
+    run("fit", tmp_path / "scaled.csv", "--target", "y", "z", *TINY, *options, "--out", tmp_path / "fit")
     first, second = (json.loads((p / "fit" / "metrics.json").read_text()) for p in (folder, tmp_path))
     for score in ("rmse_standardized", "lpp_standardized", "coverage"):
         assert second[score] == pytest.approx(first[score], rel=1e-3)
@@ -161,6 +166,7 @@ def test_standardised_scores_do_not_depend_on_the_units(fitted, tmp_path):
         ["--scheme", "none"],
         ["--scheme", "light", "--values", "constant", "--c", "4"],
         ["--scheme", "random", "--values", "zero", "--activation", "relu"],
+        ["--scheme", "random", "--fraction", "0.5"],
         ["--values", "normal", "--noise", "learned", "--no-standardize"],
         ["--values", "learned-normal", "--likelihood", "heteroscedastic", "--batch-size", "8"],
         ["--test-fraction", "0", "--prior-scale", "2", "--scheme", "rigid-signs", "--values", "ladder"],
@@ -176,7 +182,8 @@ def test_options_reach_the_model(tmp_path, options):
     net = sps.mlp(model["widths"], asked.get("--activation", "tanh"))
     bnn = sps.load(tmp_path / "fit", net).bnn
     schemes = {"none": sps.Unmasked(), "light": sps.Light(), "rigid-signs": sps.Rigid(signs=True)}
-    scheme = schemes.get(asked.get("--scheme"), sps.Heavy())  # random fixes as many weights as heavy
+    schemes["random"] = sps.Random(like=float(asked.get("--fraction", 0.9)))
+    scheme = schemes.get(asked.get("--scheme"), sps.Heavy())
     assert bnn.num_fixed == sps.fixed_count(scheme(bnn.topology))
     assert bnn.prior_scale == float(asked.get("--prior-scale", 1.0))
     if "--c" in asked:
@@ -232,7 +239,10 @@ def test_a_folder_with_something_in_it_is_kept(tmp_path):
         (["--target", "y", "--activation", "step"], ["activation", "'step'", "tanh"]),
         (["--target", "y", "--scheme", "heavier"], ["--scheme", "heavier", "light"]),
         (["--target", "y", "--values", "zero", "--c", "2"], ["--c", "zero"]),
-        (["--target", "y", "--c", "-2"], ["--c", "-2"]),
+        (["--target", "y", "--values", "constant", "--c", "-2"], ["--c", "-2"]),
+        (["--target", "y", "--values", "map", "--c", "2"], ["--c", "map"]),
+        (["--target", "y", "--scheme", "heavy", "--fraction", "0.5"], ["--fraction", "random", "heavy"]),
+        (["--target", "y", "--fraction", "1.5"], ["--fraction", "1.5"]),
         (["--target", "y", "--noise", "0"], ["--noise", "'0'"]),
         (["--target", "y", "--noise", "loud"], ["--noise", "'loud'"]),
         (["--target", "y", "--noise", "0.1", "--likelihood", "poisson"], ["--noise", "poisson"]),
@@ -411,8 +421,8 @@ def test_a_hostile_model_file_is_refused(fitted, tmp_path, change):
 def test_masks_prints_the_counts_of_the_masks(scheme):
     output = run("masks", "8", "50,50", "2", "--scheme", scheme).output
     topology = sps.Topology.of(sps.mlp([8, 50, 50, 2]))
-    rules = {"none": sps.Unmasked(), "light": sps.Light(), "rigid": sps.Rigid()}
-    masks = rules.get(scheme, sps.Heavy())(topology)  # random fixes as many weights as heavy
+    rules = {"none": sps.Unmasked(), "light": sps.Light(), "heavy": sps.Heavy(), "rigid": sps.Rigid()}
+    masks = rules.get(scheme, sps.Random(like=0.9))(topology)
     assert f"{sps.fixed_count(masks):,} of 3,102 weights fixed" in output
     for tensor in topology.matrices:
         fixed = int((~masks[tensor.name]).sum())

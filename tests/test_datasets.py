@@ -96,7 +96,7 @@ def test_bad_toy_arguments_are_named(arguments):
 
 def test_fit_takes_the_arrays_as_they_are():
     toy = toy_gp(0)
-    fit = sps.fit(sps.BNN(sps.mlp([1, 5, 5, 1])), toy.x, toy.y, num_steps=3, progress=False)
+    fit = sps.fit(sps.BNN(sps.mlp([1, 5, 5, 1]), sps.Heavy(), sps.Zero()), toy.x, toy.y, num_steps=3, progress=False)
     assert fit.predict(toy.x_test, num_samples=5).mean.shape == (200, 1)
 
 

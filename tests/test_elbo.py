@@ -65,6 +65,8 @@ def student(x, y=None):
 def bnn_case(**options):
     torch.manual_seed(1)
     x, y = torch.randn(7, 3).double(), torch.randn(7, 2).double()
+    learned = {"scheme": sps.Heavy(), "values": sps.Constant(1.0, learn=True), "likelihood": sps.Gaussian(0.1)}
+    options = learned | options
     return sps.BNN(sps.mlp([3, 4, 4, 2], dtype=torch.float64), **options), x, y
 
 

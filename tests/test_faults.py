@@ -42,6 +42,7 @@ def saved(tmp_path_factory):
     data = folder / "data.csv"
     np.savetxt(data, x, delimiter=",", header="a,b,y", comments="", fmt="%.3f")
     options = ["--hidden", "3", "--steps", "2", "--particles", "1", "--quiet", "--noise", "learned"]
+    options += ["--scheme", "heavy", "--values", "learned-constant"]
     result = CliRunner().invoke(main, ["fit", str(data), "--target", "y", *options, "--out", str(folder / "fit")])
     assert result.exit_code == 0, result.output
     return folder / "fit", data

@@ -460,7 +460,7 @@ def test_a_model_without_latent_sites_is_rejected():
     net = sps.mlp([2, 1])
     masks = {"0.weight": torch.zeros(1, 2, dtype=torch.bool), "0.bias": torch.zeros(1, dtype=torch.bool)}
     with pytest.raises(ValueError, match="no latent site: every weight is fixed"):
-        AutoSPSNormal(sps.BNN(net, masks))(torch.zeros(1, 2), torch.zeros(1, 1))
+        AutoSPSNormal(sps.BNN(net, masks, sps.Zero()))(torch.zeros(1, 2), torch.zeros(1, 1))
 
 
 def test_a_guide_that_has_not_run_says_so():

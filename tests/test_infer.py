@@ -70,7 +70,8 @@ def test_same_seed_same_result_and_the_model_is_left_alone():
 @pytest.mark.parametrize("init", ["random", "map"])
 def test_replicas_equal_single_fits(batch_size, init):
     x, y = regression()
-    bnn = sps.BNN(sps.mlp([3, 4, 4, 2], dtype=torch.float64), likelihood=sps.Gaussian(0.3, learn=True))
+    net = sps.mlp([3, 4, 4, 2], dtype=torch.float64)
+    bnn = sps.BNN(net, sps.Heavy(), sps.Constant(1.0, learn=True), sps.Gaussian(0.3, learn=True))
     options = {"num_steps": 25, "batch_size": batch_size, "init": init, "map_steps": 20, **QUICK}
     fits = sps.fit(bnn, x, y, replicas=3, seed=5, **options)
     for index, replica in enumerate(fits):
@@ -108,7 +109,12 @@ def test_every_likelihood_learns(likelihood, outputs, targets):
     x, y = regression()
     y = targets(y)
     fit = sps.fit(
-        sps.BNN(sps.mlp([3, 8, 8, outputs]), likelihood=likelihood), x, y, num_steps=300, learning_rate=0.02, **QUICK
+        sps.BNN(sps.mlp([3, 8, 8, outputs]), sps.Heavy(), sps.Constant(1.0, learn=True), likelihood),
+        x,
+        y,
+        num_steps=300,
+        learning_rate=0.02,
+        **QUICK,
     )
     assert fit.mode == "recorded"
     assert fit.losses[-30:].mean() < 0.9 * fit.losses[:5].mean()
@@ -119,7 +125,7 @@ def test_every_likelihood_learns(likelihood, outputs, targets):
 def test_standardised_fit_predicts_in_original_units():
     x, y = regression()
     x_far, y_far = 1e3 + 50 * x, 2e4 + 700 * y
-    bnn = sps.BNN(sps.mlp([3, 10, 10, 2], dtype=torch.float64), scheme=sps.Heavy())
+    bnn = sps.BNN(sps.mlp([3, 10, 10, 2], dtype=torch.float64), sps.Heavy(), sps.Constant(1.0, learn=True))
     options = {"num_steps": 400, "learning_rate": 0.02, "standardize": True, **QUICK}
     near = sps.fit(bnn, x.double(), y.double(), **options)
     far = sps.fit(bnn, x_far.double(), y_far.double(), **options)

@@ -14,6 +14,7 @@ def make(directory=None, standardize=True, **options):
     x = torch.randn(20, 2, generator=generator)
     y = x.sum(1, keepdim=True).sin().expand(-1, 2)
     net = sps.mlp([2, 4, 4, 2])
+    options = {"scheme": sps.Heavy(), "values": sps.Constant(1.0, learn=True), **options}
     fit = sps.fit(sps.BNN(net, **options), x, y, num_steps=5, standardize=standardize, progress=False)
     if directory is not None:
         fit.save(directory)

@@ -643,7 +643,7 @@ def test_memory_is_that_of_masks_constants_and_indices():
     widths = (50, 200, 200, 5)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SymmetryWarning)
-        bnn = sps.BNN(sps.mlp(list(widths)), sps.Random(0.5))
+        bnn = sps.BNN(sps.mlp(list(widths)), sps.Random(0.5), sps.Constant(1.0, learn=True))
     weights = bnn.topology.num_weights
     held = sum(t.numel() * t.element_size() for t in [*bnn.parameters(), *bnn.buffers()])
     assert held <= weights * (1 + 4) + 8 * bnn.num_stochastic + 100
@@ -657,7 +657,7 @@ def test_memory_is_that_of_masks_constants_and_indices():
 
 
 def test_meta_networks_become_cpu_modules(data):
-    bnn = sps.BNN(sps.mlp([2, 3, 1], device="meta", dtype=torch.float64), MASKS)
+    bnn = sps.BNN(sps.mlp([2, 3, 1], device="meta", dtype=torch.float64), MASKS, sps.Zero())
     assert {t.device.type for t in [*bnn.parameters(), *bnn.buffers()]} == {"cpu"}
     assert bnn(*data).dtype == torch.float64
 

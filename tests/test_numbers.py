@@ -273,6 +273,8 @@ def masks(free):
 
 
 def hard(widths=(2, 4, 4, 1), activation="tanh", dtype=None, **options):
+    learned = {"scheme": sps.Heavy(), "values": sps.Constant(1.0, learn=True), "likelihood": sps.Gaussian(0.1)}
+    options = learned | options
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", sps.SymmetryWarning)
         return sps.BNN(sps.mlp(list(widths), activation, dtype=dtype, device="meta"), **options)

@@ -176,7 +176,9 @@ def test_bands_of_a_fit_cover_its_data_in_original_units(fits, data):
 
 
 def test_bands_refuse_what_they_cannot_draw(fits):
-    wide = sps.fit(sps.BNN(sps.mlp([2, 2, 1])), torch.zeros(4, 2), torch.zeros(4), num_steps=1, progress=False)
+    wide = sps.fit(
+        sps.BNN(sps.mlp([2, 2, 1]), sps.Unmasked()), torch.zeros(4, 2), torch.zeros(4), num_steps=1, progress=False
+    )
     for source in (wide, wide.predict(torch.zeros(3, 2))):
         with pytest.raises(ValueError, match="one input, got 2"):
             plots.plot_bands(source)
@@ -256,7 +258,7 @@ def test_pit_is_flat_if_calibrated_and_a_cup_if_too_sure():
 
 
 def test_labels_have_no_rank():
-    bnn = sps.BNN(sps.mlp([1, 3, 3]), likelihood=sps.Categorical())
+    bnn = sps.BNN(sps.mlp([1, 3, 3]), sps.Unmasked(), likelihood=sps.Categorical())
     x, y = torch.zeros(6, 1), torch.tensor([0, 1, 2, 0, 1, 2])
     prediction = sps.fit(bnn, x, y, num_steps=1, progress=False).predict(x, num_samples=5)
     for draw in (plots.plot_pit, plots.plot_calibration, plots.plot_predicted):

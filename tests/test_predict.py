@@ -14,7 +14,9 @@ from pyro_sps import predict as module
 def fit():
     x = torch.linspace(-2, 2, 30, dtype=torch.float64).unsqueeze(1)
     y = torch.cat([x.sin(), x.cos()], 1) * 5 + 20
-    bnn = sps.BNN(sps.mlp([1, 6, 6, 2], dtype=torch.float64), likelihood=sps.Gaussian(0.2))
+    bnn = sps.BNN(
+        sps.mlp([1, 6, 6, 2], dtype=torch.float64), sps.Heavy(), sps.Constant(1.0, learn=True), sps.Gaussian(0.2)
+    )
     return sps.fit(bnn, x, y, num_steps=100, standardize=True, progress=False, num_particles=4), x, y
 
 

@@ -43,7 +43,7 @@ def data():
 
 def model(seed=0):
     net = sps.mlp([3, 4, 4, 2], device="meta")
-    return sps.BNN(net, likelihood=sps.Gaussian(0.3, learn=True), seed=seed)
+    return sps.BNN(net, sps.Heavy(), sps.Constant(1.0, learn=True), sps.Gaussian(0.3, learn=True), seed=seed)
 
 
 def run(seed, bnn=None):
@@ -257,6 +257,7 @@ def test_interrupting_the_command_line_keeps_the_result_so_far(tmp_path, monkeyp
     monkeypatch.setattr(infer._Run, "arguments", interrupting)
     out, init = tmp_path / "out", "map" if where == "MAP" else "random"
     options = ["--target", "y", "--hidden", "4", "4", "--steps", "3900", "--particles", "2", "--init", init]
+    options += ["--scheme", "heavy", "--values", "learned-constant"]
     result = CliRunner().invoke(main, ["fit", str(tmp_path / "data.csv"), *options, "--out", str(out)])
     assert result.exit_code == 0, result.output
     assert "the fit was interrupted after step 25; what follows is the result so far" in result.output

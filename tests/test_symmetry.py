@@ -465,7 +465,7 @@ def test_verify_finds_moves_that_are_no_symmetries():
 def test_verify_wants_the_network_that_was_certified():
     report = certify(Topology.of(sps.mlp([3, 6, 2])), {})
     with pytest.raises(ValueError, match="another topology"):
-        report.verify(sps.BNN(sps.mlp([3, 7, 2])))
+        report.verify(sps.BNN(sps.mlp([3, 7, 2]), sps.Unmasked()))
 
 
 def test_ordered_biases_of_a_network():

@@ -23,7 +23,8 @@ def fits():
     x = torch.linspace(-2, 2, ROWS, dtype=torch.float64).unsqueeze(1) * 3 + 7
     y = torch.cat([x.sin(), x.cos()], 1) * 5 + 20
     likelihood = sps.Gaussian(0.2, learn=True, per_output=2)
-    bnn = sps.BNN(sps.mlp([1, 4, 4, 2], dtype=torch.float64), scheme=sps.Heavy(), likelihood=likelihood)
+    net, values = sps.mlp([1, 4, 4, 2], dtype=torch.float64), sps.Constant(1.0, learn=True)
+    bnn = sps.BNN(net, sps.Heavy(), values, likelihood)
     fits = sps.fit(bnn, x, y, num_steps=60, standardize=True, progress=False, num_particles=4, replicas=2)
     return fits, x.numpy(), y.numpy()
 
@@ -234,7 +235,7 @@ def test_bad_arguments(fits):
     fits, x, y = fits
     other = sps.fit(sps.BNN(sps.mlp([1, 4, 4, 2]), scheme=sps.Unmasked()), x, y, num_steps=2, progress=False)
     shifted = sps.fit(fits[0].bnn, x, y + 1, num_steps=2, standardize=True, progress=False)
-    small = sps.fit(sps.BNN(sps.mlp([1, 2])), x, y, num_steps=2, progress=False)
+    small = sps.fit(sps.BNN(sps.mlp([1, 2]), sps.Unmasked()), x, y, num_steps=2, progress=False)
     for call, message in [
         (lambda: sps.to_arviz([]), "at least one fit, got none"),
         (lambda: fits.to_arviz(0), "draws must be a positive integer, got 0"),

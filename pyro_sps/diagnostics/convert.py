@@ -92,7 +92,8 @@ def to_arviz(
     Example:
         >>> import torch, pyro_sps as sps
         >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
-        >>> fits = sps.fit(sps.BNN(sps.mlp([1, 5, 5, 1])), x, x**2, num_steps=20, progress=False, replicas=2)
+        >>> bnn = sps.BNN(sps.mlp([1, 5, 5, 1]), sps.Heavy(), sps.Zero())
+        >>> fits = sps.fit(bnn, x, x**2, num_steps=20, progress=False, replicas=2)
         >>> data = sps.to_arviz(fits, draws=50)
         >>> data.posterior["w"].dims, data.posterior["weight"].values[-1].item()
         (('chain', 'draw', 'weight'), '4.bias[0]')

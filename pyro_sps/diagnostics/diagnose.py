@@ -64,7 +64,8 @@ class Diagnosis:
     Example:
         >>> import torch, pyro_sps as sps
         >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
-        >>> fit = sps.fit(sps.BNN(sps.mlp([1, 5, 5, 1])), x, x**2, num_steps=5, progress=False)
+        >>> bnn = sps.BNN(sps.mlp([1, 5, 5, 1]), sps.Heavy(), sps.Zero())
+        >>> fit = sps.fit(bnn, x, x**2, num_steps=5, progress=False)
         >>> diagnosis = sps.diagnose(fit, draws=100)
         >>> print(str(diagnosis).splitlines()[0])
         A fit of a 1-5-5-1 network, 10 of 46 weights fixed
@@ -176,7 +177,8 @@ def diagnose(
     Example:
         >>> import torch, pyro_sps as sps
         >>> x = torch.linspace(-1, 1, 50).unsqueeze(1)
-        >>> fit = sps.fit(sps.BNN(sps.mlp([1, 5, 5, 1])), x[::2], x[::2]**2, num_steps=50, progress=False)
+        >>> bnn = sps.BNN(sps.mlp([1, 5, 5, 1]), sps.Heavy(), sps.Zero())
+        >>> fit = sps.fit(bnn, x[::2], x[::2]**2, num_steps=50, progress=False)
         >>> diagnosis = sps.diagnose(fit, held_out=(x[1::2], x[1::2]**2), draws=100)
         >>> diagnosis.importance[0].reading in ("good", "ok", "bad", "very bad")
         True

@@ -28,7 +28,8 @@ class Importance:
     Example:
         >>> import torch, pyro_sps as sps
         >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
-        >>> fit = sps.fit(sps.BNN(sps.mlp([1, 5, 5, 1])), x, x**2, num_steps=5, progress=False)
+        >>> bnn = sps.BNN(sps.mlp([1, 5, 5, 1]), sps.Heavy(), sps.Zero())
+        >>> fit = sps.fit(bnn, x, x**2, num_steps=5, progress=False)
         >>> importance = sps.diagnose(fit, draws=100).importance[0]
         >>> importance.reading, 1 <= importance.ess <= 100
         ('very bad', True)

@@ -33,7 +33,8 @@ class Calibration:
     Example:
         >>> import torch, pyro_sps as sps
         >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
-        >>> fit = sps.fit(sps.BNN(sps.mlp([1, 5, 5, 1])), x, x**2, num_steps=5, progress=False)
+        >>> bnn = sps.BNN(sps.mlp([1, 5, 5, 1]), sps.Heavy(), sps.Zero())
+        >>> fit = sps.fit(bnn, x, x**2, num_steps=5, progress=False)
         >>> calibration = sps.diagnose(fit, draws=100).predictive.calibration
         >>> calibration.levels, calibration.coverage.shape, calibration.pit.shape
         ((0.5, 0.8, 0.9, 0.95, 0.99), (5,), (20, 1))
@@ -75,7 +76,8 @@ class PredictiveCheck:
     Example:
         >>> import torch, pyro_sps as sps
         >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
-        >>> fit = sps.fit(sps.BNN(sps.mlp([1, 5, 5, 1])), x, x**2, num_steps=5, progress=False)
+        >>> bnn = sps.BNN(sps.mlp([1, 5, 5, 1]), sps.Heavy(), sps.Zero())
+        >>> fit = sps.fit(bnn, x, x**2, num_steps=5, progress=False)
         >>> check = sps.diagnose(fit, held_out=(x, x**2), draws=100).predictive
         >>> check.held_out, check.num_rows, check.accuracy
         (True, 20, None)

@@ -42,7 +42,8 @@ def plot_elbo(fits: Fit | Sequence[Fit] | Mapping[str, Fit], ax: Axes | None = N
         >>> import torch, pyro_sps as sps
         >>> from pyro_sps.plots import plot_elbo
         >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
-        >>> fit = sps.fit(sps.BNN(sps.mlp([1, 5, 5, 1])), x, x**2, num_steps=50, progress=False)
+        >>> bnn = sps.BNN(sps.mlp([1, 5, 5, 1]), sps.Heavy(), sps.Zero())
+        >>> fit = sps.fit(bnn, x, x**2, num_steps=50, progress=False)
         >>> plot_elbo(fit).get_ylabel()
         'ELBO / nats'
     """
@@ -113,7 +114,8 @@ def plot_unit(
         >>> import torch, pyro_sps as sps
         >>> from pyro_sps.plots import plot_unit
         >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
-        >>> fit = sps.fit(sps.BNN(sps.mlp([1, 5, 5, 1])), x, x**2, num_steps=5, progress=False)
+        >>> bnn = sps.BNN(sps.mlp([1, 5, 5, 1]), sps.Heavy(), sps.Zero())
+        >>> fit = sps.fit(bnn, x, x**2, num_steps=5, progress=False)
         >>> plot_unit({"heavy": fit}).get_title()
         'unit 0 of layer 1: 7 weights'
     """

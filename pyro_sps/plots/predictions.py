@@ -49,7 +49,8 @@ def plot_bands(
         >>> import torch, pyro_sps as sps
         >>> from pyro_sps.plots import plot_bands
         >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
-        >>> fit = sps.fit(sps.BNN(sps.mlp([1, 5, 5, 1])), x, x**2, num_steps=5, progress=False)
+        >>> bnn = sps.BNN(sps.mlp([1, 5, 5, 1]), sps.Heavy(), sps.Zero())
+        >>> fit = sps.fit(bnn, x, x**2, num_steps=5, progress=False)
         >>> plot_bands(fit).get_xlabel()
         'input x'
     """
@@ -107,7 +108,8 @@ def plot_predicted(
         >>> import torch, pyro_sps as sps
         >>> from pyro_sps.plots import plot_predicted
         >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
-        >>> fit = sps.fit(sps.BNN(sps.mlp([1, 5, 5, 1])), x, x**2, num_steps=5, progress=False)
+        >>> bnn = sps.BNN(sps.mlp([1, 5, 5, 1]), sps.Heavy(), sps.Zero())
+        >>> fit = sps.fit(bnn, x, x**2, num_steps=5, progress=False)
         >>> plot_predicted(fit.predict(x), x**2).get_xlabel()
         'observed target y'
     """
@@ -152,7 +154,8 @@ def plot_calibration(prediction: Prediction, y: Any, ax: Axes | None = None) -> 
         >>> import torch, pyro_sps as sps
         >>> from pyro_sps.plots import plot_calibration
         >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
-        >>> fit = sps.fit(sps.BNN(sps.mlp([1, 5, 5, 1])), x, x**2, num_steps=5, progress=False)
+        >>> bnn = sps.BNN(sps.mlp([1, 5, 5, 1]), sps.Heavy(), sps.Zero())
+        >>> fit = sps.fit(bnn, x, x**2, num_steps=5, progress=False)
         >>> plot_calibration(fit.predict(x), x**2).get_ylabel()
         'share of targets inside'
     """
@@ -198,7 +201,8 @@ def plot_pit(prediction: Prediction, y: Any, bins: int = 10, ax: Axes | None = N
         >>> import torch, pyro_sps as sps
         >>> from pyro_sps.plots import plot_pit
         >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
-        >>> fit = sps.fit(sps.BNN(sps.mlp([1, 5, 5, 1])), x, x**2, num_steps=5, progress=False)
+        >>> bnn = sps.BNN(sps.mlp([1, 5, 5, 1]), sps.Heavy(), sps.Zero())
+        >>> fit = sps.fit(bnn, x, x**2, num_steps=5, progress=False)
         >>> len(plot_pit(fit.predict(x), x**2).patches)
         10
     """
