@@ -182,7 +182,7 @@ def test_options_reach_the_model(tmp_path, options):
     net = sps.mlp(model["widths"], asked.get("--activation", "tanh"))
     bnn = sps.load(tmp_path / "fit", net).bnn
     schemes = {"none": sps.Unmasked(), "light": sps.Light(), "rigid-signs": sps.Rigid(signs=True)}
-    schemes["random"] = sps.Random(like=float(asked.get("--fraction", 0.9)))
+    schemes["random"] = sps.Random(like=float(asked.get("--fraction", 0.85)))
     scheme = schemes.get(asked.get("--scheme"), sps.Heavy())
     assert bnn.num_fixed == sps.fixed_count(scheme(bnn.topology))
     assert bnn.prior_scale == float(asked.get("--prior-scale", 1.0))
@@ -422,7 +422,7 @@ def test_masks_prints_the_counts_of_the_masks(scheme):
     output = run("masks", "8", "50,50", "2", "--scheme", scheme).output
     topology = sps.Topology.of(sps.mlp([8, 50, 50, 2]))
     rules = {"none": sps.Unmasked(), "light": sps.Light(), "heavy": sps.Heavy(), "rigid": sps.Rigid()}
-    masks = rules.get(scheme, sps.Random(like=0.9))(topology)
+    masks = rules.get(scheme, sps.Random(like=0.85))(topology)
     assert f"{sps.fixed_count(masks):,} of 3,102 weights fixed" in output
     for tensor in topology.matrices:
         fixed = int((~masks[tensor.name]).sum())
