@@ -126,6 +126,9 @@ def test_names_of_tables_are_checked():
 
 
 def test_all_tables_name_what_exists():
+    from pyro_sps.cli.study import NAMES
+
+    assert set(NAMES) == set(table.STUDIES)
     for study in table.STUDIES.values():
         for run in study.runs:
             assert run.method in methods.METHODS

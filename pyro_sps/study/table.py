@@ -229,5 +229,15 @@ HEADLINE = Study(
     "none",
 )
 
+NUTS = Study(
+    "nuts",
+    "The true posterior of the vanilla network, as far as one short chain of NUTS shows it",
+    ("energy",),
+    (_partial("none", NONE), Run("MAP network", "map", _NETWORK), Run("NUTS", "nuts")),
+    "none",
+)
+
 #: All studies by name.
-STUDIES = {study.name: study for study in (TOY, ENERGY, MATTERS, ALTERNATIVES, SWEEP, BASELINES, RECIPES, HEADLINE)}
+STUDIES = {
+    study.name: study for study in (TOY, ENERGY, MATTERS, ALTERNATIVES, SWEEP, BASELINES, RECIPES, HEADLINE, NUTS)
+}
