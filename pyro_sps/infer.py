@@ -399,9 +399,12 @@ def _fit(
     batch = rows if asked.batch_size is None else min(asked.batch_size, rows)
 
     estimates: list[Params] = []  # of the networks with nothing fixed
+    seconds: dict[str, float] = {}
     if isinstance(first.bnn.values, MAP) and first.bnn.num_fixed:
         if found is None:
+            begun = time.perf_counter()
             estimates = _free_map(members, first.bnn.values, batch, seed, asked.progress)
+            seconds["map"] = time.perf_counter() - begun
         for index, member in enumerate(members):
             own = estimates[index] if found is None else _constants_of(member, found, index)
             member.bnn.set_fixed(Given({tensor.name: own[tensor.name] for tensor in first.bnn.topology.tensors}))
@@ -411,7 +414,7 @@ def _fit(
     compile = asked.compile
     if compile is None:
         compile = _pays_to_compile(asked.num_steps, count * asked.num_particles * batch, bnn)
-    seconds = {"prepare": time.perf_counter() - started}
+    seconds["prepare"] = time.perf_counter() - started - seconds.get("map", 0.0)
 
     started, interrupted = time.perf_counter(), ""
     init = asked.init if found is None else "random"  # which a checkpoint replaces
@@ -426,7 +429,7 @@ def _fit(
                 members, problem, starts, asked.map_steps, asked.learning_rate, batch, seed, asked.progress
             )
         starts = [{**start, **point} for start, point in zip(starts, points, strict=True)]
-        seconds["map"] = time.perf_counter() - started
+        seconds["map"] = seconds.get("map", 0.0) + time.perf_counter() - started
 
     started = time.perf_counter()
 
@@ -870,7 +873,8 @@ class _EarlyStop:
                 name = next(name for name in own if name.endswith("likelihood.scale"))
                 value = transform_to(self.problem.constraints[name]).inv(scale.clamp_min(1e-6))
                 return scale.log().mean().item(), {name: value.to(own[name])}
-            return -_with_params(bnn, own).likelihood(outputs).log_prob(y).mean().item(), {}
+            likelihood = _with_params(bnn.copy(), own).likelihood  # of the model itself others start
+            return -likelihood(outputs).log_prob(y).mean().item(), {}
 
 
 class _StopAt:

@@ -4,12 +4,16 @@ import warnings
 
 import numpy as np
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from pyro.distributions import constraints
+from pyro.nn import PyroParam
 from torch import nn
 
 import pyro_sps as sps
 from pyro_sps import infer
+from pyro_sps.likelihoods import Likelihood
 
 QUICK = {"progress": False, "num_particles": 4}
 
@@ -21,7 +25,8 @@ def regression(rows=40, features=3, outputs=2, seed=0):
 
 
 def small(**options):
-    return sps.BNN(sps.mlp([3, 4, 4, 2]), **{"scheme": sps.Heavy(), "values": sps.Constant(1.0, learn=True)} | options)
+    learned = {"scheme": sps.Heavy(), "values": sps.Constant(1.0, learn=True), "likelihood": sps.Gaussian(0.1)}
+    return sps.BNN(sps.mlp([3, 4, 4, 2]), **learned | options)
 
 
 def test_linear_gaussian_model_reaches_the_exact_mean_field_posterior():
@@ -169,7 +174,7 @@ def _log_joint(net, x, y):
 
 def test_map_values_and_map_start_are_one_estimate():
     x, y = regression()
-    options = {"num_steps": 1, "init": "map", "learning_rate": 1e-9, "batch_size": 16, **QUICK}
+    options = {"num_steps": 1, "learning_rate": 1e-9, "batch_size": 16, **QUICK}  # MAP values: start there
     model = sps.BNN(
         sps.mlp([3, 4, 4, 2]), sps.Heavy(), sps.MAP(num_steps=100), likelihood=sps.Gaussian(0.3, learn=True)
     )
@@ -345,3 +350,95 @@ def test_map_values_are_each_replicas_own(init):
         alone = sps.fit(bnn, x, y, seed=replica, **options)
         assert torch.equal(alone.bnn.fixed["0.weight"], constants[replica])
         np.testing.assert_allclose(fit.losses, alone.losses, rtol=1e-4)
+
+
+# --- MAP values by early stopping ------------------------------------------------------------------
+
+
+def target_sets(rows=80):
+    """Inputs, and targets that are noise in the first set and a function with less noise in the second."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(2, rows, 3, generator=generator, dtype=torch.float64)
+    noise = torch.randn(2, rows, 1, generator=generator, dtype=torch.float64)
+    return x, torch.stack([noise[0], x[1].sum(1, keepdim=True) + 0.1 * noise[1]])
+
+
+def estimates(x, y, held_out=0.25, num_steps=200, batch=32, likelihood=None, seed=0, replicas=1):
+    """MAP estimates of the weights and of the likelihood's parameters, one a replica."""
+    net = sps.mlp([3, 20, 20, 1], dtype=torch.float64)
+    likelihood = sps.Gaussian(0.3, learn=True) if likelihood is None else likelihood
+    bnn = sps.BNN(net, likelihood=likelihood, prior_scale=10.0)  # a prior that lets it fit noise
+    members = infer._members(bnn, x, y, replicas, replicas > 1, False, None)
+    return infer._free_map(members, sps.MAP(num_steps, held_out=held_out), batch, seed, False)
+
+
+@pytest.fixture
+def stops(monkeypatch):
+    """The steps of the replicas at which estimates are taken, a list an optimisation."""
+    steps, make = [], infer._StopAt.__init__
+
+    def noting(self, own):
+        steps.append(list(own))
+        make(self, own)
+
+    monkeypatch.setattr(infer._StopAt, "__init__", noting)
+    return steps
+
+
+def test_early_stopping_predicts_new_rows_better_where_all_is_noise(stops):
+    x, y = (one[0] for one in target_sets())
+    (early,), (late,) = (estimates(x, y, held_out, num_steps=1000, batch=80) for held_out in (0.25, 0.0))
+    assert stops == [[stops[0][0]]]
+    assert stops[0][0] < 1000 / 4
+    generator = torch.Generator().manual_seed(2)
+    x_new, y_new = (torch.randn(2000, width, generator=generator, dtype=torch.float64) for width in (3, 1))
+
+    def rmse(estimate):
+        weights = {name: value for name, value in estimate.items() if name[0].isdigit()}
+        return (torch.func.functional_call(sps.mlp([3, 20, 20, 1]), weights, (x_new,)) - y_new).square().mean().sqrt()
+
+    assert rmse(early) < 1.2  # 1 is the best, of the prediction 0
+    assert rmse(late) > rmse(early) + 0.1
+    # The noise is that of the 20 held-out rows and not of those that are fitted.
+    noise = {id(one): one["likelihood.scale"].exp().item() for one in (early, late)}
+    assert noise[id(early)] == pytest.approx(1, abs=3 / (2 * 20) ** 0.5)
+    assert noise[id(late)] < 0.5
+
+
+class LearnedLaplace(Likelihood):
+    """A likelihood of the user's, with a parameter that the library does not know."""
+
+    real_valued = True
+
+    def __init__(self):
+        super().__init__()
+        self.width = PyroParam(torch.tensor(0.7, dtype=torch.float64), constraint=constraints.positive)
+
+    def elementwise(self, outputs):
+        return dist.Laplace(outputs, self.width)
+
+
+@pytest.mark.parametrize("likelihood", [None, LearnedLaplace()], ids=["Gaussian", "own"])
+def test_each_replica_stops_at_a_step_of_its_own_as_alone(stops, likelihood):
+    x, y = target_sets()
+    together = estimates(x, y, replicas=2, likelihood=likelihood)
+    (alone,) = estimates(x[1], y[1], seed=1, likelihood=likelihood)
+    assert stops == [[stops[0][0], stops[1][0]], stops[1]]
+    assert stops[0][0] < stops[0][1]  # noise needs fewer steps than a function
+    same = [alone]
+    if likelihood is None:  # the same rows are held out whether or not replicas share them
+        same.append(estimates(x[1], y[1], replicas=2)[1])
+        assert stops[2][1] == stops[1][0]
+    for one in same:
+        assert one.keys() == together[1].keys()
+        for name, value in together[1].items():
+            torch.testing.assert_close(one[name], value, rtol=1e-6, atol=1e-8)
+
+
+def test_fewer_than_ten_rows_are_not_held_out(stops):
+    x, y = (one[1] for one in target_sets())
+    for rows, times in ((39, 0), (40, 1)):
+        estimates(x[:rows], y[:rows], held_out=0.25, num_steps=5)
+        assert len(stops) == times
+    with pytest.raises(ValueError, match=r"held_out must be in \[0, 1\), got 1.0"):
+        sps.map_estimate(sps.BNN(sps.mlp([3, 1])), x, y, held_out=1.0)

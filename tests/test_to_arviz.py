@@ -259,7 +259,8 @@ def test_bad_arguments(fits):
 def chain():
     """NUTS with steps so large that trajectories diverge."""
     x = torch.linspace(-1, 1, 8, dtype=torch.float64).unsqueeze(1)
-    bnn = sps.BNN(sps.mlp([1, 2, 2, 1], dtype=torch.float64), scheme=sps.Heavy(), values=sps.Constant(0.5))
+    net = sps.mlp([1, 2, 2, 1], dtype=torch.float64)
+    bnn = sps.BNN(net, sps.Heavy(), sps.Constant(0.5), sps.Gaussian(0.1))
     kernel = NUTS(bnn, step_size=0.15, adapt_step_size=False, max_tree_depth=3)
     mcmc = MCMC(kernel, num_samples=30, warmup_steps=3, disable_progbar=True)
     torch.manual_seed(0)

@@ -108,6 +108,12 @@ def test_map_steps_must_be_a_positive_integer(value):
         sps.MAP(num_steps=value)
 
 
+@pytest.mark.parametrize("value", [-0.1, 1, 1.5, math.nan, "0.1", True, None])
+def test_the_share_that_is_held_out_must_be_one(value):
+    with pytest.raises(ValueError, match=rf"held_out must be in \[0, 1\), got {value!r}"):
+        sps.MAP(held_out=value)
+
+
 def test_map_is_a_placeholder_of_zeros():
     topology, masks = case(5, 6, 2)
     values = sps.MAP(num_steps=10)(topology, masks)
