@@ -159,9 +159,9 @@ SWEEP = Study(
 #: What baselines are tuned over. A known noise is also what regularises a MAP network, so it is not learned: learned
 #: together with the weights it shrinks to the residuals of rows that were fitted.
 _NOISES = (0.04, 0.05, 0.06, 0.1, 0.2, 0.25, 0.3, 0.8)
-_NETWORK = {"num_steps": 5000, "batch_size": 128}
-#: While choosing.
-_CHEAPER = {"num_steps": 3000}
+_NETWORK = {"num_steps": 3000, "batch_size": 128}
+#: Few steps are early stopping.
+_STEPS = (300, 1000, 3000)
 
 
 def _over_noises(**others: tuple[Any, ...]) -> tuple[Options, ...]:
@@ -178,10 +178,16 @@ BASELINES = Study(
     "What a user would pick instead",
     UCI,
     (
-        Run("MAP network", "map", _NETWORK, _over_noises(), _CHEAPER),
-        Run("deep ensemble of 10", "ensemble", {**_NETWORK, "members": 10}, _over_noises(), {**_CHEAPER, "members": 3}),
-        Run("MC dropout", "dropout", _NETWORK, _over_noises(dropout=(0.02, 0.1)), _CHEAPER),
-        Run("last-layer Laplace", "laplace", _NETWORK, _over_noises(), _CHEAPER),
+        Run("MAP network", "map", _NETWORK, _over_noises(num_steps=_STEPS)),
+        Run(
+            "deep ensemble of 10",
+            "ensemble",
+            {**_NETWORK, "members": 10},
+            _over_noises(num_steps=_STEPS),
+            tuning={"members": 3},
+        ),
+        Run("MC dropout", "dropout", _NETWORK, _over_noises(dropout=(0.02, 0.1))),
+        Run("last-layer Laplace", "laplace", _NETWORK, _over_noises()),
     ),
     "deep ensemble of 10",
 )
