@@ -159,7 +159,8 @@ class NutsSamples:
     Example:
         >>> import torch, pyro_sps as sps
         >>> x = torch.linspace(-1, 1, 10, dtype=torch.float64).unsqueeze(1)
-        >>> bnn = sps.BNN(sps.mlp([1, 2, 1], dtype=torch.float64), scheme=sps.Rigid(), likelihood=sps.Gaussian(0.5))
+        >>> net = sps.mlp([1, 2, 1], dtype=torch.float64)
+        >>> bnn = sps.BNN(net, scheme=sps.Rigid(), values=sps.Constant(1.0), likelihood=sps.Gaussian(0.5))
         >>> nuts = sps.sample_nuts(bnn, x, x, num_samples=5, warmup=5, num_chains=2, progress=False)
         >>> nuts.weights()["0.weight"].shape, nuts.predict(x, num_samples=10).mean.shape
         (torch.Size([2, 5, 2, 1]), torch.Size([10, 1]))
@@ -277,7 +278,8 @@ def sample_nuts(
     Example:
         >>> import torch, pyro_sps as sps
         >>> x = torch.linspace(-1, 1, 10, dtype=torch.float64).unsqueeze(1)
-        >>> bnn = sps.BNN(sps.mlp([1, 2, 1], dtype=torch.float64), scheme=sps.Rigid(), likelihood=sps.Gaussian(0.5))
+        >>> net = sps.mlp([1, 2, 1], dtype=torch.float64)
+        >>> bnn = sps.BNN(net, scheme=sps.Rigid(), values=sps.Constant(1.0), likelihood=sps.Gaussian(0.5))
         >>> nuts = sps.sample_nuts(bnn, x, x, num_samples=5, warmup=5, num_chains=2, progress=False)
         >>> nuts.samples["0.bias"].shape
         torch.Size([2, 5, 2])

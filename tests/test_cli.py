@@ -125,6 +125,23 @@ def test_what_fit_prints_and_writes(fitted):
     assert metrics["fixed_weights"] == sps.fixed_count(sps.Heavy()(sps.Topology.of(sps.mlp([2, 4, 4, 2]))))
 
 
+def test_the_default_recipe_is_that_of_the_library(tmp_path):
+    data = table(tmp_path / "data.csv")
+    run("fit", data, "--target", "y", "z", "--hidden", "4", "4", "--steps", "5", "--quiet", "--out", tmp_path / "fit")
+    found = sps.load(tmp_path / "fit", sps.mlp([2, 4, 4, 2]))
+    split = read_table(data, ["y", "z"]).split(seed=0)
+    bnn = sps.BNN(sps.mlp([2, 4, 4, 2]))
+    fit = sps.fit(bnn, split.x_train, split.y_train, num_steps=5, standardize=True, progress=False)
+    assert found.settings == fit.settings
+    assert fit.bnn.num_fixed == round(0.9 * 8) + round(0.9 * 16) + round(0.9 * 8)
+    for name, value in fit.bnn.fixed.items():
+        torch.testing.assert_close(found.bnn.fixed[name], value)
+        assert value[~fit.bnn.masks[name]].all()  # MAP values
+    torch.testing.assert_close(found.guide.loc, fit.guide.loc)
+    torch.testing.assert_close(found.bnn.likelihood.noise_scale, fit.bnn.likelihood.noise_scale)
+    assert fit.bnn.likelihood.learn
+
+
 @pytest.mark.filterwarnings("ignore::pyro_sps.SymmetryWarning")
 def test_fit_is_what_the_library_gives(fitted):
     folder, data, _ = fitted
@@ -430,6 +447,15 @@ def test_masks_prints_the_counts_of_the_masks(scheme):
     if scheme != "random":
         for layer, count in topology.fully_connected(masks).items():
             assert re.search(rf"^{layer} +50 +{count}$", output, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", ["masks", "symmetry"])
+def test_a_fraction_is_for_random_places_only(command):
+    assert (
+        "--fraction is for --scheme random, not heavy"
+        in run(command, "3", "5", "2", "--fraction", "0.5", code=2).output
+    )
+    run(command, "3", "5", "2", "--scheme", "random", "--fraction", "0.5")
 
 
 def test_masks_warns_in_a_line_and_quiet_does_not():

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -142,8 +143,16 @@ def test_all_tables_name_what_exists():
 # --- running ---------------------------------------------------------------------------------------
 
 
-def test_results_are_kept_and_not_computed_again(tmp_path, monkeypatch):
-    rows = run_study(TINY, tmp_path, quick=True, progress=False)
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A folder with results of the tiny study, and its rows. Nobody writes to it."""
+    folder = tmp_path_factory.mktemp("done")
+    return folder, run_study(TINY, folder, quick=True, progress=False)
+
+
+def test_results_are_kept_and_not_computed_again(done, tmp_path, monkeypatch):
+    rows = done[1]
+    shutil.copytree(done[0], tmp_path, dirs_exist_ok=True)
     assert [row["run"] for row in rows] == ["heavy", "heavy", "none", "heavy"]
     assert [row["part"] for row in rows] == ["validation", "validation", "test", "test"]
     # The setting with the better LPP on validation parts is the one that is tested.
@@ -161,9 +170,9 @@ def test_results_are_kept_and_not_computed_again(tmp_path, monkeypatch):
     assert again == rows
 
 
-def test_the_same_job_gives_the_same_numbers(tmp_path):
-    first, second = (run_study(TINY, tmp_path / name, quick=True, progress=False) for name in "ab")
-    assert [row["scores"] for row in first] == [row["scores"] for row in second]
+def test_the_same_job_gives_the_same_numbers(done, tmp_path):
+    again = run_study(TINY, tmp_path, quick=True, progress=False)
+    assert [row["scores"] for row in again] == [row["scores"] for row in done[1]]
 
 
 def test_a_failure_is_recorded_and_the_rest_goes_on(tmp_path, monkeypatch):
@@ -187,8 +196,9 @@ def test_a_failure_is_recorded_and_the_rest_goes_on(tmp_path, monkeypatch):
     assert tried == ["bad"]
 
 
-def test_a_line_that_was_cut_off_costs_one_result(tmp_path):
-    rows = run_study(TINY, tmp_path, quick=True, progress=False)
+def test_a_line_that_was_cut_off_costs_one_result(done, tmp_path):
+    rows = done[1]
+    shutil.copytree(done[0], tmp_path, dirs_exist_ok=True)
     path = tmp_path / harness.RESULTS
     content = path.read_bytes()
     path.write_bytes(content[:-50])
@@ -216,12 +226,11 @@ def test_kill_9_loses_nothing_that_was_there(tmp_path):
     assert records.read(path) == [*rows, {"n": -1}]
 
 
-def test_dask_gives_the_same_rows(tmp_path):
+def test_dask_gives_the_same_rows(done, tmp_path):
     pytest.importorskip("distributed", reason="dask is in the extra `study`")
-    here = run_study(TINY, tmp_path / "here", quick=True, progress=False)
-    there = run_study(TINY, tmp_path / "there", quick=True, progress=False, jobs=2)
-    assert [row["key"] for row in there] == [row["key"] for row in here]
-    for a, b in zip(here, there, strict=True):
+    there = run_study(TINY, tmp_path, quick=True, progress=False, jobs=2)
+    assert [row["key"] for row in there] == [row["key"] for row in done[1]]
+    for a, b in zip(done[1], there, strict=True):
         assert [one["lpp"] for one in b["scores"]] == pytest.approx([one["lpp"] for one in a["scores"]], rel=1e-3)
 
 
