@@ -234,6 +234,18 @@ def test_dask_gives_the_same_rows(done, tmp_path):
         assert [one["lpp"] for one in b["scores"]] == pytest.approx([one["lpp"] for one in a["scores"]], rel=1e-3)
 
 
+def test_a_scheduler_that_is_not_there_and_no_dask(tmp_path, monkeypatch):
+    pytest.importorskip("distributed", reason="dask is in the extra `study`")
+    options = ["study", "toy", "--out", str(tmp_path), "--quick", "--quiet"]
+    run = CliRunner().invoke(main, [*options, "--scheduler", "nonsense"])
+    assert run.exit_code
+    assert "missing port number in address 'nonsense'" in run.output
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    run = CliRunner().invoke(main, [*options, "--jobs", "2"])
+    assert run.exit_code == 1
+    assert "need dask (pip install 'pyro-sps[study]')" in run.output
+
+
 def test_arguments_are_checked(tmp_path):
     for name in ("splits", "jobs"):
         with pytest.raises(ValueError, match=f"{name} must be a positive integer, got 0"):

@@ -32,16 +32,19 @@ def study(name: str, out: Path, seeds: int, quick: bool, jobs: int | None, sched
     out.mkdir(parents=True, exist_ok=True)
     say = printer(quiet)
     chosen = table.STUDIES[name]
-    rows = run_study(
-        chosen,
-        out,
-        splits=seeds,
-        quick=quick,
-        jobs=jobs or os.cpu_count() or 1,
-        scheduler=scheduler,
-        progress=not quiet,
-        say=say,
-    )
+    try:
+        rows = run_study(
+            chosen,
+            out,
+            splits=seeds,
+            quick=quick,
+            jobs=jobs or os.cpu_count() or 1,
+            scheduler=scheduler,
+            progress=not quiet,
+            say=say,
+        )
+    except ImportError as error:
+        raise click.ClickException(str(error)) from error
     files = summary.write(chosen, rows, out)
     failed = sum("error" in row for row in rows)
     say(f"{len(rows) - failed} results" + (f", {failed} failures" if failed else "") + f"; see {files[1]}")

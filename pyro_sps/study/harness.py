@@ -173,7 +173,8 @@ def run_study(
         splits: Number of random splits (of draws of the toy).
         quick: Compute next to nothing, to see that it runs.
         jobs: Number of processes on this machine.
-        scheduler: Address of a dask scheduler, whose workers are used in place of processes here.
+        scheduler: Address of a dask scheduler, whose workers are used in place of processes here. They need this
+            package and find data sets as `load_uci` does.
         progress: Whether to show progress.
         say: Told of failures and of where the results are.
 
@@ -183,6 +184,7 @@ def run_study(
     Raises:
         ValueError: If an argument is out of range.
         ImportError: If dask is needed (`jobs` above 1, or a scheduler) and not installed.
+        OSError: If the scheduler does not answer within ten seconds.
     """
     for name, value in (("splits", splits), ("jobs", jobs)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -233,13 +235,15 @@ def _workers(
     try:
         from distributed import Client, LocalCluster, as_completed
     except ImportError as error:
-        raise ImportError("several jobs or a scheduler need dask: pip install 'pyro-sps[study]'") from error
+        raise ImportError(
+            "several jobs or a scheduler need dask (pip install 'pyro-sps[study]'); one job does not"
+        ) from error
     threads = None if scheduler else max(1, (os.cpu_count() or 1) // jobs)
     with ExitStack() as stack:
         cluster = scheduler or stack.enter_context(
             LocalCluster(n_workers=jobs, threads_per_worker=1, dashboard_address=None)
         )
-        client = stack.enter_context(Client(cluster))
+        client = stack.enter_context(Client(cluster, timeout=10))
 
         def distribute(left: Sequence[Job]) -> Iterator[dict[str, Any]]:
             job_of = {client.submit(execute, job, threads, pure=False, retries=0): job for job in left}
