@@ -873,8 +873,8 @@ class _EarlyStop:
                 name = next(name for name in own if name.endswith("scale"))
                 value = transform_to(self.problem.constraints[name]).inv(scale.clamp_min(1e-6))
                 return scale.log().mean().item(), {name: value.to(own[name])}
-            likelihood = _with_params(bnn.copy(), own).likelihood  # of the model itself others start
-            return -likelihood(outputs).log_prob(y).mean().item(), {}
+            likelihood = _with_params(bnn.copy(), own).likelihood  # the model's own is what the next run starts from
+            return -likelihood.elementwise(outputs).log_prob(y).mean().item(), {}
 
 
 class _StopAt:
