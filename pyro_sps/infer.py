@@ -259,7 +259,7 @@ def fit(
         final_learning_rate: At the end; default 0.3 of that at the start.
         init: Where the guide's means start: `"random"` (normal, variance 1/fan-in), `"map"` (a MAP estimate of the
             same masked model; with `values=MAP()` the one that the constants are from), or values of the sample sites
-            by name. Default: `"map"` with `values=MAP()`, else `"random"`.
+            by name. Default: `"map"` where `values=MAP()` fixes weights, else `"random"`.
         init_scale: Initial standard deviation of every weight under the guide, in units of 1/√fan-in.
         map_steps: Steps of the MAP optimisation, with `init="map"`.
         max_grad_norm: Gradients of the loss per row are scaled down to this norm.
