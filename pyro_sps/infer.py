@@ -284,7 +284,8 @@ def fit(
 
     Returns:
         A `Fit`, or with `replicas` a `Fits`, a tuple of them. Ctrl-C ends it after the step at work, with the result
-        so far; a second Ctrl-C raises no later than Python would.
+        so far; a second Ctrl-C raises no later than Python would. While the constants of `values=MAP()` are sought
+        there is no result yet, and the first one raises.
 
     Raises:
         ValueError: If an argument is out of range or the data does not fit the network, before any work.
