@@ -259,7 +259,7 @@ def fit(
         final_learning_rate: At the end; default 0.3 of that at the start.
         init: Where the guide's means start: `"random"` (normal, variance 1/fan-in), `"map"` (a MAP estimate of the
             same masked model; with `values=MAP()` the one that the constants are from), or values of the sample sites
-            by name. Default: `"map"` with `values=MAP()`, else `"random"`.
+            by name. Default: `"map"` where `values=MAP()` fixes weights, else `"random"`.
         init_scale: Initial standard deviation of every weight under the guide, in units of 1/√fan-in.
         map_steps: Steps of the MAP optimisation, with `init="map"`.
         max_grad_norm: Gradients of the loss per row are scaled down to this norm.
@@ -284,7 +284,8 @@ def fit(
 
     Returns:
         A `Fit`, or with `replicas` a `Fits`, a tuple of them. Ctrl-C ends it after the step at work, with the result
-        so far; a second Ctrl-C raises no later than Python would.
+        so far; a second Ctrl-C raises no later than Python would. While the constants of `values=MAP()` are sought
+        there is no result yet, and the first one raises.
 
     Raises:
         ValueError: If an argument is out of range or the data does not fit the network, before any work.
@@ -873,8 +874,8 @@ class _EarlyStop:
                 name = next(name for name in own if name.endswith("likelihood.scale"))
                 value = transform_to(self.problem.constraints[name]).inv(scale.clamp_min(1e-6))
                 return scale.log().mean().item(), {name: value.to(own[name])}
-            likelihood = _with_params(bnn.copy(), own).likelihood  # of the model itself others start
-            return -likelihood(outputs).log_prob(y).mean().item(), {}
+            likelihood = _with_params(bnn.copy(), own).likelihood  # the model's own is what the next run starts from
+            return -likelihood.elementwise(outputs).log_prob(y).mean().item(), {}
 
 
 class _StopAt:

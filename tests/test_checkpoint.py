@@ -184,7 +184,7 @@ def world():
     x, y = data()
     options = {"num_steps": 400, "num_particles": 2, "batch_size": 16, "replicas": 2, "standardize": True}
     checks = {"validation": data(10, 1), "validate_every": 50, "patience": 100}
-    return (model(), x, y), {**options, **checks, "progress": False}
+    return (model(widths=(3, 4, 2)), x, y), {**options, **checks, "progress": False}
 
 
 def keep_killing(directory, series):

@@ -127,13 +127,13 @@ def test_what_fit_prints_and_writes(fitted):
 
 def test_the_default_recipe_is_that_of_the_library(tmp_path):
     data = table(tmp_path / "data.csv")
-    run("fit", data, "--target", "y", "z", "--hidden", "4", "4", "--steps", "5", "--quiet", "--out", tmp_path / "fit")
-    found = sps.load(tmp_path / "fit", sps.mlp([2, 4, 4, 2]))
+    run("fit", data, "--target", "y", "z", "--hidden", "4", "--steps", "5", "--quiet", "--out", tmp_path / "fit")
+    found = sps.load(tmp_path / "fit", sps.mlp([2, 4, 2]))
     split = read_table(data, ["y", "z"]).split(seed=0)
-    bnn = sps.BNN(sps.mlp([2, 4, 4, 2]))
+    bnn = sps.BNN(sps.mlp([2, 4, 2]))
     fit = sps.fit(bnn, split.x_train, split.y_train, num_steps=5, standardize=True, progress=False)
     assert found.settings == fit.settings
-    assert fit.bnn.num_fixed == round(0.9 * 8) + round(0.9 * 16) + round(0.9 * 8)
+    assert fit.bnn.num_fixed == 2 * round(0.9 * 8)
     for name, value in fit.bnn.fixed.items():
         torch.testing.assert_close(found.bnn.fixed[name], value)
         assert value[~fit.bnn.masks[name]].all()  # MAP values

@@ -421,7 +421,9 @@ class LearnedLaplace(Likelihood):
 @pytest.mark.parametrize("likelihood", [None, LearnedLaplace()], ids=["Gaussian", "own"])
 def test_each_replica_stops_at_a_step_of_its_own_as_alone(stops, likelihood):
     x, y = target_sets()
+    pyro.clear_param_store()
     together = estimates(x, y, replicas=2, likelihood=likelihood)
+    assert not list(pyro.get_param_store().keys())
     (alone,) = estimates(x[1], y[1], seed=1, likelihood=likelihood)
     assert stops == [[stops[0][0], stops[1][0]], stops[1]]
     assert stops[0][0] < stops[0][1]  # noise needs fewer steps than a function
