@@ -47,13 +47,14 @@ def numpyro_run(part, options):
     from numpyro.infer.initialization import init_to_value
 
     import pyro_sps as sps
-    from pyro_sps.infer import _initial_params, _members, prepare
+    from pyro_sps.infer import _members, prepare
+    from pyro_sps.maximum import initial_params
 
     x, y, x_test, y_test = (np.asarray(one) for one in part)
     bnn = sps.BNN(sps.mlp(WIDTHS), sps.Heavy(), sps.Constant(1.0, learn=True), sps.Gaussian(NOISE))
     member = _members(bnn, *part[:2], 1, False, False, None)[0]
     problem, own = prepare(member.bnn, sps.AutoSPSNormal(member.bnn), *(torch.as_tensor(one[:1]) for one in part[:2]))
-    loc = _initial_params(member, problem, own, "random", 0.05, 0)["loc"]
+    loc = initial_params(member, problem, own, "random", 0.05, 0)["loc"]
     start = {site.name: jnp.asarray(site.view(loc).numpy()) for site in problem.sites}
     layers = [
         (w.name, w.index.numpy(), jnp.asarray(w.fixed.flatten().numpy()), tuple(w.mask.shape)) for w in bnn.weights

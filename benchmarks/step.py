@@ -50,7 +50,9 @@ def ours(job, compile, replicas=1, particles=PARTICLES):
     """What `fit` runs: the same calls, with its step built once and timed block by block."""
     from pyro_sps.elbo import prepare
     from pyro_sps.guides import AutoSPSNormal
-    from pyro_sps.infer import _initial_params, _members, _rates, _replicas_at_once, _Run, _vi_objective
+    from pyro_sps.infer import _members, _vi_objective
+    from pyro_sps.loop import Run, decaying_rates, replicas_at_once
+    from pyro_sps.maximum import initial_params
 
     x, y = data(job)
     batch = job.get("batch", len(x))
@@ -58,20 +60,20 @@ def ours(job, compile, replicas=1, particles=PARTICLES):
     members = _members(network(job), x, y, replicas, True, False, None)
     bnn, guide = members[0].bnn, AutoSPSNormal(members[0].bnn)
     problem, own = prepare(bnn, guide, x[:batch], y[:batch], num_data=num_data)
-    run = _Run(
+    run = Run(
         objective=lambda params, noise, x, y: _vi_objective(problem, params, noise, x, y, job["rows"], num_data),
         members=members,
-        starts=[_initial_params(m, problem, own, "random", 0.05, seed) for seed, m in enumerate(members)],
+        starts=[initial_params(m, problem, own, "random", 0.05, seed) for seed, m in enumerate(members)],
         num_steps=1,
         batch_size=batch,
         noise_shape=(particles, problem.size),
         seeds=list(range(replicas)),
-        rates=_rates(RATE, RATE, 10),
+        rates=decaying_rates(RATE, RATE, 10),
         max_grad_norm=1e3,
         compile=compile,
         progress=False,
         label="benchmark",
-        group=_replicas_at_once(replicas, particles * batch * max(job["widths"])),
+        group=replicas_at_once(replicas, particles * batch * max(job["widths"])),
     )
 
     def block(steps):

@@ -8,7 +8,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,7 +19,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributions import biject_to, transform_to
 
 from .checkpoint import Checkpoint, Writer, digest_of, environment, marks_of, plain
 from .data import (
@@ -28,28 +27,19 @@ from .data import (
     check_resolution,
     check_targets,
     make_generator,
-    minibatches,
-    noise_stream,
 )
-from .elbo import Params, Problem, elbo_terms, negative_elbo, negative_log_joint, prepare, pyro_session, sum_terms
+from .elbo import Params, Problem, elbo_terms, negative_elbo, prepare, pyro_session, sum_terms
 from .files import LoadError
 from .guides import AutoSPSNormal
-from .likelihoods import Gaussian
+from .loop import Callback, Replica, Run, decaying_rates, pays_to_compile, replicas_at_once, with_params
+from .maximum import free_entries, initial_params, map_weights, maximise_posterior
 from .nn import BNN
 from .predict import Member, Prediction
-from .process import interrupts_deferred
-from .step import AdamState, Layout, Objective, Step, adam_scalars, make_step
+from .step import AdamState, Layout
 from .values import MAP, Given
-
-# What compiling costs (4 to 10 s cold, 1 to 2 s from inductor's disk cache) and what it saves in a step: some time
-# whatever the network, and some for each weight used, by benchmarks/step.py. The choice must not depend on how busy the
-# machine is, or the same seed would give other roundings.
-COMPILE_SECONDS, SAVED_A_STEP, SAVED_A_WEIGHT = 8.0, 0.9e-3, 5e-11
 
 # Activations of a layer, in elements, that estimates of the ELBO have at once: 16 MB of float32.
 ELBO_ELEMENTS = 1 << 22
-
-Callback = Callable[[int, "np.ndarray"], object]
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -404,7 +394,7 @@ def _fit(
     if isinstance(first.bnn.values, MAP) and first.bnn.num_fixed:
         if found is None:
             begun = time.perf_counter()
-            estimates = _free_map(members, first.bnn.values, batch, seed, asked.progress)
+            estimates = map_weights(members, first.bnn.values, batch, seed, asked.progress)
             seconds["map"] = time.perf_counter() - begun
         for index, member in enumerate(members):
             own = estimates[index] if found is None else _constants_of(member, found, index)
@@ -414,19 +404,19 @@ def _fit(
     problem, own_params = prepare(first.bnn, guide, first.x[:batch], first.y[:batch], num_data=num_data)
     compile = asked.compile
     if compile is None:
-        compile = _pays_to_compile(asked.num_steps, count * asked.num_particles * batch, bnn)
+        compile = pays_to_compile(asked.num_steps, count * asked.num_particles * batch, bnn)
     seconds["prepare"] = time.perf_counter() - started - seconds.get("map", 0.0)
 
     started, interrupted = time.perf_counter(), ""
     init = asked.init if found is None else "random"  # which a checkpoint replaces
     if init is None:
         init = "map" if estimates else "random"
-    starts = [_initial_params(m, problem, own_params, init, asked.init_scale, seed + r) for r, m in enumerate(members)]
+    starts = [initial_params(m, problem, own_params, init, asked.init_scale, seed + r) for r, m in enumerate(members)]
     if init == "map":
         if estimates:  # whose fixed entries are the constants
-            points = [_free_entries(m, problem, own) for m, own in zip(members, estimates, strict=True)]
+            points = [free_entries(m, problem, own) for m, own in zip(members, estimates, strict=True)]
         else:
-            points, interrupted = _maximise_posterior(
+            points, interrupted = maximise_posterior(
                 members, problem, starts, asked.map_steps, asked.learning_rate, batch, seed, asked.progress
             )
         starts = [{**start, **point} for start, point in zip(starts, points, strict=True)]
@@ -439,14 +429,14 @@ def _fit(
             return _vi_objective(problem, params, noise, x, y, rows, num_data)
 
     if keeps:
-        plain_start = _initial_params(first, problem, own_params, "random", asked.init_scale, seed)
+        plain_start = initial_params(first, problem, own_params, "random", asked.init_scale, seed)
         noise = first.x.new_zeros((1, problem.size))
         with pyro_session(), torch.no_grad():
             marks["elbo"] = objective(plain_start, noise, first.x[:batch], first.y[:batch]).item()
         if found is not None:
             found.require_elbo(marks["elbo"], torch.finfo(first.x.dtype).eps)
     ended = found is not None and (found.stopped != "" or found.done == asked.num_steps)
-    run = _Run(
+    run = Run(
         objective=objective,
         members=members,
         starts=starts,
@@ -454,12 +444,12 @@ def _fit(
         batch_size=batch,
         noise_shape=(asked.num_particles, problem.size),
         seeds=[seed + index for index in range(count)],
-        rates=_rates(asked.learning_rate, asked.final_learning_rate, asked.num_steps),
+        rates=decaying_rates(asked.learning_rate, asked.final_learning_rate, asked.num_steps),
         max_grad_norm=asked.max_grad_norm,
         compile=compile and not interrupted and not ended,
         progress=asked.progress,
         label="fit",
-        group=_replicas_at_once(count, asked.num_particles * batch * max(group.size for group in bnn.topology.groups)),
+        group=replicas_at_once(count, asked.num_particles * batch * max(group.size for group in bnn.topology.groups)),
         paused=interrupted,
     )
     watcher = _Validation(checks, members, run.layout, guide, asked.validate_every, asked.patience) if checks else None
@@ -493,7 +483,7 @@ def _fit(
     final = run.layout.unpack(run.state.params if watcher is None or watcher.best is None else watcher.best)
     fits = Fits(
         Fit(
-            bnn=_with_params(member.bnn, {name: value[index] for name, value in final.items()}),
+            bnn=with_params(member.bnn, {name: value[index] for name, value in final.items()}),
             guide=_guide_with(guide, member, final["loc"][index], final["rho"][index]),
             losses=losses[index] * rows,
             standardizer=member.standardizer,
@@ -554,21 +544,11 @@ def map_estimate(
     members = _members(bnn, x, y, 1, False, standardize, device)
     rows = len(members[0].x)
     rule = MAP(num_steps, learning_rate, held_out)
-    estimate = _free_map(members, rule, min(batch_size or rows, rows), seed, progress)[0]
+    estimate = map_weights(members, rule, min(batch_size or rows, rows), seed, progress)[0]
     return {tensor.name: estimate[tensor.name] for tensor in bnn.topology.tensors}
 
 
 # --- preparation -----------------------------------------------------------------------------------
-
-
-@dataclass
-class _Data:
-    """One replica: its model and its data in the units of the network."""
-
-    bnn: BNN
-    x: Tensor
-    y: Tensor
-    standardizer: Standardizer
 
 
 def _check_settings(**settings: Any) -> None:
@@ -615,7 +595,7 @@ def _members(
     standardize: bool,
     device: torch.device | str | None,
     found: Checkpoint | None = None,
-) -> list[_Data]:
+) -> list[Replica]:
     """A copy of the model and the data for every replica."""
     if not isinstance(bnn, BNN):
         raise TypeError(f"bnn must be a pyro_sps.BNN, got {type(bnn).__name__}")
@@ -644,46 +624,13 @@ def _members(
             if found is not None:  # another number of threads might round the moments differently
                 scaling = _scaling_of(found, scaling, index)
             inputs, targets = scaling.inputs(inputs), scaling.targets(targets)
-        members.append(_Data(copy, inputs, targets, scaling))
+        members.append(Replica(copy, inputs, targets, scaling))
     return members
 
 
 def _is_stacked(x: Any, count: int, features: int) -> bool:
     """Whether inputs are (replicas, rows, ...): data of their own for each of `count` replicas."""
     return np.ndim(x) >= 3 and len(x) == count and math.prod(np.shape(x)[2:]) == features
-
-
-def _initial_params(
-    member: _Data, problem: Problem, own: Params, init: str | Mapping[str, Tensor], init_scale: float, seed: int
-) -> Params:
-    """Unconstrained parameters of a replica at the start: the guide's and the model's own."""
-    bnn = member.bnn
-    generator = make_generator("cpu", seed, 3)
-    loc, width = torch.zeros(problem.size), torch.ones(problem.size)
-    for site in problem.sites:
-        tensor = bnn.topology[site.name]
-        spread = 1 / math.sqrt(tensor.fan_in) if tensor.is_matrix else 0.1
-        value = spread * torch.randn(site.shape, generator=generator)
-        if site.support is not None:  # ordered biases
-            value = biject_to(site.support).inv(value.sort(-1).values)
-        loc[site.start : site.stop] = value.flatten()
-        width[site.start : site.stop] = 1 / math.sqrt(tensor.fan_in) if tensor.is_matrix else 1.0
-        if isinstance(init, Mapping):
-            given = torch.as_tensor(init.get(site.name, torch.empty(0))).detach().cpu()
-            if given.numel() != site.stop - site.start:
-                raise ValueError(
-                    f"init[{site.name!r}] must hold the site's {site.stop - site.start} free entries, "
-                    f"got {given.numel()}"
-                )
-            value = given.reshape(site.shape)
-            value = value if site.support is None else biject_to(site.support).inv(value)
-            loc[site.start : site.stop] = value.flatten()
-    like = bnn.like
-    return {"loc": loc.to(like), "rho": _inverse_softplus(init_scale * width).to(like), **own}
-
-
-def _inverse_softplus(value: Tensor) -> Tensor:
-    return value + torch.log(-torch.expm1(-value))
 
 
 def _vi_objective(
@@ -702,361 +649,13 @@ def _vi_objective(
     return loss / rows
 
 
-def _pays_to_compile(num_steps: int, network_runs: int, bnn: BNN) -> bool:
-    """Whether a fit is long enough; `network_runs` is how often a step runs the network on a row."""
-    saved = SAVED_A_STEP + SAVED_A_WEIGHT * network_runs * bnn.topology.num_weights
-    return num_steps * saved >= COMPILE_SECONDS
-
-
-# Activations of a layer, in elements, that replicas may have together before they leave the cores' caches: beyond that
-# they run faster one after the other (benchmarks/RESULTS.md).
-ACTIVATIONS_AT_ONCE = 1 << 19
-
-
-def _replicas_at_once(replicas: int, activations: int) -> int:
-    """The largest divisor of `replicas` whose activations, so many elements a replica, stay within bounds."""
-    most = max(1, ACTIVATIONS_AT_ONCE // activations)
-    return max(size for size in range(1, replicas + 1) if replicas % size == 0 and size <= most)
-
-
-def _rates(start: float, end: float | None, num_steps: int) -> Callable[[int], float]:
-    """Exponential decay from `start` to `end`."""
-    ratio = 0.3 if end is None else end / start
-    return lambda step: start * ratio ** (step / max(1, num_steps - 1))
-
-
-# --- MAP -------------------------------------------------------------------------------------------
-
-
-def _maximise_posterior(
-    members: list[_Data],
-    problem: Problem,
-    starts: list[Params],
-    steps: int,
-    rate: float,
-    batch: int,
-    seed: int,
-    progress: bool,
-    watch: Callable[[Layout], _EarlyStop | _StopAt] | None = None,
-) -> tuple[list[Params], str]:
-    """MAP estimates of every replica: `loc` and the model's parameters; and what interrupted the optimisation.
-
-    `watch` makes a watcher, whose `best` states are the result.
-    """
-    rows = len(members[0].x)
-    batch = min(batch, rows)
-    plates = {"num_data": None if batch == rows else rows}
-
-    def objective(params: Params, noise: None, x: Tensor, y: Tensor, *constants: Tensor) -> Tensor:
-        with members[0].bnn.constants_as(constants):
-            return negative_log_joint(problem, params["loc"], (x, y), plates, problem.constrain(params)) / rows
-
-    run = _Run(
-        objective=objective,
-        members=members,
-        starts=[{name: value for name, value in start.items() if name != "rho"} for start in starts],
-        num_steps=steps,
-        batch_size=batch,
-        noise_shape=None,
-        seeds=[seed + index for index in range(len(members))],
-        rates=_rates(rate, rate / 10, steps),
-        max_grad_norm=1e3,
-        compile=_pays_to_compile(steps, len(members) * batch, members[0].bnn),
-        progress=progress,
-        label="MAP",
-    )
-    watcher = watch(run.layout) if watch is not None else None
-    run((), watcher)
-    if not np.isfinite(run.losses_so_far()[:, -1:]).all():
-        raise FloatingPointError(
-            "the loss of the MAP optimisation is not finite; lower learning_rate, or standardize the data"
-        )
-    final = run.layout.unpack(run.state.params if watcher is None or watcher.best is None else watcher.best)
-    return [{name: value[index] for name, value in final.items()} for index in range(len(members))], run.paused
-
-
-def _free_map(members: list[_Data], rule: MAP, batch: int, seed: int, progress: bool) -> list[Params]:
-    """MAP estimates of the members' models without masks: weight tensors and the model's unconstrained parameters."""
-    free = [_Data(m.bnn.unmasked(), m.x, m.y, m.standardizer) for m in members]
-    guide = AutoSPSNormal(free[0].bnn)
-
-    def climb(data: list[_Data], watch: Callable[[Problem, Layout], Any] | None) -> tuple[Problem, list[Params]]:
-        first, rows = data[0], len(data[0].x)
-        some = min(batch, rows)
-        num_data = None if some == rows else rows
-        problem, own = prepare(first.bnn, guide, first.x[:some], first.y[:some], num_data=num_data)
-        starts = [_initial_params(m, problem, own, "random", 1.0, seed + index) for index, m in enumerate(data)]
-        watching = None if watch is None else partial(watch, problem)
-        points, interrupted = _maximise_posterior(
-            data, problem, starts, rule.num_steps, rule.learning_rate, some, seed, progress, watching
-        )
-        if interrupted:  # constants of a half-done optimisation would pass for MAP values
-            raise KeyboardInterrupt
-        return problem, points
-
-    count = int(rule.held_out * len(members[0].x))
-    if count < FEWEST_HELD_OUT:
-        problem, points = climb(free, None)
-    else:
-        kept, held_out = _apart(free, count)
-        stops: list[_EarlyStop] = []
-
-        def look(problem: Problem, layout: Layout) -> _EarlyStop:
-            stops.append(_EarlyStop(held_out, kept, problem, layout))
-            return stops[0]
-
-        climb(kept, look)
-        problem, points = climb(free, lambda problem, layout: _StopAt(stops[0].steps))
-        points = [{**point, **noise} for point, noise in zip(points, stops[0].noises, strict=True)]
-    estimates = []
-    for point in points:
-        sites = {site.name: site.constrain(site.view(point["loc"])) for site in problem.sites}
-        own = {name: value for name, value in point.items() if name != "loc"}
-        estimates.append(own | {name: w.detach().clone() for name, w in free[0].bnn.assemble(sites).items()})
-    return estimates
-
-
-# Fewer rows than this say too little about when to stop.
-FEWEST_HELD_OUT = 10
-
-
-def _apart(members: list[_Data], count: int) -> tuple[list[_Data], list[tuple[Tensor, Tensor]]]:
-    """The members without `count` of their rows, and these rows."""
-    # The same places for all replicas, so that those that share their data go on doing so.
-    order = torch.randperm(len(members[0].x), generator=make_generator("cpu", 0, 6)).to(members[0].x.device)
-    of: dict[int, tuple[Tensor, ...]] = {}
-    for m in members:
-        if id(m.x) not in of:
-            x, y = m.x[order], m.y[order]
-            of[id(m.x)] = (x[count:], y[count:], x[:count], y[:count])
-    kept = [_Data(m.bnn, of[id(m.x)][0], of[id(m.x)][1], m.standardizer) for m in members]
-    return kept, [(of[id(m.x)][2], of[id(m.x)][3]) for m in members]
-
-
-# Steps between two looks at the rows that are held out.
-LOOK_EVERY = 50
-
-
-class _EarlyStop:
-    """Notes for each replica at which step it predicts rows best that it is not fitted to."""
-
-    every = LOOK_EVERY
-    best = None
-
-    def __init__(
-        self, data: Sequence[tuple[Tensor, Tensor]], members: list[_Data], problem: Problem, layout: Layout
-    ) -> None:
-        self.data, self.members, self.problem, self.layout = data, members, problem, layout
-        self.lowest = [math.inf] * len(members)
-        self.steps = [0] * len(members)
-        self.noises: list[Params] = [{} for _ in members]
-
-    def __call__(self, step: int, state: AdamState) -> str:
-        params = self.layout.unpack(state.params)
-        for index in range(len(self.members)):
-            loss, noise = self._loss(index, {name: value[index].clone() for name, value in params.items()})
-            if loss < self.lowest[index]:
-                self.lowest[index], self.steps[index], self.noises[index] = loss, step, noise
-        return ""
-
-    def _loss(self, index: int, own: Params) -> tuple[float, Params]:
-        """Minus the mean log density of the held-out rows, up to constants, with the noise at its best if learned.
-
-        For the noise that is learned with the weights is too small: it fits rows that were fitted.
-        """
-        bnn, (x, y) = self.members[index].bnn, self.data[index]
-        likelihood = bnn.likelihood
-        sites = {site.name: site.constrain(site.view(own["loc"])) for site in self.problem.sites}
-        with torch.no_grad():
-            outputs = bnn.function(bnn.assemble(sites), x)
-            if isinstance(likelihood, Gaussian) and likelihood.learn:
-                scale = (outputs - y).square().mean(None if likelihood.per_output is None else 0).sqrt()
-                name = next(name for name in own if name.endswith("likelihood.scale"))
-                value = transform_to(self.problem.constraints[name]).inv(scale.clamp_min(1e-6))
-                return scale.log().mean().item(), {name: value.to(own[name])}
-            likelihood = _with_params(bnn.copy(), own).likelihood  # the model's own is what the next run starts from
-            return -likelihood.elementwise(outputs).log_prob(y).mean().item(), {}
-
-
-class _StopAt:
-    """Keeps the state that each replica has at a step of its own."""
-
-    every = LOOK_EVERY
-
-    def __init__(self, steps: Sequence[int]) -> None:
-        self.steps = steps
-        self.best: Tensor | None = None
-
-    def __call__(self, step: int, state: AdamState) -> str:
-        self.best = state.params.clone() if self.best is None else self.best
-        for index, own in enumerate(self.steps):
-            if own == step:
-                self.best[index] = state.params[index]
-        return "" if step < max(self.steps) else "the last replica is at its best step"
-
-
-def _free_entries(member: _Data, problem: Problem, estimate: Params) -> Params:
-    """Of an estimate of a network with nothing fixed, the start of one with fixed entries."""
-    loc = member.bnn.like.new_zeros(problem.size)
-    index_of = {weight.name: weight.index for weight in member.bnn.weights}
-    for site in problem.sites:
-        value = estimate[site.name].flatten()[index_of[site.name]].reshape(site.shape)
-        loc[site.start : site.stop] = (value if site.support is None else biject_to(site.support).inv(value)).flatten()
-    return {"loc": loc, **{name: estimate[name] for name in problem.constraints if name in estimate}}
-
-
-# --- the loop --------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Run:
-    """An optimisation of all replicas; calling it runs it."""
-
-    objective: Objective
-    members: list[_Data]
-    starts: list[Params]
-    num_steps: int
-    batch_size: int
-    noise_shape: tuple[int, ...] | None
-    seeds: list[int]
-    rates: Callable[[int], float]
-    max_grad_norm: float
-    compile: bool
-    progress: bool
-    label: str
-    group: int | None = None
-    stopped: str = ""  # why it ended before its last step
-    paused: str = ""  # why it ended here although there is more to do
-    done: int = 0
-    failed: dict[int, int] = field(default_factory=dict)  # replica -> step of its first loss that is not finite
-
-    def __post_init__(self) -> None:
-        self.layout = Layout.of(self.starts[0])
-        self.state = AdamState.start(torch.stack([self.layout.pack(start) for start in self.starts]))
-        self.shared = all(member.x is self.members[0].x for member in self.members)
-        self.full = self.batch_size == len(self.members[0].x)
-        like = self.state.params
-        # One number a step, all of them from the start: nothing grows while it runs.
-        self.losses = like.new_zeros((self.num_steps, len(self.members)))
-        # MAP values are each replica's own; all other constants are the same, and part of the program.
-        weights = [member.bnn.weights for member in self.members if isinstance(member.bnn.values, MAP)]
-        self.constants = [torch.stack([w.fixed for w in own]) for own in zip(*weights, strict=True)]
-        if len(self.members) == 1:
-            self.constants = []
-        data_dim = None if self.shared and self.full else 0
-        self.step: Step = make_step(
-            self.objective,
-            self.layout,
-            (self.state, *next(self.arguments())),
-            (None if self.noise_shape is None else 0, data_dim, data_dim, *(0 for _ in self.constants)),
-            self.max_grad_norm,
-            self.compile,
-            self.group,
-        )
-        if self.step.reason:
-            warnings.warn(f"{self.label} runs without the fast path: {self.step.reason}", RuntimeWarning, stacklevel=5)
-
-    def arguments(self, start: int = 0) -> Iterator[tuple[Any, ...]]:
-        """Noise, inputs, targets and the replicas' own constants of each step from `start` on.
-
-        Noise has shape (replicas, *noise_shape); data has a replica dimension unless all replicas see all of the same.
-        """
-        noise: Iterator[Tensor | None] = itertools.repeat(None)
-        if self.noise_shape is not None:
-            noise = noise_stream(self.seeds, self.noise_shape, self.state.params, start)
-        return ((draw, x, y, *self.constants) for draw, (x, y) in zip(noise, self._batches(start), strict=False))
-
-    def _batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        x, y = self.members[0].x, self.members[0].y
-        if not self.shared:
-            x, y = (torch.stack([getattr(member, name) for member in self.members]) for name in ("x", "y"))
-        if self.full:
-            yield from itertools.repeat((x, y))
-        replicas = torch.arange(len(self.seeds), device=x.device).unsqueeze(1)
-        for rows in minibatches(self.seeds, len(self.members[0].x), self.batch_size, start):
-            rows = rows.to(x.device)
-            yield (x[rows], y[rows]) if self.shared else (x[replicas, rows], y[replicas, rows])
-
-    def __call__(
-        self,
-        callbacks: Sequence[Callback],
-        watcher: _Validation | _EarlyStop | _StopAt | None,
-        save: Callable[[], str] | None = None,
-        save_every: int = 1,
-    ) -> None:
-        """Run from where it stands to the end, a stop, a pause or a failure of all replicas.
-
-        Args:
-            callbacks: Called after every step.
-            watcher: Called now and then.
-            save: Keeps what there is, before the first step, every `save_every` steps and at the end; returns why to
-                pause, if there is a reason.
-            save_every: Steps between two calls of it.
-        """
-        from tqdm import tqdm
-
-        losses, rows, count = self.losses, len(self.members[0].x), self.num_steps
-        # On an accelerator, looking at a loss waits for it; there failures are looked for now and then.
-        interval = 1 if losses.device.type == "cpu" else 50
-        scalars = adam_scalars([self.rates(step) for step in range(count)], self.state.params)
-        arguments = self.arguments(self.done)
-        hidden = None if self.progress else True
-        bar = tqdm(total=count, initial=self.done, desc=self.label, disable=hidden, mininterval=0.5)
-        saved = -1
-        try:
-            with bar, interrupts_deferred() as interrupted:
-                if save is not None and self.done == 0:
-                    self.paused, saved = save() or self.paused, 0
-                while self.done < count and not (self.stopped or self.paused):
-                    losses[self.done] = self.step.run(self.state, scalars[self.done], *next(arguments))
-                    self.done = done = self.done + 1
-                    if done % interval == 0 or done == count:
-                        self._look(losses[max(0, done - interval) : done], done)
-                    if done % 50 == 0:
-                        bar.update(done - bar.n)
-                        if not bar.disable:
-                            bar.set_postfix(ELBO=f"{-losses[done - 50 : done].mean().item() * rows:.1f}")
-                    for callback in callbacks:
-                        if callback(done - 1, losses[done - 1].cpu().double().numpy() * rows) is True:
-                            self.stopped = f"a callback stopped it after step {done}"
-                    if watcher is not None and (done % watcher.every == 0 or done == count):
-                        self.stopped = watcher(done, self.state) or self.stopped
-                    if interrupted():
-                        self.paused = f"interrupted after step {done}"
-                    if save is not None and done % save_every == 0:
-                        self.paused, saved = save() or self.paused, done
-                if save is not None and saved != self.done:
-                    save()
-                if interrupted() and not self.paused:  # since the last step: whoever pressed it should hear of it
-                    self.paused = f"interrupted after step {self.done}"
-        except KeyboardInterrupt:
-            # Of a second Ctrl-C or a handler of somebody's, perhaps within a step: what it left is a result, but
-            # nothing to go on from, so that the last checkpoint stays.
-            self.paused = f"interrupted after step {self.done}"
-
-    def losses_so_far(self) -> np.ndarray:
-        """Losses of the steps done, shape (replicas, steps)."""
-        return self.losses[: self.done].T.cpu().double().numpy()
-
-    def _look(self, recent: Tensor, done: int) -> None:
-        # Cheaper than looking at each; the sum alone would cost a small network a hundredth of its step.
-        if math.isfinite((recent if recent.numel() == 1 else recent.sum()).item()):
-            return
-        finite = recent.isfinite()
-        for replica in range(recent.shape[1]):
-            if replica not in self.failed and not finite[:, replica].all():
-                self.failed[replica] = done - len(recent) + int((~finite[:, replica]).nonzero()[0])
-        if len(self.failed) == recent.shape[1]:
-            self.stopped = "the loss is not finite"
-
-
 class _Validation:
     """Tracks scores on held-out data and decides about stopping."""
 
     def __init__(
         self,
         data: list[tuple[Tensor, Tensor]],
-        members: list[_Data],
+        members: list[Replica],
         layout: Layout,
         guide: AutoSPSNormal,
         every: int,
@@ -1075,7 +674,7 @@ class _Validation:
             self.best = state.params.clone()
         for index, (member, (x, y)) in enumerate(zip(self.members, self.data, strict=True)):
             guide = _guide_with(self.guide, member, params["loc"][index], params["rho"][index])
-            bnn = _with_params(member.bnn, {name: value[index] for name, value in params.items()})
+            bnn = with_params(member.bnn, {name: value[index] for name, value in params.items()})
             prediction = Prediction.of([Member(bnn, guide, member.standardizer)], x, 200, 0)
             scores = {"step": step, "lpp": prediction.lpp(y)}
             if bnn.likelihood.event_dim:
@@ -1093,7 +692,7 @@ class _Validation:
 
 
 def _validation_data(
-    members: list[_Data], validation: tuple[Any, Any] | None, may_stack: bool
+    members: list[Replica], validation: tuple[Any, Any] | None, may_stack: bool
 ) -> list[tuple[Tensor, Tensor]]:
     if validation is None:
         return []
@@ -1119,13 +718,13 @@ def _validation_data(
 _SCALING = tuple(Standardizer.__dataclass_fields__)
 
 
-def _training_data(members: list[_Data]) -> Iterator[Tensor]:
+def _training_data(members: list[Replica]) -> Iterator[Tensor]:
     """What all replicas are fitted to, and how it was standardised."""
     for member in {id(member.x): member for member in members}.values():
         yield from (member.x, member.y, *(getattr(member.standardizer, name) for name in _SCALING))
 
 
-def _tensors_of(run: _Run, watcher: _Validation | None) -> dict[str, Tensor]:
+def _tensors_of(run: Run, watcher: _Validation | None) -> dict[str, Tensor]:
     """The numbers of a checkpoint."""
     tensors = {name: getattr(run.state, name) for name in ("params", "first", "second")}
     tensors["losses"] = run.losses  # those to come too, so that the file does not grow
@@ -1156,7 +755,7 @@ def _scaling_of(found: Checkpoint, like: Standardizer, index: int) -> Standardiz
     )
 
 
-def _constants_of(member: _Data, found: Checkpoint, index: int) -> dict[str, Tensor]:
+def _constants_of(member: Replica, found: Checkpoint, index: int) -> dict[str, Tensor]:
     """The MAP values of a replica's fixed weights."""
     return {
         weight.name: found.numbers.take(f"constant.{index}.{weight.name}", weight.fixed.dtype, weight.fixed.shape)
@@ -1164,7 +763,7 @@ def _constants_of(member: _Data, found: Checkpoint, index: int) -> dict[str, Ten
     }
 
 
-def _restore(found: Checkpoint, run: _Run, watcher: _Validation | None) -> None:
+def _restore(found: Checkpoint, run: Run, watcher: _Validation | None) -> None:
     """Set a run to where its checkpoint was."""
     take, params, count = found.numbers.take, run.state.params, len(run.members)
     if not 0 <= found.done <= run.num_steps:
@@ -1201,19 +800,7 @@ def _restore(found: Checkpoint, run: _Run, watcher: _Validation | None) -> None:
 # --- results ---------------------------------------------------------------------------------------
 
 
-def _with_params(bnn: BNN, params: Mapping[str, Tensor]) -> BNN:
-    """The model with its own parameters set to unconstrained values."""
-    own = {f"{name}_unconstrained": value for name, value in params.items()}
-    with torch.no_grad():
-        for name, parameter in bnn.named_parameters():
-            if name in own:
-                parameter.copy_(own[name])
-            elif name in params:
-                parameter.copy_(params[name])
-    return bnn
-
-
-def _guide_with(prototype: AutoSPSNormal, member: _Data, loc: Tensor, rho: Tensor) -> AutoSPSNormal:
+def _guide_with(prototype: AutoSPSNormal, member: Replica, loc: Tensor, rho: Tensor) -> AutoSPSNormal:
     """A guide of the member's model with the given parameters."""
     guide = AutoSPSNormal(member.bnn, init_scale=prototype.init_scale)
     guide.adopt(prototype, loc, rho)
@@ -1221,7 +808,7 @@ def _guide_with(prototype: AutoSPSNormal, member: _Data, loc: Tensor, rho: Tenso
 
 
 def _report_failures(
-    fits: Fits, problem: Problem, run: _Run, rows: int, num_data: int | None, replicas: int | None
+    fits: Fits, problem: Problem, run: Run, rows: int, num_data: int | None, replicas: int | None
 ) -> None:
     """Raise for a single fit whose loss is not finite, warn for replicas."""
     if not run.failed:
@@ -1246,7 +833,7 @@ def _report_failures(
     )
 
 
-def _culprit(problem: Problem, run: _Run, step: int, num_data: int | None) -> str:
+def _culprit(problem: Problem, run: Run, step: int, num_data: int | None) -> str:
     """The term that is not finite: the failing step done once more, at the state that it left unchanged."""
     noise, x, y = next(run.arguments(step))
     if x.dim() > run.members[0].x.dim():

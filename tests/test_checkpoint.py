@@ -21,7 +21,7 @@ from click.testing import CliRunner
 
 import pyro_sps as sps
 from pyro_sps import checkpoint as checkpoints
-from pyro_sps import infer
+from pyro_sps import infer, loop
 from pyro_sps.checkpoint import FILE, Checkpoint
 from pyro_sps.cli import main
 from pyro_sps.files import canonical, seal, unseal
@@ -339,7 +339,7 @@ def test_handlers_of_others_are_left_alone():
 
 
 def test_an_interrupted_search_for_the_start_is_nothing_to_go_on_from(tmp_path, monkeypatch):
-    arguments = infer._Run.arguments
+    arguments = loop.Run.arguments
 
     def interrupting(run, start=0):
         for step, values in enumerate(arguments(run, start)):
@@ -347,7 +347,7 @@ def test_an_interrupted_search_for_the_start_is_nothing_to_go_on_from(tmp_path, 
                 interrupt()
             yield values
 
-    monkeypatch.setattr(infer._Run, "arguments", interrupting)
+    monkeypatch.setattr(loop.Run, "arguments", interrupting)
     options = {**QUICK, "init": "map", "map_steps": 20, "checkpoint": tmp_path}
     assert len(sps.fit(model(), *data(), **options).losses) == 0
     assert list(tmp_path.iterdir()) == []
@@ -420,7 +420,7 @@ def test_a_folder_that_goes_away(tmp_path):
 
 
 def test_a_folder_that_cannot_be_used_is_noticed_before_any_work(tmp_path, monkeypatch):
-    monkeypatch.setattr(infer, "_free_map", lambda *_: crash())
+    monkeypatch.setattr(infer, "map_weights", lambda *_: crash())
     bnn = model(values=sps.MAP())
     (tmp_path / "file").touch()
     for place, error in (("file", FileExistsError), ("file/below", NotADirectoryError)):
@@ -597,7 +597,7 @@ def test_the_command_line_resumes(tmp_path, monkeypatch):
         return {**json.loads((tmp_path / out / "metrics.json").read_text()), "seconds": 0}
 
     assert command("whole").exit_code == 0
-    arguments = infer._Run.arguments
+    arguments = loop.Run.arguments
 
     def interrupting(run, start=0):
         for step, values in enumerate(arguments(run, start), start=1):
@@ -606,7 +606,7 @@ def test_the_command_line_resumes(tmp_path, monkeypatch):
             yield values
 
     with monkeypatch.context() as patch:
-        patch.setattr(infer._Run, "arguments", interrupting)
+        patch.setattr(loop.Run, "arguments", interrupting)
         broken = command("run", "--checkpoint-every", "10")
     assert "interrupted after step 25; what follows is the result so far; --resume goes on with it" in broken.output
     assert metrics("run")["steps"] == 25

@@ -12,7 +12,7 @@ from pyro.nn import PyroParam
 from torch import nn
 
 import pyro_sps as sps
-from pyro_sps import infer
+from pyro_sps import infer, loop, maximum
 from pyro_sps.likelihoods import Likelihood
 
 QUICK = {"progress": False, "num_particles": 4}
@@ -318,13 +318,13 @@ def test_progress_bar_is_silent_when_asked(capsys):
 
 @pytest.mark.parametrize(("replicas", "activations", "expected"), [(10, 1, 10), (10, 1 << 19, 1), (10, 10**9, 1)])
 def test_replicas_at_once(replicas, activations, expected):
-    assert infer._replicas_at_once(replicas, activations) == expected
+    assert loop.replicas_at_once(replicas, activations) == expected
 
 
 def test_replicas_at_once_divide_the_replicas():
     for replicas in range(1, 20):
         for most in range(1, 20):
-            size = infer._replicas_at_once(replicas, infer.ACTIVATIONS_AT_ONCE // most)
+            size = loop.replicas_at_once(replicas, loop.ACTIVATIONS_AT_ONCE // most)
             assert replicas % size == 0
             assert size <= most
             assert not any(replicas % other == 0 for other in range(size + 1, min(most, replicas) + 1))
@@ -332,10 +332,10 @@ def test_replicas_at_once_divide_the_replicas():
 
 def test_long_fits_are_compiled_and_short_ones_are_not():
     toy, energy = (sps.BNN(sps.mlp(widths)) for widths in ([1, 50, 50, 1], [8, 50, 50, 2]))
-    assert infer._pays_to_compile(10_000, 16 * 30, toy)
-    assert not infer._pays_to_compile(3_000, 16 * 30, toy)
-    assert infer._pays_to_compile(5_000, 16 * 512, energy)
-    assert not infer._pays_to_compile(1_000, 16 * 512, energy)
+    assert loop.pays_to_compile(10_000, 16 * 30, toy)
+    assert not loop.pays_to_compile(3_000, 16 * 30, toy)
+    assert loop.pays_to_compile(5_000, 16 * 512, energy)
+    assert not loop.pays_to_compile(1_000, 16 * 512, energy)
 
 
 @pytest.mark.parametrize("init", ["random", "map"])
@@ -369,19 +369,19 @@ def estimates(x, y, held_out=0.25, num_steps=200, batch=32, likelihood=None, see
     likelihood = sps.Gaussian(0.3, learn=True) if likelihood is None else likelihood
     bnn = sps.BNN(net, likelihood=likelihood, prior_scale=10.0)  # a prior that lets it fit noise
     members = infer._members(bnn, x, y, replicas, replicas > 1, False, None)
-    return infer._free_map(members, sps.MAP(num_steps, held_out=held_out), batch, seed, False)
+    return maximum.map_weights(members, sps.MAP(num_steps, held_out=held_out), batch, seed, False)
 
 
 @pytest.fixture
 def stops(monkeypatch):
     """The steps of the replicas at which estimates are taken, a list an optimisation."""
-    steps, make = [], infer._StopAt.__init__
+    steps, make = [], maximum._StopAt.__init__
 
     def noting(self, own):
         steps.append(list(own))
         make(self, own)
 
-    monkeypatch.setattr(infer._StopAt, "__init__", noting)
+    monkeypatch.setattr(maximum._StopAt, "__init__", noting)
     return steps
 
 

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from pyro.infer import SVI, Trace_ELBO
 
 import pyro_sps as sps
-from pyro_sps import infer
+from pyro_sps import loop
 from pyro_sps.cli import main
 from pyro_sps.process import process_lock, silenced
 
@@ -245,7 +245,7 @@ def test_saving_to_one_place_from_several_threads_leaves_one_whole_file(tmp_path
 def test_interrupting_the_command_line_keeps_the_result_so_far(tmp_path, monkeypatch, where):
     rows = np.random.default_rng(0).normal(size=(40, 3))
     np.savetxt(tmp_path / "data.csv", rows, delimiter=",", header="a,b,y", comments="")
-    arguments, steps = infer._Run.arguments, 0 if where == "MAP" else 25
+    arguments, steps = loop.Run.arguments, 0 if where == "MAP" else 25
 
     def interrupting(run, *start):
         """Noise and data, of which the 25th of the part that is meant come with Ctrl-C, which waits for the step."""
@@ -254,7 +254,7 @@ def test_interrupting_the_command_line_keeps_the_result_so_far(tmp_path, monkeyp
                 os.kill(os.getpid(), signal.SIGINT)
             yield drawn
 
-    monkeypatch.setattr(infer._Run, "arguments", interrupting)
+    monkeypatch.setattr(loop.Run, "arguments", interrupting)
     out, init = tmp_path / "out", "map" if where == "MAP" else "random"
     options = ["--target", "y", "--hidden", "4", "4", "--steps", "3900", "--particles", "2", "--init", init]
     options += ["--scheme", "heavy", "--values", "learned-constant"]

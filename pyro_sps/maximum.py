@@ -1,0 +1,231 @@
+"""Where fits start, and MAP estimates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributions import biject_to, transform_to
+
+from .data import make_generator
+from .elbo import Params, Problem, negative_log_joint, prepare
+from .guides import AutoSPSNormal
+from .likelihoods import Gaussian
+from .loop import Replica, Run, decaying_rates, pays_to_compile, with_params
+from .step import AdamState, Layout
+from .values import MAP
+
+
+def initial_params(
+    member: Replica, problem: Problem, own: Params, init: str | Mapping[str, Tensor], init_scale: float, seed: int
+) -> Params:
+    """Unconstrained parameters of a replica at the start: the guide's and the model's own."""
+    bnn = member.bnn
+    generator = make_generator("cpu", seed, 3)
+    loc, width = torch.zeros(problem.size), torch.ones(problem.size)
+    for site in problem.sites:
+        tensor = bnn.topology[site.name]
+        spread = 1 / math.sqrt(tensor.fan_in) if tensor.is_matrix else 0.1
+        value = spread * torch.randn(site.shape, generator=generator)
+        if site.support is not None:  # ordered biases
+            value = biject_to(site.support).inv(value.sort(-1).values)
+        loc[site.start : site.stop] = value.flatten()
+        width[site.start : site.stop] = 1 / math.sqrt(tensor.fan_in) if tensor.is_matrix else 1.0
+        if isinstance(init, Mapping):
+            given = torch.as_tensor(init.get(site.name, torch.empty(0))).detach().cpu()
+            if given.numel() != site.stop - site.start:
+                raise ValueError(
+                    f"init[{site.name!r}] must hold the site's {site.stop - site.start} free entries, "
+                    f"got {given.numel()}"
+                )
+            value = given.reshape(site.shape)
+            value = value if site.support is None else biject_to(site.support).inv(value)
+            loc[site.start : site.stop] = value.flatten()
+    like = bnn.like
+    return {"loc": loc.to(like), "rho": _inverse_softplus(init_scale * width).to(like), **own}
+
+
+def _inverse_softplus(value: Tensor) -> Tensor:
+    return value + torch.log(-torch.expm1(-value))
+
+
+def maximise_posterior(
+    members: list[Replica],
+    problem: Problem,
+    starts: list[Params],
+    steps: int,
+    rate: float,
+    batch: int,
+    seed: int,
+    progress: bool,
+    watch: Callable[[Layout], _EarlyStop | _StopAt] | None = None,
+) -> tuple[list[Params], str]:
+    """MAP estimates of every replica: `loc` and the model's parameters; and what interrupted the optimisation.
+
+    `watch` makes a watcher, whose `best` states are the result.
+    """
+    rows = len(members[0].x)
+    batch = min(batch, rows)
+    plates = {"num_data": None if batch == rows else rows}
+
+    def objective(params: Params, noise: None, x: Tensor, y: Tensor, *constants: Tensor) -> Tensor:
+        with members[0].bnn.constants_as(constants):
+            return negative_log_joint(problem, params["loc"], (x, y), plates, problem.constrain(params)) / rows
+
+    run = Run(
+        objective=objective,
+        members=members,
+        starts=[{name: value for name, value in start.items() if name != "rho"} for start in starts],
+        num_steps=steps,
+        batch_size=batch,
+        noise_shape=None,
+        seeds=[seed + index for index in range(len(members))],
+        rates=decaying_rates(rate, rate / 10, steps),
+        max_grad_norm=1e3,
+        compile=pays_to_compile(steps, len(members) * batch, members[0].bnn),
+        progress=progress,
+        label="MAP",
+    )
+    watcher = watch(run.layout) if watch is not None else None
+    run((), watcher)
+    if not np.isfinite(run.losses_so_far()[:, -1:]).all():
+        raise FloatingPointError(
+            "the loss of the MAP optimisation is not finite; lower learning_rate, or standardize the data"
+        )
+    final = run.layout.unpack(run.state.params if watcher is None or watcher.best is None else watcher.best)
+    return [{name: value[index] for name, value in final.items()} for index in range(len(members))], run.paused
+
+
+def map_weights(members: list[Replica], rule: MAP, batch: int, seed: int, progress: bool) -> list[Params]:
+    """MAP estimates of the members' models without masks: weight tensors and the model's unconstrained parameters."""
+    free = [Replica(m.bnn.unmasked(), m.x, m.y, m.standardizer) for m in members]
+    guide = AutoSPSNormal(free[0].bnn)
+
+    def climb(data: list[Replica], watch: Callable[[Problem, Layout], Any] | None) -> tuple[Problem, list[Params]]:
+        first, rows = data[0], len(data[0].x)
+        some = min(batch, rows)
+        num_data = None if some == rows else rows
+        problem, own = prepare(first.bnn, guide, first.x[:some], first.y[:some], num_data=num_data)
+        starts = [initial_params(m, problem, own, "random", 1.0, seed + index) for index, m in enumerate(data)]
+        watching = None if watch is None else partial(watch, problem)
+        points, interrupted = maximise_posterior(
+            data, problem, starts, rule.num_steps, rule.learning_rate, some, seed, progress, watching
+        )
+        if interrupted:  # constants of a half-done optimisation would pass for MAP values
+            raise KeyboardInterrupt
+        return problem, points
+
+    count = int(rule.held_out * len(members[0].x))
+    if count < FEWEST_HELD_OUT:
+        problem, points = climb(free, None)
+    else:
+        kept, held_out = _apart(free, count)
+        stops: list[_EarlyStop] = []
+
+        def look(problem: Problem, layout: Layout) -> _EarlyStop:
+            stops.append(_EarlyStop(held_out, kept, problem, layout))
+            return stops[0]
+
+        climb(kept, look)
+        problem, points = climb(free, lambda problem, layout: _StopAt(stops[0].steps))
+        points = [{**point, **noise} for point, noise in zip(points, stops[0].noises, strict=True)]
+    estimates = []
+    for point in points:
+        sites = {site.name: site.constrain(site.view(point["loc"])) for site in problem.sites}
+        own = {name: value for name, value in point.items() if name != "loc"}
+        estimates.append(own | {name: w.detach().clone() for name, w in free[0].bnn.assemble(sites).items()})
+    return estimates
+
+
+# Fewer rows than this say too little about when to stop.
+FEWEST_HELD_OUT = 10
+
+
+def _apart(members: list[Replica], count: int) -> tuple[list[Replica], list[tuple[Tensor, Tensor]]]:
+    """The members without `count` of their rows, and these rows."""
+    # The same places for all replicas, so that those that share their data go on doing so.
+    order = torch.randperm(len(members[0].x), generator=make_generator("cpu", 0, 6)).to(members[0].x.device)
+    of: dict[int, tuple[Tensor, ...]] = {}
+    for m in members:
+        if id(m.x) not in of:
+            x, y = m.x[order], m.y[order]
+            of[id(m.x)] = (x[count:], y[count:], x[:count], y[:count])
+    kept = [Replica(m.bnn, of[id(m.x)][0], of[id(m.x)][1], m.standardizer) for m in members]
+    return kept, [(of[id(m.x)][2], of[id(m.x)][3]) for m in members]
+
+
+# Steps between two looks at the rows that are held out.
+LOOK_EVERY = 50
+
+
+class _EarlyStop:
+    """Notes for each replica at which step it predicts rows best that it is not fitted to."""
+
+    every = LOOK_EVERY
+    best = None
+
+    def __init__(
+        self, data: Sequence[tuple[Tensor, Tensor]], members: list[Replica], problem: Problem, layout: Layout
+    ) -> None:
+        self.data, self.members, self.problem, self.layout = data, members, problem, layout
+        self.lowest = [math.inf] * len(members)
+        self.steps = [0] * len(members)
+        self.noises: list[Params] = [{} for _ in members]
+
+    def __call__(self, step: int, state: AdamState) -> str:
+        params = self.layout.unpack(state.params)
+        for index in range(len(self.members)):
+            loss, noise = self._loss(index, {name: value[index].clone() for name, value in params.items()})
+            if loss < self.lowest[index]:
+                self.lowest[index], self.steps[index], self.noises[index] = loss, step, noise
+        return ""
+
+    def _loss(self, index: int, own: Params) -> tuple[float, Params]:
+        """Minus the mean log density of the held-out rows, up to constants, with the noise at its best if learned.
+
+        For the noise that is learned with the weights is too small: it fits rows that were fitted.
+        """
+        bnn, (x, y) = self.members[index].bnn, self.data[index]
+        likelihood = bnn.likelihood
+        sites = {site.name: site.constrain(site.view(own["loc"])) for site in self.problem.sites}
+        with torch.no_grad():
+            outputs = bnn.function(bnn.assemble(sites), x)
+            if isinstance(likelihood, Gaussian) and likelihood.learn:
+                scale = (outputs - y).square().mean(None if likelihood.per_output is None else 0).sqrt()
+                name = next(name for name in own if name.endswith("likelihood.scale"))
+                value = transform_to(self.problem.constraints[name]).inv(scale.clamp_min(1e-6))
+                return scale.log().mean().item(), {name: value.to(own[name])}
+            likelihood = with_params(bnn.copy(), own).likelihood  # the model's own is what the next run starts from
+            return -likelihood.elementwise(outputs).log_prob(y).mean().item(), {}
+
+
+class _StopAt:
+    """Keeps the state that each replica has at a step of its own."""
+
+    every = LOOK_EVERY
+
+    def __init__(self, steps: Sequence[int]) -> None:
+        self.steps = steps
+        self.best: Tensor | None = None
+
+    def __call__(self, step: int, state: AdamState) -> str:
+        self.best = state.params.clone() if self.best is None else self.best
+        for index, own in enumerate(self.steps):
+            if own == step:
+                self.best[index] = state.params[index]
+        return "" if step < max(self.steps) else "the last replica is at its best step"
+
+
+def free_entries(member: Replica, problem: Problem, estimate: Params) -> Params:
+    """Of an estimate of a network with nothing fixed, the start of one with fixed entries."""
+    loc = member.bnn.like.new_zeros(problem.size)
+    index_of = {weight.name: weight.index for weight in member.bnn.weights}
+    for site in problem.sites:
+        value = estimate[site.name].flatten()[index_of[site.name]].reshape(site.shape)
+        loc[site.start : site.stop] = (value if site.support is None else biject_to(site.support).inv(value)).flatten()
+    return {"loc": loc, **{name: estimate[name] for name in problem.constraints if name in estimate}}
