@@ -105,9 +105,6 @@ MATTERS = Study(
         _partial("heavy, c learned", HEAVY, _learned("constant", C["heavy"])),
         _partial("random as heavy, c learned", RANDOM_HEAVY, _learned("constant", C["heavy"])),
         _partial("none, from MAP", NONE, FROM_MAP),
-        _partial("heavy, c learned, from MAP", HEAVY, _learned("constant", C["heavy"]), FROM_MAP),
-        _partial("heavy, MAP, from MAP", HEAVY, MAP, FROM_MAP),
-        _partial("random as heavy, MAP, from MAP", RANDOM_HEAVY, MAP, FROM_MAP),
     ),
     "none",
 )
