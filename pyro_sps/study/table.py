@@ -97,7 +97,7 @@ MATTERS = Study(
     _on_all(
         _partial("none", NONE),
         _partial("light, zero", LIGHT, ZERO),
-        _partial("rigid, zero", RIGID, ZERO),
+        _partial("rigid, zero", _scheme("rigid"), ZERO),
         _partial("heavy, zero", HEAVY, ZERO),
         _partial("random as heavy, zero", RANDOM_HEAVY, ZERO),
         _partial("light, c learned", LIGHT, _learned("constant", C["light"])),
@@ -170,6 +170,10 @@ def _over_noises(**others: tuple[Any, ...]) -> tuple[Options, ...]:
     )
 
 
+def _noises(*values: float) -> tuple[Options, ...]:
+    return tuple({"noise": noise} for noise in values)
+
+
 BASELINES = Study(
     "baselines",
     "What a user would pick instead",
@@ -225,6 +229,7 @@ HEADLINE = Study(
     (
         *_on_all(_partial("none", NONE)),
         _partial("none, noise learned", NONE, _LEARNED, {"num_steps": 5000}),
+        Run("none, noise chosen", "partial", {**NONE, "num_steps": 5000}, _noises(0.05, 0.1, 0.2, 0.25, 0.3, 0.8)),
         _partial("default", DEFAULT),
         _partial("default, ten replicas", DEFAULT, {"members": 10}),
         *BASELINES.runs,
