@@ -229,7 +229,7 @@ HEADLINE = Study(
     (
         *_on_all(_partial("none", NONE)),
         _partial("none, noise learned", NONE, _LEARNED, {"num_steps": 5000}),
-        Run("none, noise chosen", "partial", {**NONE, "num_steps": 5000}, _noises(0.05, 0.1, 0.2, 0.25, 0.3, 0.8)),
+        Run("none, noise chosen", "partial", {**NONE, "num_steps": 5000}, _noises(0.05, 0.1, 0.25, 0.8)),
         _partial("default", DEFAULT),
         _partial("default, ten replicas", DEFAULT, {"members": 10}),
         *BASELINES.runs,
