@@ -9,7 +9,7 @@ import click
 
 from .options import Command, printer, quiet_option
 
-NAMES = ("toy", "energy", "matters", "alternatives", "baselines", "sweep", "recipes", "headline", "nuts")
+NAMES = ("toy", "energy", "matters", "alternatives", "sweep", "recipes", "headline", "nuts")
 
 
 @click.command(cls=Command, epilog="\b\nExample:\n  pyro-sps study energy --out results --seeds 10 --jobs 2")

@@ -174,23 +174,18 @@ def _noises(*values: float) -> tuple[Options, ...]:
     return tuple({"noise": noise} for noise in values)
 
 
-BASELINES = Study(
-    "baselines",
-    "What a user would pick instead",
-    UCI,
-    (
-        Run("MAP network", "map", _NETWORK, _over_noises(num_steps=_STEPS)),
-        Run(
-            "deep ensemble of 10",
-            "ensemble",
-            {**_NETWORK, "members": 10},
-            _over_noises(num_steps=_STEPS),
-            tuning={"members": 3},
-        ),
-        Run("MC dropout", "dropout", _NETWORK, _over_noises(dropout=(0.02, 0.1))),
-        Run("last-layer Laplace", "laplace", _NETWORK, _over_noises()),
+#: What a user would pick instead.
+_BASELINES = (
+    Run("MAP network", "map", _NETWORK, _over_noises(num_steps=_STEPS)),
+    Run(
+        "deep ensemble of 10",
+        "ensemble",
+        {**_NETWORK, "members": 10},
+        _over_noises(num_steps=_STEPS),
+        tuning={"members": 3},
     ),
-    "deep ensemble of 10",
+    Run("MC dropout", "dropout", _NETWORK, _over_noises(dropout=(0.02, 0.1))),
+    Run("last-layer Laplace", "laplace", _NETWORK, _over_noises()),
 )
 
 _LEARNED = {"learn_noise": True}
@@ -232,7 +227,7 @@ HEADLINE = Study(
         Run("none, noise chosen", "partial", {**NONE, "num_steps": 5000}, _noises(0.05, 0.1, 0.25, 0.8)),
         _partial("default", DEFAULT),
         _partial("default, ten replicas", DEFAULT, {"members": 10}),
-        *BASELINES.runs,
+        *_BASELINES,
     ),
     "none",
 )
@@ -246,6 +241,4 @@ NUTS = Study(
 )
 
 #: All studies by name.
-STUDIES = {
-    study.name: study for study in (TOY, ENERGY, MATTERS, ALTERNATIVES, SWEEP, BASELINES, RECIPES, HEADLINE, NUTS)
-}
+STUDIES = {study.name: study for study in (TOY, ENERGY, MATTERS, ALTERNATIVES, SWEEP, RECIPES, HEADLINE, NUTS)}
