@@ -264,7 +264,8 @@ def differences(study: Study, table: Sequence[Mapping[str, Any]]) -> Figure:
     from matplotlib.figure import Figure
 
     shown = [data for data in study.data if any(row["data"] == data for row in table)]
-    names = [run.name for run in study.runs if run.name != study.reference]
+    done = {row["run"] for row in table if "lpp_difference" in row}
+    names = [run.name for run in study.runs if run.name in done]
     drawn = Figure(figsize=(2.6 + 2.2 * len(shown), 1.2 + 0.24 * len(names)), layout="constrained")
     axes = drawn.subplots(1, len(shown), squeeze=False, sharey=True)[0]
     for ax, data in zip(axes, shown, strict=True):
@@ -291,6 +292,7 @@ def differences(study: Study, table: Sequence[Mapping[str, Any]]) -> Figure:
         ax.set_title(data, fontsize="medium")
         ax.set_xlabel(f"LPP − LPP of “{study.reference}” (nats)", fontsize="small")
         ax.tick_params(labelsize="small")
+        ax.locator_params(axis="x", nbins=4)
     axes[0].set_yticks(range(len(names)), names)
     axes[0].set_ylim(len(names) - 0.5, -0.5)
     drawn.supxlabel("Right of the line is better; filled: the 95 % interval excludes zero.", fontsize="small")
@@ -320,8 +322,11 @@ def band_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     for ax in axes[len(rows) :]:
         ax.remove()
     axes[0].set_ylim(-3.5, 3.5)
-    drawn.supxlabel("x", fontsize="medium")
-    drawn.supylabel("y", fontsize="medium")
+    for index, ax in enumerate(axes[: len(rows)]):
+        ax.set_xlabel("x")
+        ax.tick_params(labelbottom=True)  # also where no panel is below
+        if index % columns == 0:
+            ax.set_ylabel("y")
     drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
     return drawn
 
