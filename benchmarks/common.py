@@ -29,23 +29,19 @@ def arguments(doc, options):
 
 def machine(threads):
     """One line about the machine and the versions."""
+    from pyro_sps.study.harness import processor
+
     versions = []
     for name in ("torch", "pyro-ppl", "numpyro", "jax"):
         try:
             versions.append(f"{name} {version(name)}")
         except PackageNotFoundError:
             versions.append(f"{name} missing")
-    cpu = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine())
     load = f"load average {os.getloadavg()[0]:.1f} at the end"
     return (
-        f"{cpu}, {os.cpu_count()} cores, {threads} threads, {load}; Python {platform.python_version()}, "
+        f"{processor()}, {os.cpu_count()} cores, {threads} threads, {load}; Python {platform.python_version()}, "
         + ", ".join(versions)
     )
-
-
-def _cpuinfo():
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
 
 
 def report(name, options, results, lines):

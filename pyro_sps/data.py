@@ -275,3 +275,9 @@ def noise_stream(seeds: Sequence[int], shape: tuple[int, ...], like: Tensor, sta
             own.normal_(generator=make_generator(like.device, seed, 4, block))
         yield from buffer.transpose(0, 1)[skip:].unbind()
         block, skip = block + 1, 0
+
+
+def require_positive(name: str, value: float) -> None:
+    """Raise `ValueError` unless an argument is a positive finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be a positive finite number, got {value!r}")

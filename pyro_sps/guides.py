@@ -55,6 +55,10 @@ class Site:
         """Map an unconstrained value to the site's support."""
         return value if self.support is None else biject_to(self.support)(value)
 
+    def unconstrain(self, value: Tensor) -> Tensor:
+        """Map a value of the site's support to an unconstrained one."""
+        return value if self.support is None else biject_to(self.support).inv(value)
+
 
 class AutoSPSNormal(AutoGuide):
     """Mean-field normal guide with the interface of Pyro's `AutoNormal`.

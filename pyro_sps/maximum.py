@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributions import biject_to, transform_to
+from torch.distributions import transform_to
 
 from .data import make_generator
 from .elbo import Params, Problem, negative_log_joint, prepare
@@ -33,7 +31,7 @@ def initial_params(
         spread = 1 / math.sqrt(tensor.fan_in) if tensor.is_matrix else 0.1
         value = spread * torch.randn(site.shape, generator=generator)
         if site.support is not None:  # ordered biases
-            value = biject_to(site.support).inv(value.sort(-1).values)
+            value = site.unconstrain(value.sort(-1).values)
         loc[site.start : site.stop] = value.flatten()
         width[site.start : site.stop] = 1 / math.sqrt(tensor.fan_in) if tensor.is_matrix else 1.0
         if isinstance(init, Mapping):
@@ -44,14 +42,18 @@ def initial_params(
                     f"got {given.numel()}"
                 )
             value = given.reshape(site.shape)
-            value = value if site.support is None else biject_to(site.support).inv(value)
-            loc[site.start : site.stop] = value.flatten()
+            loc[site.start : site.stop] = site.unconstrain(value).flatten()
     like = bnn.like
     return {"loc": loc.to(like), "rho": _inverse_softplus(init_scale * width).to(like), **own}
 
 
 def _inverse_softplus(value: Tensor) -> Tensor:
     return value + torch.log(-torch.expm1(-value))
+
+
+def _point(start: Params) -> Params:
+    """What is optimised of a start: all but the scales of the guide."""
+    return {name: value for name, value in start.items() if name != "rho"}
 
 
 def maximise_posterior(
@@ -63,14 +65,13 @@ def maximise_posterior(
     batch: int,
     seed: int,
     progress: bool,
-    watch: Callable[[Layout], _EarlyStop | _StopAt] | None = None,
+    watcher: _EarlyStop | _StopAt | None = None,
 ) -> tuple[list[Params], str]:
     """MAP estimates of every replica: `loc` and the model's parameters; and what interrupted the optimisation.
 
-    `watch` makes a watcher, whose `best` states are the result.
+    The `best` states of a watcher, if it has some, are the result.
     """
     rows = len(members[0].x)
-    batch = min(batch, rows)
     plates = {"num_data": None if batch == rows else rows}
 
     def objective(params: Params, noise: None, x: Tensor, y: Tensor, *constants: Tensor) -> Tensor:
@@ -80,7 +81,7 @@ def maximise_posterior(
     run = Run(
         objective=objective,
         members=members,
-        starts=[{name: value for name, value in start.items() if name != "rho"} for start in starts],
+        starts=[_point(start) for start in starts],
         num_steps=steps,
         batch_size=batch,
         noise_shape=None,
@@ -91,7 +92,6 @@ def maximise_posterior(
         progress=progress,
         label="MAP",
     )
-    watcher = watch(run.layout) if watch is not None else None
     run((), watcher)
     if not np.isfinite(run.losses_so_far()[:, -1:]).all():
         raise FloatingPointError(
@@ -106,34 +106,33 @@ def map_weights(members: list[Replica], rule: MAP, batch: int, seed: int, progre
     free = [Replica(m.bnn.unmasked(), m.x, m.y, m.standardizer) for m in members]
     guide = AutoSPSNormal(free[0].bnn)
 
-    def climb(data: list[Replica], watch: Callable[[Problem, Layout], Any] | None) -> tuple[Problem, list[Params]]:
+    def begin(data: list[Replica]) -> tuple[Problem, list[Params]]:
         first, rows = data[0], len(data[0].x)
-        some = min(batch, rows)
-        num_data = None if some == rows else rows
-        problem, own = prepare(first.bnn, guide, first.x[:some], first.y[:some], num_data=num_data)
-        starts = [initial_params(m, problem, own, "random", 1.0, seed + index) for index, m in enumerate(data)]
-        watching = None if watch is None else partial(watch, problem)
+        num_data = None if batch >= rows else rows
+        problem, own = prepare(first.bnn, guide, first.x[:batch], first.y[:batch], num_data=num_data)
+        return problem, [initial_params(m, problem, own, "random", 1.0, seed + index) for index, m in enumerate(data)]
+
+    def climb(
+        data: list[Replica], problem: Problem, starts: list[Params], watcher: _EarlyStop | _StopAt | None = None
+    ) -> list[Params]:
+        some = min(batch, len(data[0].x))
         points, interrupted = maximise_posterior(
-            data, problem, starts, rule.num_steps, rule.learning_rate, some, seed, progress, watching
+            data, problem, starts, rule.num_steps, rule.learning_rate, some, seed, progress, watcher
         )
         if interrupted:  # constants of a half-done optimisation would pass for MAP values
             raise KeyboardInterrupt
-        return problem, points
+        return points
 
-    count = int(rule.held_out * len(members[0].x))
-    if count < FEWEST_HELD_OUT:
-        problem, points = climb(free, None)
-    else:
+    early, count = None, int(rule.held_out * len(members[0].x))
+    if count >= FEWEST_HELD_OUT:
         kept, held_out = _apart(free, count)
-        stops: list[_EarlyStop] = []
-
-        def look(problem: Problem, layout: Layout) -> _EarlyStop:
-            stops.append(_EarlyStop(held_out, kept, problem, layout))
-            return stops[0]
-
-        climb(kept, look)
-        problem, points = climb(free, lambda problem, layout: _StopAt(stops[0].steps))
-        points = [{**point, **noise} for point, noise in zip(points, stops[0].noises, strict=True)]
+        problem, starts = begin(kept)
+        early = _EarlyStop(held_out, kept, problem, Layout.of(_point(starts[0])))
+        climb(kept, problem, starts, early)
+    problem, starts = begin(free)
+    points = climb(free, problem, starts, early and _StopAt(early.steps))
+    if early is not None:
+        points = [{**point, **noise} for point, noise in zip(points, early.noises, strict=True)]
     estimates = []
     for point in points:
         sites = {site.name: site.constrain(site.view(point["loc"])) for site in problem.sites}
@@ -227,5 +226,5 @@ def free_entries(member: Replica, problem: Problem, estimate: Params) -> Params:
     index_of = {weight.name: weight.index for weight in member.bnn.weights}
     for site in problem.sites:
         value = estimate[site.name].flatten()[index_of[site.name]].reshape(site.shape)
-        loc[site.start : site.stop] = (value if site.support is None else biject_to(site.support).inv(value)).flatten()
+        loc[site.start : site.stop] = site.unconstrain(value).flatten()
     return {"loc": loc, **{name: estimate[name] for name in problem.constraints if name in estimate}}

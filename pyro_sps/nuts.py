@@ -95,7 +95,7 @@ class Target:
                 found = "nothing" if value is None else f"shape {tuple(value.shape)}"
                 raise ValueError(f"site {site.name!r} must have values of shape {tuple(site.shape)}, got {found}")
             value = value.detach().to(self.x)
-            value = value if site.support is None else biject_to(site.support).inv(value)
+            value = site.unconstrain(value)
             parts.append(value.reshape((*value.shape[: value.dim() - len(site.shape)], -1)))
         return torch.cat(parts, dim=-1)
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from .data import require_positive
 from .topology import Topology
 
 
@@ -39,7 +40,7 @@ class FixedValues:
     learn: bool = False
 
     def __post_init__(self) -> None:
-        _require_positive("scale", self.scale)
+        require_positive("scale", self.scale)
 
     def tensors(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """The constants themselves: pattern times scale.
@@ -90,7 +91,7 @@ class Constant:
     learn: bool = False
 
     def __post_init__(self) -> None:
-        _require_positive("c", self.c)
+        require_positive("c", self.c)
 
     def __call__(
         self, topology: Topology, masks: Mapping[str, Tensor], generator: Generator | None = None
@@ -123,7 +124,7 @@ class RandomConstant:
     learn: bool = False
 
     def __post_init__(self) -> None:
-        _require_positive("scale", self.scale)
+        require_positive("scale", self.scale)
 
     def __call__(
         self, topology: Topology, masks: Mapping[str, Tensor], generator: Generator | None = None
@@ -212,7 +213,7 @@ class MAP:
             raise ValueError(f"held_out must be in [0, 1), got {self.held_out!r}")
         if isinstance(self.num_steps, bool) or not isinstance(self.num_steps, int) or self.num_steps < 1:
             raise ValueError(f"num_steps must be a positive integer, got {self.num_steps!r}")
-        _require_positive("learning_rate", self.learning_rate)
+        require_positive("learning_rate", self.learning_rate)
 
     def __call__(
         self, topology: Topology, masks: Mapping[str, Tensor], generator: Generator | None = None
@@ -277,8 +278,3 @@ def _draw(
         value[fixed] = draw((int(fixed.sum()),))
         pattern[tensor.name] = value
     return pattern
-
-
-def _require_positive(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise ValueError(f"{name} must be a positive finite number, got {value!r}")

@@ -252,6 +252,14 @@ def test_arguments_are_checked(tmp_path):
             run_study(TINY, tmp_path, **{name: 0})
 
 
+def test_every_method_has_a_quick_form(tmp_path):
+    methods_left = set(methods.METHODS) - {"laplace"}  # which needs laplace-torch
+    runs = tuple(Run(name, name, {"members": 3} if name == "partial" else None) for name in sorted(methods_left))
+    study = Study("all", "All methods", ("toy",), runs, "map")
+    rows = run_study(study, tmp_path, quick=True, splits=1, progress=False)
+    assert [row.get("error") for row in rows] == [None] * len(runs)
+
+
 # --- tables ----------------------------------------------------------------------------------------
 
 

@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data import make_generator, minibatches
+from ..data import make_generator, minibatches, require_positive
 from ..likelihoods import Gaussian
+from ..loop import decaying_rates
 from ..nn import BNN
 from ..nuts import sample_nuts
 from ..schemes import Unmasked
@@ -315,9 +316,9 @@ class Training:
 
     def __post_init__(self) -> None:
         for name in ("noise", "prior_scale", "learning_rate"):
-            _check_positive(name, getattr(self, name))
+            require_positive(name, getattr(self, name))
         if self.final_learning_rate is not None:
-            _check_positive("final_learning_rate", self.final_learning_rate)
+            require_positive("final_learning_rate", self.final_learning_rate)
         for name in ("learn_noise", "scale_by_fan_in"):
             _check_bool(name, getattr(self, name))
         _check_integer("num_steps", self.num_steps, 1)
@@ -329,12 +330,6 @@ class Training:
     def weight_scale(self, fan_in: int) -> float:
         """Prior standard deviation of the weights of a layer."""
         return self.prior_scale / math.sqrt(fan_in) if self.scale_by_fan_in else self.prior_scale
-
-    def learning_rates(self) -> Iterator[float]:
-        """The learning rate of each step."""
-        last = self.learning_rate / 10 if self.final_learning_rate is None else self.final_learning_rate
-        for step in range(self.num_steps):
-            yield self.learning_rate * (last / self.learning_rate) ** (step / max(1, self.num_steps - 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -426,15 +421,17 @@ def train_networks(
     if training.learn_noise:
         groups.append({"params": [log_noise]})
     adam = torch.optim.Adam(groups, lr=training.learning_rate, fused=True)
+    last = training.final_learning_rate or training.learning_rate / 10
+    rates = decaying_rates(training.learning_rate, last, training.num_steps)
     batches = _batches(problem, seeds, training.batch_size)
     masks = _dropout_masks(problem, seeds, training)
     bar = tqdm(
         total=training.num_steps, desc="training", disable=None if progress else True, mininterval=0.5, file=sys.stderr
     )
     with bar:
-        for rate, (x, y), mask in zip(training.learning_rates(), batches, masks, strict=False):
+        for step, (x, y), mask in zip(range(training.num_steps), batches, masks, strict=False):
             for group in adam.param_groups:
-                group["lr"] = rate
+                group["lr"] = rates(step)
             adam.zero_grad()
             residuals = (y - networks.forward(x, mask)) / log_noise.exp()
             loss = residuals.square().sum() / (2 * x.shape[1]) + targets * log_noise.sum()
@@ -495,11 +492,6 @@ def _masks(problem: Problem, generators: Sequence[torch.Generator], rows: int, r
     for own, generator in zip(uniform, generators, strict=True):
         own.uniform_(generator=generator)
     return list(((uniform >= rate).to(uniform.dtype) / (1 - rate)).split(hidden, -1))
-
-
-def _check_positive(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ValueError(f"{name} must be a positive finite number, got {value!r}")
 
 
 def _check_integer(name: str, value: Any, least: int) -> None:

@@ -23,7 +23,6 @@ from . import records
 RESULTS = "results.jsonl"
 #: Splits on whose validation parts settings are chosen.
 VALIDATION_SPLITS = 3
-_QUICK = {"num_steps": 20, "map_steps": 10}
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ def execute(job: Job, threads: int | None = None, progress: bool = False) -> dic
 
     from .methods import METHODS
     from .problems import load
-    from .scores import Mixture, score
+    from .scores import score
 
     row: dict[str, Any] = {**asdict(job), "key": job.key}
     before, started = torch.get_num_threads(), time.perf_counter()
@@ -130,9 +129,7 @@ def execute(job: Job, threads: int | None = None, progress: bool = False) -> dic
         held_out = problem.y_test.shape[1]
         row["scores"] = []
         for outcome, y in zip(outcomes, problem.y_test, strict=True):
-            scales = outcome.mixture.scales.expand_as(outcome.mixture.means)
-            own = Mixture(outcome.mixture.means[:, :held_out], scales[:, :held_out])
-            row["scores"].append({**score(own, y), **outcome.facts})
+            row["scores"].append({**score(outcome.mixture.first(held_out), y), **outcome.facts})
         if problem.x_test.shape[1] > held_out:
             row["bands"] = _bands(outcomes[0].mixture, held_out)
         bad = [index for index, one in enumerate(row["scores"]) if not np.isfinite([one["rmse"], one["lpp"]]).all()]
@@ -294,13 +291,13 @@ def _job(run: Run, over: Mapping[str, Any], data: str, part: str, splits: int, q
 
 def _quick_options(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Options that make a method as quick as it gets, by the same lines."""
+    quick: dict[str, Any] = {"num_steps": 20}
     if method == "nuts":
-        return {"num_warmup": 2, "num_samples": 2, "max_tree_depth": 1, "map_steps": 10}
-    quick: dict[str, Any] = {"num_steps": _QUICK["num_steps"]}
+        quick |= {"num_warmup": 2, "num_samples": 4, "max_tree_depth": 1}
     if method == "partial":
-        quick |= {"map_steps": _QUICK["map_steps"], "draws": 20}
+        quick |= {"map_steps": 10, "draws": 20}
         if options.get("values") == "map":
-            quick["value_options"] = {"num_steps": _QUICK["map_steps"]}
+            quick["value_options"] = {"num_steps": 10}
     if "members" in options or method == "ensemble":
         quick["members"] = 2
     return quick
@@ -314,10 +311,11 @@ def environment() -> dict[str, str]:
             versions[name] = version(name)
         except PackageNotFoundError:
             versions[name] = "missing"
-    return {"python": platform.python_version(), "machine": f"{_processor()}, {os.cpu_count()} cores", **versions}
+    return {"python": platform.python_version(), "machine": f"{processor()}, {os.cpu_count()} cores", **versions}
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The model of the processor, as far as the system tells."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -225,7 +224,8 @@ def partial_network(
         facts = {**counts, "elbo": sum(one.elbo_draws(ELBO_DRAWS).mean().item() for one in own) / members}
         facts["noise"] = sum(_number(one.bnn.likelihood.noise_scale) for one in own) / members
         if members > 1:
-            alone = [score(part, problem.y_test[split]) for part in parts]
+            y_test = problem.y_test[split]
+            alone = [score(part.first(len(y_test)), y_test) for part in parts]
             facts |= {f"single_{name}": sum(one[name] for one in alone) / members for name in ("rmse", "lpp")}
         scales = [_number(scale) for one in own if (scale := one.bnn.constant_scale()) is not None]
         if scales:
@@ -265,10 +265,3 @@ METHODS: dict[str, Callable[..., list[Outcome]]] = {
     "laplace": _plain(baselines.last_layer_laplace),
     "nuts": _plain(baselines.nuts),
 }
-
-
-def log10_text(log10: float | None) -> str:
-    """An order of a group for tables."""
-    if log10 is None or math.isnan(log10):
-        return ""
-    return f"10^{log10:.0f}" if log10 >= 6 else f"{round(10**log10):,}"

@@ -23,6 +23,10 @@ class Mixture:
     means: Tensor = field(repr=False)
     scales: Tensor = field(repr=False)
 
+    def first(self, rows: int) -> Mixture:
+        """The mixture of the first rows alone."""
+        return Mixture(self.means[:, :rows], self.scales.expand_as(self.means)[:, :rows])
+
 
 def score(mixture: Mixture, y: Tensor, seed: int = 0) -> dict[str, float]:
     """RMSE of the mean, LPP, CRPS, coverage and width of central 95 % intervals (DESIGN 2.5), averaged over targets.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .harness import Study
-from .records import markdown
+from .records import markdown, write_csv
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -113,11 +113,7 @@ def write(study: Study, rows: Sequence[Mapping[str, Any]], out: Path) -> list[Pa
     table = summarise(study, rows)
     out.mkdir(parents=True, exist_ok=True)
     files = [out / f"{study.name}.csv", out / f"{study.name}.md"]
-    columns = dict.fromkeys(name for row in table for name in row)
-    with files[0].open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(columns))
-        writer.writeheader()
-        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in table)
+    write_csv(files[0], table)
     files[1].write_text(report(study, rows, table), encoding="utf-8")
     if any("error" not in row for row in table):
         files.append(out / f"{study.name}.png")
@@ -147,10 +143,9 @@ def report(study: Study, rows: Sequence[Mapping[str, Any]], table: Sequence[Mapp
         "",
     ]
     for data in study.data:
-        own = [row for row in table if row["data"] == data]
-        if not own:
-            continue
-        lines += [f"## {data}", "", markdown([_cells(row) for row in own], _columns(own)), ""]
+        cells = [_cells(row) for row in table if row["data"] == data]
+        if cells:
+            lines += [f"## {data}", "", markdown(cells, _columns(cells)), ""]
     lines += [f"Made on {_sentence(one)}." for one in sorted(about)]
     return "\n".join(lines) + "\n"
 
@@ -177,8 +172,8 @@ _HEADINGS = {
 }
 
 
-def _columns(own: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    cells = [_cells(row) for row in own]
+def _columns(cells: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Format strings of the columns that are not empty, by their headings."""
     return {heading: "{" + name + "}" for name, heading in _HEADINGS.items() if any(cell[name] for cell in cells)}
 
 

@@ -8,7 +8,6 @@ to, how NUTS mixes in weight space and in function space, and how far the mean-f
 
 from __future__ import annotations
 
-import csv
 import math
 import time
 import warnings
@@ -321,12 +320,7 @@ def aggregate(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     if not rows:
         return
     out.mkdir(parents=True, exist_ok=True)
-    with (out / "results.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(
-            {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()} for row in rows
-        )
+    records.write_csv(out / "results.csv", rows)
     (out / "results.md").write_text(records.markdown(rows, COLUMNS) + "\n", encoding="utf-8")
     gap_figure(rows).savefig(out / "gap.png", dpi=120)
     mixing_figure(rows).savefig(out / "mixing.png", dpi=120)
