@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -65,16 +65,18 @@ def maximise_posterior(
     batch: int,
     seed: int,
     progress: bool,
-    watcher: _EarlyStop | _StopAt | None = None,
+    watcher: _Averaging | None = None,
+    held: Collection[str] = (),
 ) -> tuple[list[Params], str]:
     """MAP estimates of every replica: `loc` and the model's parameters; and what interrupted the optimisation.
 
-    The `best` states of a watcher, if it has some, are the result.
+    The `best` states of a watcher, if it has some, are the result. The parameters named in `held` are not optimised.
     """
     rows = len(members[0].x)
     plates = {"num_data": None if batch == rows else rows}
 
     def objective(params: Params, noise: None, x: Tensor, y: Tensor, *constants: Tensor) -> Tensor:
+        params = {name: value.detach() if name in held else value for name, value in params.items()}
         with members[0].bnn.constants_as(constants):
             return negative_log_joint(problem, params["loc"], (x, y), plates, problem.constrain(params)) / rows
 
@@ -113,26 +115,27 @@ def map_weights(members: list[Replica], rule: MAP, batch: int, seed: int, progre
         return problem, [initial_params(m, problem, own, "random", 1.0, seed + index) for index, m in enumerate(data)]
 
     def climb(
-        data: list[Replica], problem: Problem, starts: list[Params], watcher: _EarlyStop | _StopAt | None = None
+        data: list[Replica], problem: Problem, starts: list[Params], watcher: _Averaging, held: Collection[str]
     ) -> list[Params]:
         some = min(batch, len(data[0].x))
         points, interrupted = maximise_posterior(
-            data, problem, starts, rule.num_steps, rule.learning_rate, some, seed, progress, watcher
+            data, problem, starts, rule.num_steps, rule.learning_rate, some, seed, progress, watcher, held
         )
         if interrupted:  # constants of a half-done optimisation would pass for MAP values
             raise KeyboardInterrupt
         return points
 
-    early, count = None, int(rule.held_out * len(members[0].x))
+    count, last = int(rule.held_out * len(members[0].x)), rule.num_steps
+    steps, noises = [last] * len(free), [Params() for _ in free]
     if count >= FEWEST_HELD_OUT:
         kept, held_out = _apart(free, count)
         problem, starts = begin(kept)
-        early = _EarlyStop(held_out, kept, problem, Layout.of(_point(starts[0])))
-        climb(kept, problem, starts, early)
+        early = _EarlyStop(last, held_out, kept, problem, Layout.of(_point(starts[0])), rule.noise_share)
+        climb(kept, problem, starts, early, early.held)
+        steps, noises = early.steps, early.noises
     problem, starts = begin(free)
-    points = climb(free, problem, starts, early and _StopAt(early.steps))
-    if early is not None:
-        points = [{**point, **noise} for point, noise in zip(points, early.noises, strict=True)]
+    starts = [{**start, **noise} for start, noise in zip(starts, noises, strict=True)]
+    points = climb(free, problem, starts, _StopAt(last, steps), noises[0].keys())
     estimates = []
     for point in points:
         sites = {site.name: site.constrain(site.view(point["loc"])) for site in problem.sites}
@@ -158,65 +161,101 @@ def _apart(members: list[Replica], count: int) -> tuple[list[Replica], list[tupl
     return kept, [(of[id(m.x)][2], of[id(m.x)][3]) for m in members]
 
 
-# Steps between two looks at the rows that are held out.
-LOOK_EVERY = 50
+# Steps between two looks at the rows that are held out, and between two weights that are averaged.
+LOOK_EVERY, AVERAGE_EVERY = 50, 10
 
 
-class _EarlyStop:
-    """Notes for each replica at which step it predicts rows best that it is not fitted to."""
+class _Averaging:
+    """Averages the states of a run: minibatches make the weights scatter about where they are going.
 
-    every = LOOK_EVERY
-    best = None
+    The mean is over the last sixth of the steps and at most 200 of them, with exponentially decaying weights.
+    """
 
-    def __init__(
-        self, data: Sequence[tuple[Tensor, Tensor]], members: list[Replica], problem: Problem, layout: Layout
-    ) -> None:
-        self.data, self.members, self.problem, self.layout = data, members, problem, layout
-        self.lowest = [math.inf] * len(members)
-        self.steps = [0] * len(members)
-        self.noises: list[Params] = [{} for _ in members]
+    every = AVERAGE_EVERY
+    best: Tensor | None = None
+
+    def __init__(self, last: int) -> None:
+        self.last, self.seen, self.mean = last, 0, torch.empty(0)
 
     def __call__(self, step: int, state: AdamState) -> str:
-        params = self.layout.unpack(state.params)
+        decay = min(1 - AVERAGE_EVERY / 200, self.seen / (self.seen + 6))
+        self.seen += 1
+        self.mean = torch.lerp(state.params, self.mean, decay) if decay else state.params.clone()
+        return self.look(step, state) if step % LOOK_EVERY == 0 or step == self.last else ""
+
+    def look(self, step: int, state: AdamState) -> str:
+        """What to do now and then; why to stop, or nothing."""
+        raise NotImplementedError
+
+
+class _EarlyStop(_Averaging):
+    """Notes for each replica at which step it predicts rows best that it is not fitted to.
+
+    A Gaussian noise that is learned is learned from these rows, and held in between: learned with the weights it would be
+    too small, since the rows it sees are fitted, and a noise too small makes weights fit more of it. A network misses
+    held-out rows by noise and by errors of its own: `share` says how much of the variance is noise.
+    """
+
+    def __init__(
+        self,
+        last: int,
+        data: Sequence[tuple[Tensor, Tensor]],
+        members: list[Replica],
+        problem: Problem,
+        layout: Layout,
+        share: float,
+    ) -> None:
+        super().__init__(last)
+        self.data, self.members, self.problem, self.layout, self.share = data, members, problem, layout, share
+        self.lowest = [math.inf] * len(members)
+        self.steps = [0] * len(members)
+        self.noises = [Params() for _ in members]
+        likelihood = members[0].bnn.likelihood
+        learns = isinstance(likelihood, Gaussian) and likelihood.learn
+        self.held = {name for name in layout.shapes if learns and name.endswith("likelihood.scale")}
+
+    def look(self, step: int, state: AdamState) -> str:
+        """Score the mean weights and set the noise."""
+        mean, now = self.layout.unpack(self.mean), self.layout.unpack(state.params)
         for index in range(len(self.members)):
-            loss, noise = self._loss(index, {name: value[index].clone() for name, value in params.items()})
+            loss, noise = self._loss(index, {name: value[index] for name, value in mean.items()})
+            for name, value in noise.items():
+                now[name][index] = value  # a view into the state
             if loss < self.lowest[index]:
                 self.lowest[index], self.steps[index], self.noises[index] = loss, step, noise
         return ""
 
     def _loss(self, index: int, own: Params) -> tuple[float, Params]:
-        """Minus the mean log density of the held-out rows, up to constants, with the noise at its best if learned.
-
-        For the noise that is learned with the weights is too small: it fits rows that were fitted.
-        """
+        """Minus the mean log density of the held-out rows, up to constants, at their own noise; and what to hold it at."""
         bnn, (x, y) = self.members[index].bnn, self.data[index]
         likelihood = bnn.likelihood
         sites = {site.name: site.constrain(site.view(own["loc"])) for site in self.problem.sites}
         with torch.no_grad():
             outputs = bnn.function(bnn.assemble(sites), x)
-            if isinstance(likelihood, Gaussian) and likelihood.learn:
-                scale = (outputs - y).square().mean(None if likelihood.per_output is None else 0).sqrt()
-                name = next(name for name in own if name.endswith("likelihood.scale"))
-                value = transform_to(self.problem.constraints[name]).inv(scale.clamp_min(1e-6))
-                return scale.log().mean().item(), {name: value.to(own[name])}
+            if self.held:
+                squared = (outputs - y).square().mean(None if likelihood.per_output is None else 0)
+                scale = (self.share * squared).sqrt().clamp_min(1e-6)
+                noise = {
+                    name: transform_to(self.problem.constraints[name]).inv(scale).to(own[name]) for name in self.held
+                }
+                return squared.log().mean().item(), noise
             likelihood = with_params(bnn.copy(), own).likelihood  # the model's own is what the next run starts from
             return -likelihood.elementwise(outputs).log_prob(y).mean().item(), {}
 
 
-class _StopAt:
-    """Keeps the state that each replica has at a step of its own."""
+class _StopAt(_Averaging):
+    """Keeps the mean weights that each replica has at a step of its own."""
 
-    every = LOOK_EVERY
-
-    def __init__(self, steps: Sequence[int]) -> None:
+    def __init__(self, last: int, steps: Sequence[int]) -> None:
+        super().__init__(last)
         self.steps = steps
-        self.best: Tensor | None = None
 
-    def __call__(self, step: int, state: AdamState) -> str:
-        self.best = state.params.clone() if self.best is None else self.best
+    def look(self, step: int, state: AdamState) -> str:
+        """Keep the means of the replicas whose step it is."""
+        self.best = self.mean.clone() if self.best is None else self.best
         for index, own in enumerate(self.steps):
             if own == step:
-                self.best[index] = state.params[index]
+                self.best[index] = self.mean[index]
         return "" if step < max(self.steps) else "the last replica is at its best step"
 
 

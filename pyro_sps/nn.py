@@ -315,6 +315,7 @@ class OrderedNormal(dist.TorchDistribution):
 
 # The recipe that study/README.md chose on validation rows.
 _DEFAULT_SCHEME, _DEFAULT_VALUES = Random(like=0.85), MAP()
+_DEFAULT_PRIOR_SCALE = 2.0  # divided by √fan-in
 
 
 class BNN(PyroModule):
@@ -332,9 +333,10 @@ class BNN(PyroModule):
             needs `pyro_sps.fit`, or `set_fixed(map_estimate(...))` before any other inference.
         likelihood: Observation model; default `Gaussian(0.1, learn=True)`.
         prior: Prior of every stochastic weight: a univariate Pyro distribution, a function from a `WeightTensor`
-            to one, or a dict of these by tensor name. Default: `Normal(0, prior_scale)`.
-        prior_scale: Standard deviation of the default prior.
-        scale_by_fan_in: Whether the default prior's standard deviation is divided by √fan-in (which is 1 for biases).
+            to one, or a dict of these by tensor name. Default: a normal around zero.
+        prior_scale: Standard deviation of the default prior. Default: 2/√fan-in for weights and 2 for biases, so that
+            what a unit reads has a scale that does not depend on how many units there are before it.
+        scale_by_fan_in: Whether a given `prior_scale` is divided by √fan-in (which is 1 for biases).
         ordered_biases: Whether the biases of each hidden layer are constrained to increase, another way to
             break the permutations. Needs stochastic biases with a normal prior.
         seed: Seeds the random signs, draws and places of scheme and values.
@@ -366,7 +368,7 @@ class BNN(PyroModule):
         values: Values = _DEFAULT_VALUES,
         likelihood: Likelihood | None = None,
         prior: Prior | Mapping[str, Prior] | None = None,
-        prior_scale: float = 1.0,
+        prior_scale: float | None = None,
         scale_by_fan_in: bool = False,
         ordered_biases: bool = False,
         seed: int = 0,
@@ -378,6 +380,8 @@ class BNN(PyroModule):
         device = torch.device("cpu") if like.device.type == "meta" else like.device
         if not like.is_floating_point():
             raise ValueError(f"net must have real floating-point parameters, got {like.dtype}")
+        if prior_scale is None:
+            prior_scale, scale_by_fan_in = _DEFAULT_PRIOR_SCALE, True
         if isinstance(prior_scale, bool) or not isinstance(prior_scale, int | float) or not 0 < prior_scale < math.inf:
             raise ValueError(f"prior_scale must be a positive finite number, got {prior_scale!r}")
         self.scheme, self.values = scheme, values

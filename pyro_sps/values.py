@@ -192,12 +192,16 @@ class MAP:
         num_steps: Steps of Adam.
         learning_rate: Its learning rate, decaying to a tenth.
         held_out: Share of the rows that a first optimisation does not see, to find out at which step it predicts them
-            best; a second one, on all rows, ends there (early stopping). A noise scale that is learned starts at what
-            was best for these rows. If they are fewer than ten, there is no early stopping.
+            best; a second one, on all rows, ends there (early stopping). If they are fewer than ten, there is neither
+            early stopping nor an estimate of the noise.
+        noise_share: Where a `Gaussian` noise is learned, its variance is held at this share of the mean squared error on
+            these rows; the rest of it is ascribed to the network. The fit's own noise starts there.
+
+    The weights are means over the last steps, at most 200 (exponentially weighted).
 
     Raises:
-        ValueError: If `num_steps` is not a positive integer, `learning_rate` not a positive finite number or
-            `held_out` not in [0, 1).
+        ValueError: If `num_steps` is not a positive integer, `learning_rate` not a positive finite number,
+            `held_out` not in [0, 1) or `noise_share` not in (0, 1].
 
     Example:
         >>> import pyro_sps as sps
@@ -207,8 +211,12 @@ class MAP:
     num_steps: int = 3000
     learning_rate: float = 0.01
     held_out: float = 0.1
+    noise_share: float = 0.5
 
     def __post_init__(self) -> None:
+        share = self.noise_share
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+            raise ValueError(f"noise_share must be in (0, 1], got {share!r}")
         if isinstance(self.held_out, bool) or not isinstance(self.held_out, int | float) or not 0 <= self.held_out < 1:
             raise ValueError(f"held_out must be in [0, 1), got {self.held_out!r}")
         if isinstance(self.num_steps, bool) or not isinstance(self.num_steps, int) or self.num_steps < 1:

@@ -57,7 +57,7 @@ MIN_ROWS = 5
 @click.option(
     "--noise", help="Gaussian noise: a standard deviation (standardised, if data is), or 'learned'.  [default: learned]"
 )
-@click.option("--prior-scale", type=float, default=1.0, show_default=True, help="Prior standard deviation of a weight.")
+@click.option("--prior-scale", type=float, help="Prior standard deviation of a weight.  [default: 2/√fan-in]")
 @click.option("--steps", type=click.IntRange(1), default=5_000, show_default=True, help="Steps of Adam.")
 @click.option("--particles", type=click.IntRange(1), default=4, show_default=True, help="Posterior draws a step.")
 @click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Rows a step, at most.")
@@ -141,7 +141,7 @@ class _Settings:
     scale: float | None
     likelihood: str
     noise: str | None
-    prior_scale: float
+    prior_scale: float | None
 
     def __post_init__(self) -> None:
         if self.noise is not None and self.likelihood != "gaussian":

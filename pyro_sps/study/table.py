@@ -191,9 +191,15 @@ _BASELINES = (
 _LEARNED = {"learn_noise": True}
 
 
-def _fixed_at_map(fraction: float, kind: str = "random", **rule: Any) -> Options:
+def _by_fan_in(scale: float) -> Options:
+    """The prior of `BNN`, whose scale is 2: divided by √fan-in."""
+    return {"prior_scale": scale, "scale_by_fan_in": True}
+
+
+def _fixed_at_map(fraction: float = 0.85, kind: str = "random", **rule: Any) -> Options:
     """Most weights at MAP values, the rest stochastic, started from them; the noise learned."""
-    return {**_scheme(kind, fraction=fraction), **MAP, "value_options": rule, **FROM_MAP, **_LEARNED}
+    chosen = {"value_options": rule} if rule else {}
+    return {**_scheme(kind, fraction=fraction), **MAP, **chosen, **FROM_MAP, **_LEARNED, **_by_fan_in(2.0)}
 
 
 #: Mixtures of three fits, by which the recipes are judged.
@@ -207,15 +213,22 @@ RECIPES = Study(
         _partial("none", _THREE, NONE, _LEARNED),
         _partial("heavy, zero", _THREE, HEAVY, ZERO, _LEARNED),
         _partial("heavy, c learned", _THREE, HEAVY, _learned("constant", 1.0), _LEARNED),
-        *(_partial(f"random {f:.0%}, MAP, from MAP", _THREE, _fixed_at_map(f)) for f in (0.8, 0.85, 0.9)),
-        _partial("random 85%, MAP, no early stop", _THREE, _fixed_at_map(0.85, held_out=0.0)),
+        _partial("none, prior by fan-in", _THREE, NONE, _LEARNED, _by_fan_in(2.0)),
+        *(_partial(f"random {f:.0%}, MAP", _THREE, _fixed_at_map(f)) for f in (0.8, 0.85, 0.9)),
+        _partial("structured 85%, MAP", _THREE, _fixed_at_map(kind="wedge")),
+        _partial("prior N(0, 1)", _THREE, _fixed_at_map(), {"prior_scale": 1.0, "scale_by_fan_in": False}),
+        *(_partial(f"prior {s:g}/√fan-in", _THREE, _fixed_at_map(), _by_fan_in(s)) for s in (1.0, 4.0)),
+        *(_partial(f"noise share {share:g}", _THREE, _fixed_at_map(noise_share=share)) for share in (0.25, 1.0)),
+        _partial("no early stop", _THREE, _fixed_at_map(held_out=0.0)),
     ),
     "none",
     part="validation",
 )
 
+_FOUR = (0.05, 0.1, 0.25, 0.8)
+
 #: What `sps.BNN(net)` and `sps.fit(bnn, x, y, standardize=True)` do.
-DEFAULT = {**_fixed_at_map(0.85), "num_steps": 5000}
+DEFAULT = {**_fixed_at_map(), "num_steps": 5000}
 
 HEADLINE = Study(
     "headline",
@@ -224,7 +237,10 @@ HEADLINE = Study(
     (
         *_on_all(_partial("none", NONE)),
         _partial("none, noise learned", NONE, _LEARNED, {"num_steps": 5000}),
-        Run("none, noise chosen", "partial", {**NONE, "num_steps": 5000}, _noises(0.05, 0.1, 0.25, 0.8)),
+        *(
+            Run(f"none{what}, noise chosen", "partial", {**NONE, **prior, "num_steps": 5000}, _noises(*_FOUR))
+            for what, prior in (("", {}), (", prior by fan-in", _by_fan_in(2.0)))
+        ),
         _partial("default", DEFAULT),
         _partial("default, ten replicas", DEFAULT, {"members": 10}),
         *_BASELINES,
