@@ -22,7 +22,7 @@ def ours(part, options, scheme, values):
     import pyro_sps as sps
 
     x, y, x_test, y_test = part
-    bnn = sps.BNN(sps.mlp(WIDTHS), scheme=scheme, values=values, likelihood=sps.Gaussian(NOISE))
+    bnn = sps.BNN(sps.mlp(WIDTHS), scheme=scheme, values=values, likelihood=sps.Gaussian(NOISE), prior_scale=1.0)
     settings = {"num_steps": options.steps, "batch_size": BATCH, "num_particles": PARTICLES, "progress": False}
     watched = sps.fit(bnn, x, y, validation=(x_test, y_test), validate_every=options.every, **settings)
     checks = [(int(check["step"]), check["lpp"]) for check in watched.validation]
@@ -51,7 +51,7 @@ def numpyro_run(part, options):
     from pyro_sps.maximum import initial_params
 
     x, y, x_test, y_test = (np.asarray(one) for one in part)
-    bnn = sps.BNN(sps.mlp(WIDTHS), sps.Heavy(), sps.Constant(1.0, learn=True), sps.Gaussian(NOISE))
+    bnn = sps.BNN(sps.mlp(WIDTHS), sps.Heavy(), sps.Constant(1.0, learn=True), sps.Gaussian(NOISE), prior_scale=1.0)
     member = _members(bnn, *part[:2], 1, False, False, None)[0]
     problem, own = prepare(member.bnn, sps.AutoSPSNormal(member.bnn), *(torch.as_tensor(one[:1]) for one in part[:2]))
     loc = initial_params(member, problem, own, "random", 0.05, 0)["loc"]

@@ -43,6 +43,7 @@ def network(job):
         scheme=sps.Heavy(),
         values=sps.Constant(1.0, learn=True),
         likelihood=sps.Categorical() if is_classes(job) else sps.Gaussian(NOISE),
+        prior_scale=1.0,
     )
 
 

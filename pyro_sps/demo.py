@@ -121,7 +121,14 @@ def _fit(
     import pyro_sps as sps
 
     with silenced(SymmetryWarning):  # that light masks leave symmetries is what is shown
-        bnn = sps.BNN(sps.mlp(WIDTHS), scheme=scheme, values=values, likelihood=sps.Gaussian(toy.noise), seed=seed)
+        bnn = sps.BNN(
+            sps.mlp(WIDTHS),
+            scheme=scheme,
+            values=values,
+            likelihood=sps.Gaussian(toy.noise),
+            prior_scale=1.0,
+            seed=seed,
+        )
     started = time.perf_counter()
     # Five programs to compile would take longer than what that saves.
     fit = sps.fit(

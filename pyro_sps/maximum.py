@@ -191,8 +191,8 @@ class _Averaging:
 class _EarlyStop(_Averaging):
     """Notes for each replica at which step it predicts rows best that it is not fitted to.
 
-    A Gaussian noise that is learned is learned from these rows, and held in between: learned with the weights it would be
-    too small, since the rows it sees are fitted, and a noise too small makes weights fit more of it. A network misses
+    A Gaussian noise that is learned is learned from these rows, and held in between: learned with the weights it would
+    be too small, since its rows are fitted, and a noise too small makes weights fit more of it. A network misses
     held-out rows by noise and by errors of its own: `share` says how much of the variance is noise.
     """
 
@@ -226,7 +226,7 @@ class _EarlyStop(_Averaging):
         return ""
 
     def _loss(self, index: int, own: Params) -> tuple[float, Params]:
-        """Minus the mean log density of the held-out rows, up to constants, at their own noise; and what to hold it at."""
+        """Minus the mean log density of the held-out rows up to constants, at their own noise; what to hold that at."""
         bnn, (x, y) = self.members[index].bnn, self.data[index]
         likelihood = bnn.likelihood
         sites = {site.name: site.constrain(site.view(own["loc"])) for site in self.problem.sites}

@@ -194,8 +194,8 @@ class MAP:
         held_out: Share of the rows that a first optimisation does not see, to find out at which step it predicts them
             best; a second one, on all rows, ends there (early stopping). If they are fewer than ten, there is neither
             early stopping nor an estimate of the noise.
-        noise_share: Where a `Gaussian` noise is learned, its variance is held at this share of the mean squared error on
-            these rows; the rest of it is ascribed to the network. The fit's own noise starts there.
+        noise_share: Where a `Gaussian` noise is learned, its variance is held at this share of the mean squared error
+            on these rows; the rest is ascribed to the network. The noise of the fit starts there.
 
     The weights are means over the last steps, at most 200 (exponentially weighted).
 

@@ -202,7 +202,8 @@ def test_options_reach_the_model(tmp_path, options):
     schemes["random"] = sps.Random(like=float(asked.get("--fraction", 0.85)))
     scheme = schemes.get(asked.get("--scheme"), sps.Heavy())
     assert bnn.num_fixed == sps.fixed_count(scheme(bnn.topology))
-    assert bnn.prior_scale == float(asked.get("--prior-scale", 1.0))
+    assert bnn.prior_scale == float(asked.get("--prior-scale", 2.0))
+    assert bnn.scale_by_fan_in == ("--prior-scale" not in asked)
     if "--c" in asked:
         assert {value.abs().item() for value in bnn.fixed["2.weight"].flatten()} == {0.0, 4.0}
     if "--noise" in asked:

@@ -100,7 +100,7 @@ def test_loss_of_a_bnn_is_kl_minus_log_likelihood(data):
 def test_gradient_is_that_of_the_written_out_elbo(data, particles):
     """With common random numbers, down to the network written out by hand."""
     x, y = data
-    bnn = small_bnn(values=sps.Constant(0.7, learn=True))
+    bnn = small_bnn(values=sps.Constant(0.7, learn=True), prior_scale=1.0)
     guide = started(AutoSPSNormal(bnn), *data)
     elbo = TraceMeanField_ELBO(particles, max_plate_nesting=1, vectorize_particles=particles > 1)
     with Draws() as draws:

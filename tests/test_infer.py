@@ -1,5 +1,6 @@
 """fit() against exact posteriors, against itself, and at its edges."""
 
+import math
 import warnings
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import nn
 import pyro_sps as sps
 from pyro_sps import infer, loop, maximum
 from pyro_sps.likelihoods import Likelihood
+from pyro_sps.step import AdamState
 
 QUICK = {"progress": False, "num_particles": 4}
 
@@ -40,6 +42,7 @@ def test_linear_gaussian_model_reaches_the_exact_mean_field_posterior():
         scheme={"weight": mask},
         values=sps.Given({"weight": given}),
         likelihood=sps.Gaussian(0.5),
+        prior_scale=1.0,
     )
     fit = sps.fit(
         bnn, x, y, num_steps=3000, learning_rate=0.05, final_learning_rate=1e-4, num_particles=16, progress=False
@@ -374,13 +377,13 @@ def target_sets(rows=80):
     return x, torch.stack([noise[0], x[1].sum(1, keepdim=True) + 0.1 * noise[1]])
 
 
-def estimates(x, y, held_out=0.25, num_steps=200, batch=32, likelihood=None, seed=0, replicas=1):
+def estimates(x, y, held_out=0.25, num_steps=200, batch=32, likelihood=None, seed=0, replicas=1, share=0.5):
     """MAP estimates of the weights and of the likelihood's parameters, one a replica."""
     net = sps.mlp([3, 20, 20, 1], dtype=torch.float64)
     likelihood = sps.Gaussian(0.3, learn=True) if likelihood is None else likelihood
     bnn = sps.BNN(net, likelihood=likelihood, prior_scale=10.0)  # a prior that lets it fit noise
     members = infer._members(bnn, x, y, replicas, replicas > 1, False, None)
-    return maximum.map_weights(members, sps.MAP(num_steps, held_out=held_out), batch, seed, False)
+    return maximum.map_weights(members, sps.MAP(num_steps, held_out=held_out, noise_share=share), batch, seed, False)
 
 
 @pytest.fixture
@@ -388,9 +391,9 @@ def stops(monkeypatch):
     """The steps of the replicas at which estimates are taken, a list an optimisation."""
     steps, make = [], maximum._StopAt.__init__
 
-    def noting(self, own):
+    def noting(self, last, own):
         steps.append(list(own))
-        make(self, own)
+        make(self, last, own)
 
     monkeypatch.setattr(maximum._StopAt, "__init__", noting)
     return steps
@@ -399,7 +402,7 @@ def stops(monkeypatch):
 def test_early_stopping_predicts_new_rows_better_where_all_is_noise(stops):
     x, y = (one[0] for one in target_sets())
     (early,), (late,) = (estimates(x, y, held_out, num_steps=1000, batch=80) for held_out in (0.25, 0.0))
-    assert stops == [[stops[0][0]]]
+    assert stops == [[stops[0][0]], [1000]]
     assert stops[0][0] < 1000 / 4
     generator = torch.Generator().manual_seed(2)
     x_new, y_new = (torch.randn(2000, width, generator=generator, dtype=torch.float64) for width in (3, 1))
@@ -410,9 +413,9 @@ def test_early_stopping_predicts_new_rows_better_where_all_is_noise(stops):
 
     assert rmse(early) < 1.2  # 1 is the best, of the prediction 0
     assert rmse(late) > rmse(early) + 0.1
-    # The noise is that of the 20 held-out rows and not of those that are fitted.
+    # The noise is that of the 20 held-out rows, of whose variance half is ascribed to it, not of those that are fitted.
     noise = {id(one): one["likelihood.scale"].exp().item() for one in (early, late)}
-    assert noise[id(early)] == pytest.approx(1, abs=3 / (2 * 20) ** 0.5)
+    assert noise[id(early)] == pytest.approx(0.5**0.5, rel=3 / (2 * 20) ** 0.5)
     assert noise[id(late)] < 0.5
 
 
@@ -448,10 +451,51 @@ def test_each_replica_stops_at_a_step_of_its_own_as_alone(stops, likelihood):
             torch.testing.assert_close(one[name], value, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_the_noise_of_map_values_is_a_share_of_the_held_out_error(stops, share):
+    """The first optimisation holds it there, the second at what it was at the best step."""
+    x, y = (one[1] for one in target_sets())
+    held, make = [], maximum._EarlyStop.look
+
+    def noting(self, step, state):
+        make(self, step, state)
+        weights = {site.name: self.mean[0][: self.problem.size][site.start : site.stop] for site in self.problem.sites}
+        outputs = self.members[0].bnn.function(self.members[0].bnn.assemble(weights), self.data[0][0])
+        error = (outputs - self.data[0][1]).square().mean()
+        (name,) = self.held
+        now = self.layout.unpack(state.params)[name].exp().item()
+        assert now == pytest.approx((share * error).sqrt().item(), rel=1e-9)
+        held.append(now)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(maximum._EarlyStop, "look", noting)
+        (estimate,) = estimates(x, y, num_steps=300, share=share)
+    (best,) = stops[0]
+    assert len(held) == 6
+    assert estimate["likelihood.scale"].exp().item() == pytest.approx(held[best // 50 - 1], rel=1e-9)
+
+
+def test_map_values_are_means_over_the_last_steps():
+    """With the weights that the document gives: each tenth step's, the newest ones most."""
+    averaging = maximum._StopAt(1000, [1000])
+    states = torch.randn(1000, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for step in range(10, 1001, 10):
+        averaging(step, AdamState.start(states[step - 1 :][:1].clone()))
+    expected, decays = torch.zeros(3, dtype=torch.float64), [min(0.95, n / (n + 6)) for n in range(100)]
+    for n, decay in enumerate(decays):
+        expected = decay * expected + (1 - decay) * states[10 * n + 9]
+    torch.testing.assert_close(averaging.best[0], expected)
+    # No start weighs anything, and none of all steps weighs more than a sixth after the first.
+    assert decays[0] == 0
+    assert np.prod(decays[1:]) < 1e-3
+
+
 def test_fewer_than_ten_rows_are_not_held_out(stops):
     x, y = (one[1] for one in target_sets())
-    for rows, times in ((39, 0), (40, 1)):
-        estimates(x[:rows], y[:rows], held_out=0.25, num_steps=5)
-        assert len(stops) == times
+    for rows, held in ((39, False), (40, True)):
+        (estimate,) = estimates(x[:rows], y[:rows], held_out=0.25, num_steps=5)
+        assert stops.pop() == [5]
+        # Five steps of 0.01 cannot move a learned log scale by more than 0.05.
+        assert (abs(estimate["likelihood.scale"].item() - math.log(0.3)) > 0.1) == held
     with pytest.raises(ValueError, match=r"held_out must be in \[0, 1\), got 1.0"):
         sps.map_estimate(sps.BNN(sps.mlp([3, 1])), x, y, held_out=1.0)

@@ -518,7 +518,8 @@ def test_potential_energy_of_mcmc_is_minus_the_log_density(data):
 
 def test_laplace_approximation(data):
     """AutoLaplaceApproximation: the covariance is the inverse Hessian, which goes through the scatter."""
-    bnn = small_bnn(likelihood=sps.Gaussian(2.0))  # so noisy that the posterior has a Hessian of full rank
+    # So noisy that the posterior has a Hessian of full rank.
+    bnn = small_bnn(likelihood=sps.Gaussian(2.0), prior_scale=1.0)
     runs = guarded(bnn)
     guide = AutoLaplaceApproximation(bnn)
     svi = SVI(bnn, guide, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO())
@@ -781,9 +782,11 @@ def site_scales(bnn):
 def test_default_prior_scales():
     plain = site_scales(small_bnn(prior_scale=1.5))
     assert all(torch.equal(scale, torch.full_like(scale, 1.5)) for scale in plain.values())
-    by_fan_in = site_scales(small_bnn(prior_scale=1.5, scale_by_fan_in=True))
-    for name, expected in {"0.weight": 1.5 / math.sqrt(2), "0.bias": 1.5, "2.weight": 1.5 / math.sqrt(3)}.items():
-        assert torch.equal(by_fan_in[name], torch.full_like(by_fan_in[name], expected))
+    for options, scale in (({"prior_scale": 1.5, "scale_by_fan_in": True}, 1.5), ({}, 2.0)):
+        scales = site_scales(small_bnn(**options))
+        expected = {"0.weight": scale / math.sqrt(2), "0.bias": scale, "2.weight": scale / math.sqrt(3)}
+        for name, value in expected.items():
+            assert torch.equal(scales[name], torch.full_like(scales[name], value))
 
 
 def test_priors_by_tensor():
@@ -792,7 +795,7 @@ def test_priors_by_tensor():
         small_bnn(prior={"0.weight": dist.Normal(0.0, full), "2.weight": lambda t: dist.Normal(0.0, t.fan_in)})
     )
     assert torch.equal(scales["0.weight"], full[MASKS["0.weight"]])
-    assert torch.equal(scales["0.bias"], torch.ones(2, dtype=torch.float64))
+    assert torch.equal(scales["0.bias"], torch.full((2,), 2.0, dtype=torch.float64))
     assert torch.equal(scales["2.weight"], torch.full((2,), 3.0, dtype=torch.float64))
 
 

@@ -114,6 +114,12 @@ def test_the_share_that_is_held_out_must_be_one(value):
         sps.MAP(held_out=value)
 
 
+@pytest.mark.parametrize("value", [-0.1, 0, 1.5, math.nan, "0.1", True, None])
+def test_the_share_of_noise_must_be_one(value):
+    with pytest.raises(ValueError, match=rf"noise_share must be in \(0, 1\], got {value!r}"):
+        sps.MAP(noise_share=value)
+
+
 def test_map_is_a_placeholder_of_zeros():
     topology, masks = case(5, 6, 2)
     values = sps.MAP(num_steps=10)(topology, masks)

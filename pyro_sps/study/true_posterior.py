@@ -78,6 +78,7 @@ class Experiment:
                 scheme=self.scheme,
                 values=self.values,
                 likelihood=Gaussian(NOISE),
+                prior_scale=1.0,
                 ordered_biases=self.ordered_biases,
             )
 
