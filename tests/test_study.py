@@ -1,5 +1,6 @@
 """The study harness: problems, scores, jobs that are kept and gone on with, tables."""
 
+import inspect
 import json
 import math
 import os
@@ -15,6 +16,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+import pyro_sps as sps
 from pyro_sps.cli import main
 from pyro_sps.study import harness, methods, problems, records, summary, table
 from pyro_sps.study.harness import Run, Study, run_study
@@ -148,6 +150,19 @@ def done(tmp_path_factory):
     """A folder with results of the tiny study, and its rows. Nobody writes to it."""
     folder = tmp_path_factory.mktemp("done")
     return folder, run_study(TINY, folder, quick=True, progress=False)
+
+
+def test_the_default_of_the_tables_is_that_of_the_library():
+    default = sps.BNN(mlp((8, 5, 5, 2)))
+    options = table.DEFAULT
+    assert default.scheme == methods.make_scheme(options["scheme"], **options["scheme_options"])
+    assert default.values == methods.make_values(options["values"], **options.get("value_options", {}))
+    assert (default.prior_scale, default.scale_by_fan_in) == (options["prior_scale"], options["scale_by_fan_in"])
+    assert default.likelihood.learn == options["learn_noise"]
+    settings = {"num_steps": options["num_steps"]}
+    for name, value in ({**methods.BUDGET, **settings}).items():
+        assert inspect.signature(sps.fit).parameters[name].default == value
+    assert options["init"] == "map"  # as `fit` starts where values are MAP()
 
 
 def test_results_are_kept_and_not_computed_again(done, tmp_path, monkeypatch):
@@ -289,6 +304,20 @@ def test_differences_are_bold_only_where_the_interval_excludes_zero():
         assert found[1]["lpp_difference"] == pytest.approx(np.mean(differences))
         assert found[1]["lpp_se"] == pytest.approx(np.std(differences, ddof=1) / math.sqrt(len(differences)))
         assert ("**" in summary.report(TINY, rows, found)) is bold
+
+
+def test_one_huge_difference_does_not_hide_the_others():
+    runs = tuple(Run(name) for name in ("none", "a", "b", "c", "d"))
+    results = [
+        {"data": "energy", "run": run.name, "lpp_difference": value, "lpp_half": 0.1}
+        for run, value in zip(runs[1:], (0.2, -0.3, 0.1, -27.3), strict=True)
+    ]
+    (ax,) = summary.differences(Study("some", "Some", ("energy",), runs, "none"), results).axes
+    low, high = ax.get_xlim()
+    assert -1 < low < -0.4
+    assert 0.3 < high < 1
+    assert [text.get_text() for text in ax.texts] == ["-27"]
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["a", "b", "c", "d"]
 
 
 def test_the_readme_has_the_table_of_the_committed_results():

@@ -255,7 +255,10 @@ def with_headline(readme: str, table: str) -> str:
 
 
 def differences(study: Study, table: Sequence[Mapping[str, Any]]) -> Figure:
-    """Paired differences of LPP to the reference with their intervals, a panel a data set."""
+    """Paired differences of LPP to the reference with their intervals, a panel a data set.
+
+    Those many times larger than most are arrows at the edge with their value, so that the others can be told apart.
+    """
     from matplotlib.figure import Figure
 
     shown = [data for data in study.data if any(row["data"] == data for row in table)]
@@ -265,11 +268,27 @@ def differences(study: Study, table: Sequence[Mapping[str, Any]]) -> Figure:
     axes = drawn.subplots(1, len(shown), squeeze=False, sharey=True)[0]
     for ax, data in zip(axes, shown, strict=True):
         of = {row["run"]: row for row in table if row["data"] == data and "lpp_difference" in row}
+        reaches = [abs(row["lpp_difference"]) + np.nan_to_num(row["lpp_half"]) for row in of.values()]
+        edge = 5 * np.quantile(reaches, 0.75, method="lower") if reaches else math.inf
         for place, name in enumerate(names):
             if name not in of:
                 continue
             mean, half = of[name]["lpp_difference"], of[name]["lpp_half"]
             sure = abs(mean) > half
+            if abs(mean) > edge:
+                side = float(mean > 0)
+                ax.plot(side, place, "k>" if side else "k<", transform=ax.get_yaxis_transform(), clip_on=False)
+                ax.annotate(
+                    f"{mean:.2g}",
+                    (side, place),
+                    xytext=(-8 if side else 8, 0),
+                    textcoords="offset points",
+                    xycoords=ax.get_yaxis_transform(),
+                    ha="right" if side else "left",
+                    va="center",
+                    fontsize="small",
+                )
+                continue
             ax.errorbar(
                 mean,
                 place,
@@ -290,7 +309,10 @@ def differences(study: Study, table: Sequence[Mapping[str, Any]]) -> Figure:
         ax.locator_params(axis="x", nbins=4)
     axes[0].set_yticks(range(len(names)), names)
     axes[0].set_ylim(len(names) - 0.5, -0.5)
-    drawn.supxlabel("Right of the line is better; filled: the 95 % interval excludes zero.", fontsize="small")
+    legend = "Right of the line is better; filled: the 95 % interval excludes zero."
+    if any(ax.texts for ax in axes):
+        legend += "\nArrows: far beyond the edge."
+    drawn.supxlabel(legend, fontsize="small")
     return drawn
 
 

@@ -138,6 +138,7 @@ SWEEP = Study(
             for what, values in (
                 ("zero", ZERO),
                 ("c learned", _learned("constant", 1.0)),
+                ("normal learned", _learned("normal", 1.0)),
                 ("MAP, from MAP", {**MAP, **FROM_MAP}),
             )
             for fraction in _FRACTIONS
@@ -146,8 +147,10 @@ SWEEP = Study(
             _partial(
                 f"rigid strength {k}, c learned", _HALF, _scheme("rigid", strength=k), _learned("constant", C["rigid"])
             )
-            for k in (1, 2, 5, 10)
+            for k in (1, 2, 5, 10, 20)
         ),
+        _partial("heavy, zero, from MAP", _HALF, HEAVY, ZERO, FROM_MAP),
+        _partial("heavy, c learned, from MAP", _HALF, HEAVY, _learned("constant", C["heavy"]), FROM_MAP),
         *(_partial(f"heavy, ±{c:g}", _HALF, HEAVY, _given(c)) for c in (0.1, 0.3, 1.0, 3.0, 10.0)),
     ),
     "none",
