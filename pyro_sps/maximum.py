@@ -97,7 +97,8 @@ def maximise_posterior(
     run((), watcher)
     if not np.isfinite(run.losses_so_far()[:, -1:]).all():
         raise FloatingPointError(
-            "the loss of the MAP optimisation is not finite; lower learning_rate, or standardize the data"
+            "the loss of the MAP optimisation is not finite; standardize the data, or lower its learning rate: that of "
+            "values=MAP(learning_rate=...), else fit's"
         )
     final = run.layout.unpack(run.state.params if watcher is None or watcher.best is None else watcher.best)
     return [{name: value[index] for name, value in final.items()} for index in range(len(members))], run.paused

@@ -205,6 +205,8 @@ def _fixed_at_map(fraction: float = 0.85, kind: str = "random", **rule: Any) -> 
     return {**_scheme(kind, fraction=fraction), **MAP, **chosen, **FROM_MAP, **_LEARNED, **_by_fan_in(2.0)}
 
 
+_HALF_NOISE = {"noise_share": 0.5}
+
 #: Mixtures of three fits, by which the recipes are judged.
 _THREE = {"members": 3, "num_steps": 5000}
 
@@ -217,12 +219,18 @@ RECIPES = Study(
         _partial("heavy, zero", _THREE, HEAVY, ZERO, _LEARNED),
         _partial("heavy, c learned", _THREE, HEAVY, _learned("constant", 1.0), _LEARNED),
         _partial("none, prior by fan-in", _THREE, NONE, _LEARNED, _by_fan_in(2.0)),
-        *(_partial(f"random {f:.0%}, MAP", _THREE, _fixed_at_map(f)) for f in (0.8, 0.85, 0.9)),
-        _partial("structured 85%, MAP", _THREE, _fixed_at_map(kind="wedge")),
-        _partial("prior N(0, 1)", _THREE, _fixed_at_map(), {"prior_scale": 1.0, "scale_by_fan_in": False}),
-        *(_partial(f"prior {s:g}/√fan-in", _THREE, _fixed_at_map(), _by_fan_in(s)) for s in (1.0, 4.0)),
-        *(_partial(f"noise share {share:g}", _THREE, _fixed_at_map(noise_share=share)) for share in (0.25, 1.0)),
+        _partial("random 85%, MAP: the default", _THREE, _fixed_at_map()),
         _partial("no early stop", _THREE, _fixed_at_map(held_out=0.0)),
+        *(_partial(f"noise share {share:g}", _THREE, _fixed_at_map(noise_share=share)) for share in (0.5, 1.0)),
+        *(_partial(f"noise share 0.5, random {f:.0%}", _THREE, _fixed_at_map(f, **_HALF_NOISE)) for f in (0.8, 0.9)),
+        _partial("noise share 0.5, structured", _THREE, _fixed_at_map(kind="wedge", **_HALF_NOISE)),
+        *(
+            _partial(f"noise share 0.5, prior {what}", _THREE, _fixed_at_map(**_HALF_NOISE), prior)
+            for what, prior in (
+                ("N(0, 1)", {"prior_scale": 1.0, "scale_by_fan_in": False}),
+                *((f"{s:g}/√fan-in", _by_fan_in(s)) for s in (1.0, 4.0)),
+            )
+        ),
     ),
     "none",
     part="validation",
