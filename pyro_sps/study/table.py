@@ -205,7 +205,7 @@ def _fixed_at_map(fraction: float = 0.85, kind: str = "random", **rule: Any) -> 
     return {**_scheme(kind, fraction=fraction), **MAP, **chosen, **FROM_MAP, **_LEARNED, **_by_fan_in(2.0)}
 
 
-_HALF_NOISE = {"noise_share": 0.5}
+_HALF_NOISE: dict[str, Any] = {"noise_share": 0.5}
 
 #: Mixtures of three fits, by which the recipes are judged.
 _THREE = {"members": 3, "num_steps": 5000}
