@@ -35,7 +35,8 @@ def linear():
     x = torch.tensor([[a, b, a * b] for a in (-1.0, 1.0) for b in (-1.0, 1.0)], dtype=torch.float64).repeat(4, 1)
     y = x @ torch.tensor([[1.0], [-0.5], [0.2]], dtype=torch.float64) + 0.7
     y = y + NOISE * torch.from_numpy(np.random.default_rng(0).normal(size=(16, 1)))
-    bnn = sps.BNN(sps.mlp([3, 1], dtype=torch.float64), scheme=sps.Unmasked(), likelihood=sps.Gaussian(NOISE))
+    net = sps.mlp([3, 1], dtype=torch.float64)
+    bnn = sps.BNN(net, scheme=sps.Unmasked(), likelihood=sps.Gaussian(NOISE), prior_scale=1.0)
     fit = sps.fit(bnn, x, y, num_steps=2, progress=False)
     precision = 1 + 16 / NOISE**2
     features = torch.cat([x, torch.ones_like(y)], 1)

@@ -107,6 +107,7 @@ def linear():
         scheme={"weight": mask},
         values=sps.Given({"weight": given}),
         likelihood=sps.Gaussian(0.8),
+        prior_scale=1.0,
     )
     design = torch.cat([x[:, [0, 2]], torch.ones(20, 1, dtype=torch.float64)], 1)
     precision = design.T @ design / 0.8**2 + torch.eye(3, dtype=torch.float64)

@@ -24,7 +24,7 @@ def fits():
     y = torch.cat([x.sin(), x.cos()], 1) * 5 + 20
     likelihood = sps.Gaussian(0.2, learn=True, per_output=2)
     net, values = sps.mlp([1, 4, 4, 2], dtype=torch.float64), sps.Constant(1.0, learn=True)
-    bnn = sps.BNN(net, sps.Heavy(), values, likelihood)
+    bnn = sps.BNN(net, sps.Heavy(), values, likelihood, prior_scale=1.0)
     fits = sps.fit(bnn, x, y, num_steps=60, standardize=True, progress=False, num_particles=4, replicas=2)
     return fits, x.numpy(), y.numpy()
 
@@ -121,7 +121,8 @@ def test_prior_is_the_prior(fits):
 
 
 def test_densities_of_ordered_biases_are_those_of_the_ordered_values():
-    bnn = sps.BNN(sps.mlp([1, 3, 1], dtype=torch.float64), scheme=sps.Unmasked(), ordered_biases=True)
+    net = sps.mlp([1, 3, 1], dtype=torch.float64)
+    bnn = sps.BNN(net, scheme=sps.Unmasked(), ordered_biases=True, prior_scale=1.0)
     x = torch.linspace(-1, 1, 5, dtype=torch.float64).unsqueeze(1)
     fit = sps.fit(bnn, x, x, num_steps=3, progress=False)
     data = fit.to_arviz(30)
