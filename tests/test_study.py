@@ -110,13 +110,6 @@ def test_a_wedge_fixes_its_share_and_its_half_is_about_heavy():
     assert (heavy["2.weight"] != half["2.weight"].flip(0, 1)).double().mean() > 0.9
 
 
-def test_only_layers():
-    masks = methods.OnlyLayers((0, -1))(Topology.of(mlp([3, 4, 4, 2])))
-    assert {name for name, mask in masks.items() if mask.all()} == {"0.weight", "0.bias", "4.weight", "4.bias"}
-    assert not masks["2.weight"].any()
-    assert not masks["2.bias"].any()
-
-
 def test_names_of_tables_are_checked():
     with pytest.raises(ValueError, match=r"scheme must be one of .*, got 'hevy'"):
         methods.make_scheme("hevy")

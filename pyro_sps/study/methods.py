@@ -93,31 +93,12 @@ class Wedge:
         return masks
 
 
-@dataclass(frozen=True)
-class OnlyLayers:
-    """Leave the weights and biases of some layers stochastic and fix all others.
-
-    Args:
-        layers: Positions, from 0 on, or from -1 on backwards.
-    """
-
-    layers: tuple[int, ...] = (-1,)
-
-    def __call__(self, topology: Topology, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """The masks; the generator is not used."""
-        names = [tensor.name.rpartition(".")[0] for tensor in topology.matrices]
-        free = {names[layer] for layer in self.layers}
-        return {
-            tensor.name: torch.full(tensor.shape, tensor.name.rpartition(".")[0] in free) for tensor in topology.tensors
-        }
-
-
 def make_scheme(name: str, **options: Any) -> Scheme:
-    """A scheme from its name in a table: `none`, `light`, `heavy`, `rigid`, `random`, `wedge`, `offsets`, `layers`.
+    """A scheme from its name in a table: `none`, `light`, `heavy`, `rigid`, `random`, `wedge`, `offsets`.
 
     Args:
         name: Of the scheme.
-        **options: Of the scheme: `signs` and `strength`, `like` (a name) or `fraction`, `fraction`, `layers`.
+        **options: Of the scheme: `signs` and `strength`, `like` (a name) or `fraction`, `fraction`.
 
     Raises:
         ValueError: If the name is not known.
@@ -125,8 +106,6 @@ def make_scheme(name: str, **options: Any) -> Scheme:
     if name == "random":
         like = options.get("like")
         return Random(like=options["fraction"] if like is None else make_scheme(like))
-    if name == "layers":
-        return OnlyLayers(tuple(options["layers"]))
     schemes: dict[str, Callable[..., Scheme]] = {
         "none": Unmasked,
         "light": Light,
@@ -136,7 +115,7 @@ def make_scheme(name: str, **options: Any) -> Scheme:
         "offsets": InputOffsets,
     }
     if name not in schemes:
-        raise ValueError(f"scheme must be one of {[*schemes, 'random', 'layers']}, got {name!r}")
+        raise ValueError(f"scheme must be one of {[*schemes, 'random']}, got {name!r}")
     return schemes[name](**options)
 
 
