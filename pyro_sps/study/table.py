@@ -124,16 +124,16 @@ ALTERNATIVES = Study(
 )
 
 _FRACTIONS = (0.05, 0.25, 0.5, 0.75, 0.9)
-_HALF = {"num_steps": 5000}
+_FEWER = {"num_steps": 5000}
 
 SWEEP = Study(
     "sweep",
     "How many weights to fix, where and at what; how strongly rigid; which c",
     ("energy",),
     (
-        _partial("none", _HALF, NONE),
+        _partial("none", _FEWER, NONE),
         *(
-            _partial(f"{where} {fraction:.0%}, {what}", _HALF, _scheme(kind, fraction=fraction), values)
+            _partial(f"{where} {fraction:.0%}, {what}", _FEWER, _scheme(kind, fraction=fraction), values)
             for where, kind in (("structured", "wedge"), ("random", "random"))
             for what, values in (
                 ("zero", ZERO),
@@ -145,13 +145,13 @@ SWEEP = Study(
         ),
         *(
             _partial(
-                f"rigid strength {k}, c learned", _HALF, _scheme("rigid", strength=k), _learned("constant", C["rigid"])
+                f"rigid strength {k}, c learned", _FEWER, _scheme("rigid", strength=k), _learned("constant", C["rigid"])
             )
             for k in (1, 2, 5, 10, 20)
         ),
-        _partial("heavy, zero, from MAP", _HALF, HEAVY, ZERO, FROM_MAP),
-        _partial("heavy, c learned, from MAP", _HALF, HEAVY, _learned("constant", C["heavy"]), FROM_MAP),
-        *(_partial(f"heavy, ±{c:g}", _HALF, HEAVY, _given(c)) for c in (0.1, 0.3, 1.0, 3.0, 10.0)),
+        _partial("heavy, zero, from MAP", _FEWER, HEAVY, ZERO, FROM_MAP),
+        _partial("heavy, c learned, from MAP", _FEWER, HEAVY, _learned("constant", C["heavy"]), FROM_MAP),
+        *(_partial(f"heavy, ±{c:g}", _FEWER, HEAVY, _given(c)) for c in (0.1, 0.3, 1.0, 3.0, 10.0)),
     ),
     "none",
 )
@@ -205,7 +205,17 @@ def _fixed_at_map(fraction: float = 0.85, kind: str = "random", **rule: Any) -> 
     return {**_scheme(kind, fraction=fraction), **MAP, **chosen, **FROM_MAP, **_LEARNED, **_by_fan_in(2.0)}
 
 
-_HALF_NOISE: dict[str, Any] = {"noise_share": 0.5}
+_HALF: dict[str, Any] = {"noise_share": 0.5}
+
+#: Recipes besides the default.
+_VARIANTS: dict[str, Options] = {
+    "no early stop": _fixed_at_map(held_out=0.0),
+    **{f"noise share {share:g}": _fixed_at_map(noise_share=share) for share in (0.5, 1.0)},
+    **{f"noise share 0.5, random {f:.0%}": _fixed_at_map(f, **_HALF) for f in (0.8, 0.9)},
+    "noise share 0.5, structured": _fixed_at_map(kind="wedge", **_HALF),
+    "noise share 0.5, prior N(0, 1)": {**_fixed_at_map(**_HALF), "prior_scale": 1.0, "scale_by_fan_in": False},
+    **{f"noise share 0.5, prior {s:g}/√fan-in": {**_fixed_at_map(**_HALF), **_by_fan_in(s)} for s in (1.0, 4.0)},
+}
 
 #: Mixtures of three fits, by which the recipes are judged.
 _THREE = {"members": 3, "num_steps": 5000}
@@ -220,17 +230,7 @@ RECIPES = Study(
         _partial("heavy, c learned", _THREE, HEAVY, _learned("constant", 1.0), _LEARNED),
         _partial("none, prior by fan-in", _THREE, NONE, _LEARNED, _by_fan_in(2.0)),
         _partial("random 85%, MAP: the default", _THREE, _fixed_at_map()),
-        _partial("no early stop", _THREE, _fixed_at_map(held_out=0.0)),
-        *(_partial(f"noise share {share:g}", _THREE, _fixed_at_map(noise_share=share)) for share in (0.5, 1.0)),
-        *(_partial(f"noise share 0.5, random {f:.0%}", _THREE, _fixed_at_map(f, **_HALF_NOISE)) for f in (0.8, 0.9)),
-        _partial("noise share 0.5, structured", _THREE, _fixed_at_map(kind="wedge", **_HALF_NOISE)),
-        *(
-            _partial(f"noise share 0.5, prior {what}", _THREE, _fixed_at_map(**_HALF_NOISE), prior)
-            for what, prior in (
-                ("N(0, 1)", {"prior_scale": 1.0, "scale_by_fan_in": False}),
-                *((f"{s:g}/√fan-in", _by_fan_in(s)) for s in (1.0, 4.0)),
-            )
-        ),
+        *(_partial(name, _THREE, recipe) for name, recipe in _VARIANTS.items()),
     ),
     "none",
     part="validation",
@@ -254,6 +254,13 @@ HEADLINE = Study(
         ),
         _partial("default", DEFAULT),
         _partial("default, ten replicas", DEFAULT, {"members": 10}),
+        Run(
+            "ten replicas, recipe chosen",
+            "partial",
+            {**DEFAULT, "members": 10},
+            ({}, *_VARIANTS.values()),
+            tuning={"members": 3},
+        ),
         *_BASELINES,
     ),
     "none",
