@@ -211,7 +211,7 @@ class MAP:
     num_steps: int = 3000
     learning_rate: float = 0.01
     held_out: float = 0.1
-    noise_share: float = 0.25
+    noise_share: float = 0.5
 
     def __post_init__(self) -> None:
         share = self.noise_share

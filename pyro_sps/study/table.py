@@ -199,22 +199,27 @@ def _by_fan_in(scale: float) -> Options:
     return {"prior_scale": scale, "scale_by_fan_in": True}
 
 
-def _fixed_at_map(fraction: float = 0.85, kind: str = "random", **rule: Any) -> Options:
+def _fixed_at_map(fraction: float = 0.85, kind: str = "random", noise_share: float = 0.5, **rule: Any) -> Options:
     """Most weights at MAP values, the rest stochastic, started from them; the noise learned."""
-    chosen = {"value_options": rule} if rule else {}
-    return {**_scheme(kind, fraction=fraction), **MAP, **chosen, **FROM_MAP, **_LEARNED, **_by_fan_in(2.0)}
+    rule["noise_share"] = noise_share
+    return {
+        **_scheme(kind, fraction=fraction),
+        **MAP,
+        "value_options": rule,
+        **FROM_MAP,
+        **_LEARNED,
+        **_by_fan_in(2.0),
+    }
 
-
-_HALF: dict[str, Any] = {"noise_share": 0.5}
 
 #: Recipes besides the default.
 _VARIANTS: dict[str, Options] = {
     "no early stop": _fixed_at_map(held_out=0.0),
-    **{f"noise share {share:g}": _fixed_at_map(noise_share=share) for share in (0.5, 1.0)},
-    **{f"noise share 0.5, random {f:.0%}": _fixed_at_map(f, **_HALF) for f in (0.8, 0.9)},
-    "noise share 0.5, structured": _fixed_at_map(kind="wedge", **_HALF),
-    "noise share 0.5, prior N(0, 1)": {**_fixed_at_map(**_HALF), "prior_scale": 1.0, "scale_by_fan_in": False},
-    **{f"noise share 0.5, prior {s:g}/√fan-in": {**_fixed_at_map(**_HALF), **_by_fan_in(s)} for s in (1.0, 4.0)},
+    **{f"noise share {share:g}": _fixed_at_map(noise_share=share) for share in (0.25, 1.0)},
+    **{f"random {fraction:.0%}": _fixed_at_map(fraction) for fraction in (0.8, 0.9)},
+    "structured 85%": _fixed_at_map(kind="wedge"),
+    "prior N(0, 1)": {**_fixed_at_map(), "prior_scale": 1.0, "scale_by_fan_in": False},
+    **{f"prior {scale:g}/√fan-in": {**_fixed_at_map(), **_by_fan_in(scale)} for scale in (1.0, 4.0)},
 }
 
 #: Mixtures of three fits, by which the recipes are judged.
@@ -229,7 +234,7 @@ RECIPES = Study(
         _partial("heavy, zero", _THREE, HEAVY, ZERO, _LEARNED),
         _partial("heavy, c learned", _THREE, HEAVY, _learned("constant", 1.0), _LEARNED),
         _partial("none, prior by fan-in", _THREE, NONE, _LEARNED, _by_fan_in(2.0)),
-        _partial("random 85%, MAP: the default", _THREE, _fixed_at_map()),
+        _partial("default", _THREE, _fixed_at_map()),
         *(_partial(name, _THREE, recipe) for name, recipe in _VARIANTS.items()),
     ),
     "none",
