@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,8 +94,8 @@ def summarise(study: Study, rows: Sequence[Mapping[str, Any]]) -> list[dict[str,
 
 
 def _chosen(grid: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> str:
-    """The settings that were chosen from a grid, as text."""
-    names = dict.fromkeys(name for one in grid for name in one)
+    """The settings that were chosen from a grid, as text: those in which its entries differ."""
+    names = [name for name in dict.fromkeys(chain(*grid)) if any(one.get(name) != grid[0].get(name) for one in grid)]
     return ", ".join(f"{name} {_plain(options[name])}" for name in names if name in options)
 
 

@@ -263,7 +263,7 @@ HEADLINE = Study(
             "ten replicas, recipe chosen",
             "partial",
             {**DEFAULT, "members": 10},
-            ({}, *_VARIANTS.values()),
+            (_fixed_at_map(), *_VARIANTS.values()),
             tuning={"members": 3},
         ),
         *_BASELINES,
