@@ -23,6 +23,8 @@ from pyro.nn import PyroParam
 from torch import Generator, Tensor, nn
 from torch.distributions import biject_to
 
+from .data import require_positive
+
 
 @dataclass(frozen=True)
 class Site:
@@ -103,8 +105,7 @@ class AutoSPSNormal(AutoGuide):
         init_scale: float = 0.1,
         create_plates: Callable[..., Any] | None = None,
     ) -> None:
-        if isinstance(init_scale, bool) or not isinstance(init_scale, int | float) or not 0 < init_scale < math.inf:
-            raise ValueError(f"init_scale must be a positive finite number, got {init_scale!r}")
+        require_positive("init_scale", init_scale)
         self.init_loc_fn = init_loc_fn
         self.init_scale = init_scale
         self.sites: tuple[Site, ...] = ()

@@ -21,6 +21,7 @@ from pyro.infer.reparam.reparam import Reparam
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
+from .data import require_positive
 from .likelihoods import Gaussian, Likelihood
 from .process import process_lock, silenced
 from .schemes import Random, Scheme, SymmetryWarning, Unmasked, make_masks
@@ -382,8 +383,7 @@ class BNN(PyroModule):
             raise ValueError(f"net must have real floating-point parameters, got {like.dtype}")
         if prior_scale is None:
             prior_scale, scale_by_fan_in = _DEFAULT_PRIOR_SCALE, True
-        if isinstance(prior_scale, bool) or not isinstance(prior_scale, int | float) or not 0 < prior_scale < math.inf:
-            raise ValueError(f"prior_scale must be a positive finite number, got {prior_scale!r}")
+        require_positive("prior_scale", prior_scale)
         self.scheme, self.values = scheme, values
         self.prior_scale, self.scale_by_fan_in, self.ordered_biases = prior_scale, scale_by_fan_in, ordered_biases
         self.prior = prior

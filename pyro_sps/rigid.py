@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from .data import require_positive
 from .process import silenced
 from .schemes import Heavy, Light, Scheme, SymmetryWarning, Unmasked, make_masks
 from .symmetry import certify
@@ -52,8 +53,7 @@ class Ladder:
     learn: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.scale, bool) or not isinstance(self.scale, int | float) or not 0 < self.scale < math.inf:
-            raise ValueError(f"scale must be a positive finite number, got {self.scale!r}")
+        require_positive("scale", self.scale)
 
     def __call__(
         self, topology: Topology, masks: Mapping[str, Tensor], generator: Generator | None = None

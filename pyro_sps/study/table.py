@@ -173,10 +173,6 @@ def _over_noises(**others: tuple[Any, ...]) -> tuple[Options, ...]:
     )
 
 
-def _noises(*values: float) -> tuple[Options, ...]:
-    return tuple({"noise": noise} for noise in values)
-
-
 #: What a user would pick instead.
 _BASELINES = (
     Run("MAP network", "map", _NETWORK, _over_noises(num_steps=_STEPS)),
@@ -241,7 +237,7 @@ RECIPES = Study(
     part="validation",
 )
 
-_FOUR = (0.05, 0.1, 0.25, 0.8)
+_FOUR_NOISES: tuple[Options, ...] = tuple({"noise": noise} for noise in (0.05, 0.1, 0.25, 0.8))
 
 #: What `sps.BNN(net)` and `sps.fit(bnn, x, y, standardize=True)` do.
 DEFAULT = {**_fixed_at_map(), "num_steps": 5000}
@@ -254,7 +250,7 @@ HEADLINE = Study(
         *_on_all(_partial("none", NONE)),
         _partial("none, noise learned", NONE, _LEARNED, {"num_steps": 5000}),
         *(
-            Run(f"none{what}, noise chosen", "partial", {**NONE, **prior, "num_steps": 5000}, _noises(*_FOUR))
+            Run(f"none{what}, noise chosen", "partial", {**NONE, **prior, "num_steps": 5000}, _FOUR_NOISES)
             for what, prior in (("", {}), (", prior by fan-in", _by_fan_in(2.0)))
         ),
         _partial("default", DEFAULT),
