@@ -203,11 +203,12 @@ class Rigid:
                 drafts.append((variant.careful, _build(topology, self.signs, variant)))
             except _Impossible as error:
                 problem = error
-        for _, draft in sorted(drafts, key=lambda item: (item[0], _fixed_count(item[1]))):
-            for attempt in range(1 if self.strength == 1 else 2):
+        drafts.sort(key=lambda item: (item[0], _fixed_count(item[1])))
+        for seeds, (_, draft) in itertools.product([(0,)] if self.strength == 1 else _SEEDS, drafts):
+            for seed in seeds:
                 masks = draft
                 if self.strength > 1:
-                    masks = _strengthened(topology, draft, self.strength, np.random.default_rng(attempt))
+                    masks = _strengthened(topology, draft, self.strength, np.random.default_rng(seed))
                 if self._problem(topology, masks, self._worst(topology, masks, values, generator)) is None:
                     return masks
         if drafts and self.strength > 1:
@@ -334,6 +335,10 @@ class _Variant:
     reserve: int = 0
     careful: bool = False
 
+
+# Of the local search for `strength`, which starts anew with the next one where what it found is not certified: two for
+# each draft, then two more.
+_SEEDS = tuple((first, first + 1) for first in range(0, 16, 2))
 
 # The last one is proved on paper, the first ones are smaller and left to the certificate.
 _VARIANTS = (

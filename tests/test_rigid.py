@@ -203,6 +203,15 @@ def test_strength_with_distinct_constants(strength):
     assert sps.fixed_count(masks) == 30 * strength
 
 
+@pytest.mark.parametrize("widths", [(8, 50, 50, 1), (8, 20, 20, 1), (8, 32, 32, 1), (11, 50, 50, 1)])
+def test_strength_of_networks_with_one_output(widths):
+    # The first searches of these end in masks that are different enough but not rigid.
+    topology = topology_of(*widths)
+    masks = Rigid(strength=2)(topology)
+    check_strength(topology, masks, 2)
+    assert sps.certify(topology, masks).permutations.is_rigid
+
+
 def test_weights_added_for_strength_are_few():
     """About k/4 a unit, since a weight between two hidden layers counts for two units."""
     for strength in (4, 8):
