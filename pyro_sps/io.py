@@ -50,7 +50,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "prior.scale": (int, float),
     "prior.scale_by_fan_in": bool,
     "ordered_biases": bool,
-    "learned_scale": (float, type(None)),
+    "learned_scale": (float, list, type(None)),
     "input_shape": (list, type(None)),
     "seconds": dict,
     "settings": dict,
@@ -179,7 +179,7 @@ def _header(fit: Fit) -> dict[str, Any]:
         "likelihood": {"name": known, "arguments": bnn.likelihood.config() if known else {}},
         "prior": {"own": bnn.prior is not None, "scale": bnn.prior_scale, "scale_by_fan_in": bnn.scale_by_fan_in},
         "ordered_biases": bnn.ordered_biases,
-        "learned_scale": None if scale is None else scale.item(),
+        "learned_scale": None if scale is None else scale.tolist(),  # a list if there is one a layer
         "scheme": type(bnn.scheme).__name__,
         "values": type(bnn.values).__name__,
         "input_shape": None if fit.x is None else list(fit.x.shape[1:]),
@@ -329,6 +329,7 @@ def _model_of(
             )
         likelihood = family(**header["likelihood"]["arguments"])
     dtype, scale = _DTYPES[header["dtype"]], header["learned_scale"]
+    start = scale if isinstance(scale, float) else 1.0  # the numbers of the state come after
     net = copy.deepcopy(net).to(dtype=dtype)
     if device is not None:
         net = net.to(device)
@@ -337,7 +338,7 @@ def _model_of(
     bnn = BNN(
         net,
         scheme={name: numbers.take(f"mask.{name}", torch.bool, shape) for name, shape in shapes.items()},
-        values=FixedValues(pattern, 1.0 if scale is None else scale, scale is not None),
+        values=FixedValues(pattern, start, scale is not None, isinstance(scale, list)),
         likelihood=likelihood,
         prior=prior,
         prior_scale=header["prior"]["scale"],

@@ -402,13 +402,15 @@ class BNN(PyroModule):
         fixed = make_values(values, self.topology, masks, generator)
         self._awaits_map = isinstance(values, MAP) and any(not mask.all() for mask in masks.values())
         self.learns_scale = fixed.learn and any(not mask.all() for mask in masks.values())
+        self._scale_per_layer = fixed.per_layer
         constants = fixed.pattern if self.learns_scale else fixed.tensors(like.dtype)
         self.partial = nn.ModuleList(
             PartialWeight(tensor.name, masks[tensor.name], constants[tensor.name].to(like.dtype))
             for tensor in self.topology.tensors
         )
         if self.learns_scale:
-            scale = torch.tensor(fixed.scale, dtype=like.dtype)
+            shape = (len(self.scaled),) if fixed.per_layer else ()
+            scale = torch.full(shape, fixed.scale, dtype=like.dtype)
             self.fixed_scale = PyroParam(scale, constraint=constraints.positive)
         self.to(device=device, dtype=like.dtype)
         self.check_scales()
@@ -428,8 +430,7 @@ class BNN(PyroModule):
     @property
     def fixed(self) -> dict[str, Tensor]:
         """Current constants by tensor name, in full shape; zero where the weight is stochastic."""
-        scale = self.constant_scale()
-        return {w.name: (w.fixed if scale is None else w.fixed * scale).detach() for w in self.weights}
+        return {w.name: (w.fixed if c is None else w.fixed * c).detach() for w, c in self._with_scales()}
 
     @property
     def weights(self) -> list[PartialWeight]:
@@ -452,9 +453,26 @@ class BNN(PyroModule):
         return self.weights[0].fixed
 
     def constant_scale(self) -> Tensor | None:
-        """The learned c (or scale of normal draws), or None if it is not learned."""
+        """The learned c (or scale of normal draws), or None if it is not learned.
+
+        Returns:
+            A tensor of shape (), or with `per_layer` one entry a weight tensor that has fixed entries.
+        """
         scale: Any = self.fixed_scale if self.learns_scale else None
         return scale
+
+    @property
+    def scaled(self) -> list[str]:
+        """Names of the weight tensors that have fixed entries, in order: those that `per_layer` scales belong to."""
+        return [weight.name for weight in self.weights if weight.num_free < weight.mask.numel()]
+
+    def _with_scales(self) -> list[tuple[PartialWeight, Tensor | None]]:
+        """The weight tensors, each with the learned factor of its constants."""
+        scale = self.constant_scale()
+        if scale is None or not self._scale_per_layer:
+            return [(weight, scale) for weight in self.weights]
+        of = dict(zip(self.scaled, scale.unbind(-1), strict=True))
+        return [(weight, of.get(weight.name)) for weight in self.weights]
 
     def copy(self) -> BNN:
         """A copy with parameters of its own; masks and constants are shared with this one."""
@@ -536,8 +554,7 @@ class BNN(PyroModule):
         Returns:
             Tensors of shape B + shape, by name.
         """
-        scale = self.constant_scale()
-        full = {weight.name: weight.assemble(sites.get(weight.name), scale) for weight in self.weights}
+        full = {weight.name: weight.assemble(sites.get(weight.name), c) for weight, c in self._with_scales()}
         return self._with_equal_batches(full, lambda batch: batch)
 
     def _with_equal_batches(
@@ -560,9 +577,8 @@ class BNN(PyroModule):
             Weight tensors by name, each with the leading batch dimensions (particles, posterior draws) of the
             sample sites but without the dimension of the `data` plate.
         """
-        scale = self.constant_scale()
         weights = {}
-        for tensor, weight in zip(self.topology.tensors, self.weights, strict=True):
+        for tensor, (weight, scale) in zip(self.topology.tensors, self._with_scales(), strict=True):
             if tensor.name in self._ordered and weight.num_free:
                 prior: Any = self.prior_of(tensor)
                 loc, scale_of_prior = prior.loc.to(self.like), prior.scale.to(self.like)

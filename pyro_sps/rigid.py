@@ -18,7 +18,7 @@ from .process import silenced
 from .schemes import Heavy, Light, Scheme, SymmetryWarning, Unmasked, make_masks
 from .symmetry import certify
 from .topology import Masks, Topology, mlp
-from .values import MAP, Constant, FixedValues, RandomConstant, Zero, make_values
+from .values import MAP, Constant, FixedValues, RandomConstant, Zero, make_values, require_learned
 
 # A place where a unit of a group can have a fixed weight: (tensor, the group's axis in it, unit on the other axis).
 Place = tuple[int, int, int]
@@ -37,10 +37,11 @@ class Ladder:
     Args:
         scale: Standard deviation of the distribution.
         learn: Whether the scale is a parameter optimised with the ELBO, from this value on.
+        per_layer: Whether each weight tensor learns a scale of its own.
 
     Raises:
-        ValueError: If `scale` is not a positive finite number, or, on use, if a tensor has so many fixed
-            weights that they do not all differ in the default dtype.
+        ValueError: If `scale` is not a positive finite number, `per_layer` is set without `learn`, or, on use, if a
+            tensor has so many fixed weights that they do not all differ in the default dtype.
 
     Example:
         >>> import pyro_sps as sps
@@ -51,9 +52,11 @@ class Ladder:
 
     scale: float = 1.0
     learn: bool = False
+    per_layer: bool = False
 
     def __post_init__(self) -> None:
         require_positive("scale", self.scale)
+        require_learned(self.learn, self.per_layer)
 
     def __call__(
         self, topology: Topology, masks: Mapping[str, Tensor], generator: Generator | None = None
@@ -70,7 +73,7 @@ class Ladder:
             if len(value[fixed].abs().unique()) < n:
                 raise ValueError(f"Ladder cannot make the {n} fixed weights of {tensor.name!r} differ in {value.dtype}")
             pattern[tensor.name] = value
-        return FixedValues(pattern, self.scale, self.learn)
+        return FixedValues(pattern, self.scale, self.learn, self.per_layer)
 
 
 @dataclass(frozen=True)

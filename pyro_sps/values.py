@@ -7,7 +7,7 @@ the others are zero in a `FixedValues`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -25,9 +25,10 @@ class FixedValues:
         pattern: For each weight tensor a tensor of its full shape; zero where the weight is stochastic.
         scale: A common factor, positive.
         learn: Whether the factor is a parameter, optimised with the ELBO from `scale` on.
+        per_layer: Whether each weight tensor learns a factor of its own.
 
     Raises:
-        ValueError: If `scale` is not a positive finite number.
+        ValueError: If `scale` is not a positive finite number, or `per_layer` is set without `learn`.
 
     Example:
         >>> import pyro_sps as sps, torch
@@ -38,9 +39,11 @@ class FixedValues:
     pattern: dict[str, Tensor]
     scale: float = 1.0
     learn: bool = False
+    per_layer: bool = False
 
     def __post_init__(self) -> None:
         require_positive("scale", self.scale)
+        require_learned(self.learn, self.per_layer)
 
     def tensors(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """The constants themselves: pattern times scale.
@@ -78,9 +81,10 @@ class Constant:
     Args:
         c: The magnitude, positive.
         learn: Whether c is a parameter optimised with the ELBO, from this value on.
+        per_layer: Whether each weight tensor learns a c of its own.
 
     Raises:
-        ValueError: If `c` is not a positive finite number.
+        ValueError: If `c` is not a positive finite number, or `per_layer` is set without `learn`.
 
     Example:
         >>> import pyro_sps as sps
@@ -89,9 +93,11 @@ class Constant:
 
     c: float = 1.0
     learn: bool = False
+    per_layer: bool = False
 
     def __post_init__(self) -> None:
         require_positive("c", self.c)
+        require_learned(self.learn, self.per_layer)
 
     def __call__(
         self, topology: Topology, masks: Mapping[str, Tensor], generator: Generator | None = None
@@ -101,7 +107,7 @@ class Constant:
         def signs(shape: tuple[int, ...]) -> Tensor:
             return torch.randint(0, 2, shape, generator=generator).to(torch.get_default_dtype()) * 2 - 1
 
-        return FixedValues(_draw(topology, masks, signs), self.c, self.learn)
+        return FixedValues(_draw(topology, masks, signs), self.c, self.learn, self.per_layer)
 
 
 @dataclass(frozen=True)
@@ -111,9 +117,10 @@ class RandomConstant:
     Args:
         scale: Standard deviation of the draws, positive.
         learn: Whether the scale is a parameter optimised with the ELBO; the draws stay.
+        per_layer: Whether each weight tensor learns a scale of its own.
 
     Raises:
-        ValueError: If `scale` is not a positive finite number.
+        ValueError: If `scale` is not a positive finite number, or `per_layer` is set without `learn`.
 
     Example:
         >>> import pyro_sps as sps
@@ -122,17 +129,18 @@ class RandomConstant:
 
     scale: float = 1.0
     learn: bool = False
+    per_layer: bool = False
 
     def __post_init__(self) -> None:
         require_positive("scale", self.scale)
+        require_learned(self.learn, self.per_layer)
 
     def __call__(
         self, topology: Topology, masks: Mapping[str, Tensor], generator: Generator | None = None
     ) -> FixedValues:
         """A standard normal draw for every fixed entry, from `generator`."""
-        return FixedValues(
-            _draw(topology, masks, lambda shape: torch.randn(shape, generator=generator)), self.scale, self.learn
-        )
+        pattern = _draw(topology, masks, lambda shape: torch.randn(shape, generator=generator))
+        return FixedValues(pattern, self.scale, self.learn, self.per_layer)
 
 
 @dataclass(frozen=True)
@@ -273,7 +281,13 @@ def make_values(
     if not isinstance(result, FixedValues):
         raise TypeError(f"values must give FixedValues or a dict of tensors, got {type(result).__name__}")
     checked = Given(result.pattern)(topology, masks)
-    return FixedValues(checked.pattern, result.scale, result.learn)
+    return replace(result, pattern=checked.pattern)
+
+
+def require_learned(learn: bool, per_layer: bool) -> None:
+    """Raise `ValueError` if scales of layers are asked for that are not learned."""
+    if per_layer and not learn:
+        raise ValueError("per_layer=True needs learn=True: what is given is given for all layers")
 
 
 def _draw(

@@ -75,11 +75,12 @@ def test_same_seed_same_result_and_the_model_is_left_alone():
 
 
 @pytest.mark.parametrize("batch_size", [None, 16])
-@pytest.mark.parametrize("init", ["random", "map"])
-def test_replicas_equal_single_fits(batch_size, init):
+@pytest.mark.parametrize(("init", "per_layer"), [("random", False), ("random", True), ("map", False)])
+def test_replicas_equal_single_fits(batch_size, init, per_layer):
     x, y = regression()
     net = sps.mlp([3, 4, 4, 2], dtype=torch.float64)
-    bnn = sps.BNN(net, sps.Heavy(), sps.Constant(1.0, learn=True), sps.Gaussian(0.3, learn=True))
+    values = sps.Constant(1.0, learn=True, per_layer=per_layer)
+    bnn = sps.BNN(net, sps.Heavy(), values, sps.Gaussian(0.3, learn=True))
     options = {"num_steps": 25, "batch_size": batch_size, "init": init, "map_steps": 20, **QUICK}
     fits = sps.fit(bnn, x, y, replicas=3, seed=5, **options)
     for index, replica in enumerate(fits):

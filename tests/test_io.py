@@ -27,6 +27,7 @@ def make(directory=None, standardize=True, **options):
         {"likelihood": sps.Gaussian(0.2, learn=True, per_output=2)},
         {"scheme": sps.Unmasked(), "values": sps.Zero(), "scale_by_fan_in": True, "prior_scale": 0.5},
         {"values": sps.RandomConstant(0.3)},
+        {"values": sps.Constant(0.3, learn=True, per_layer=True)},
         {"standardize": False},
         {"scheme": sps.Unmasked(), "values": sps.Zero(), "ordered_biases": True},
         {"values": sps.MAP(num_steps=5)},

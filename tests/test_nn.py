@@ -577,6 +577,40 @@ def test_gradient_of_the_learned_scale(data):
     torch.testing.assert_close(gradient, expected)
 
 
+@pytest.mark.parametrize("rule", [sps.Constant, sps.RandomConstant, sps.Ladder])
+def test_a_scale_a_layer(data, rule):
+    bnn = small_bnn(values=rule(0.7, learn=True, per_layer=True))
+    fixed = [name for name, mask in MASKS.items() if not mask.all()]
+    assert bnn.scaled == fixed
+    assert bnn.constant_scale().tolist() == pytest.approx([0.7] * len(fixed))
+    with torch.no_grad():
+        bnn.fixed_scale = torch.arange(1, len(fixed) + 1, dtype=torch.float64)
+    pattern = rule()(bnn.topology, MASKS, torch.Generator().manual_seed(0)).pattern
+    for rung, name in enumerate(fixed, 1):
+        torch.testing.assert_close(bnn.fixed[name], rung * pattern[name].double())
+    # Each derivative is that of the tensor's own scale.
+    sites = random_sites()
+
+    def loss(scales):
+        with torch.no_grad():
+            bnn.fixed_scale = scales
+        model = poutine.trace(poutine.condition(bnn, sites)).get_trace(*data)
+        return -model.log_prob_sum()
+
+    scales = torch.linspace(0.5, 0.9, len(fixed), dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(loss(scales), [bnn.fixed_scale_unconstrained])
+    for index in range(len(fixed)):
+        step = torch.zeros_like(scales)
+        step[index] = 1e-6
+        slope = (loss(scales + step) - loss(scales - step)).item() / 2e-6
+        assert gradient[index].item() == pytest.approx(slope * scales[index].item(), rel=1e-5, abs=1e-5)
+    # `assemble` and the model agree, for many draws too.
+    many = {name: value.expand(3, -1) for name, value in sites.items()}
+    for name, value in bnn.assemble(many).items():
+        assert torch.equal(value[1], bnn.assemble(sites)[name])
+    assert bnn.symmetry().permutations.after == small_bnn(values=rule()).symmetry().permutations.after
+
+
 def test_a_learned_scale_without_fixed_weights_is_no_parameter():
     bnn = sps.BNN(small_net(), sps.Unmasked(), sps.Constant(1.0, learn=True), sps.Gaussian(0.1))
     assert not list(bnn.parameters())

@@ -20,6 +20,7 @@ import pyro_sps as sps
 from pyro_sps.cli import main
 from pyro_sps.study import harness, methods, problems, records, summary, table
 from pyro_sps.study.harness import Run, Study, run_study
+from pyro_sps.study.lowrank import low_rank
 from pyro_sps.study.scores import Mixture, score
 from pyro_sps.topology import Topology, mlp
 
@@ -133,6 +134,33 @@ def test_all_tables_name_what_exists():
                 options = run.options or {}
                 methods.make_scheme(options.get("scheme", "none"), **options.get("scheme_options", {}))
                 methods.make_values(options.get("values", "zero"), **options.get("value_options", {}))
+
+
+def test_a_low_rank_posterior_of_a_linear_model_is_the_true_one():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 20, 2, generator=generator, dtype=torch.float64)
+    x[..., 1] = x[..., 0] + 0.3 * x[..., 1]  # which makes the posterior correlated
+    y = x.sum(2, keepdim=True) + 0.3 * torch.randn(1, 20, 1, generator=generator, dtype=torch.float64)
+    net = sps.mlp([2, 1], dtype=torch.float64)
+    bnn = sps.BNN(net, sps.Unmasked(), likelihood=sps.Gaussian(0.3), prior_scale=1.0)
+    budget = {"num_steps": 1500, "num_particles": 8, "batch_size": None, "learning_rate": 0.03}
+    (one,) = low_rank(bnn, x, y, 2, seed=0, progress=False, **budget)
+    design = torch.cat([x[0], torch.ones(20, 1, dtype=torch.float64)], 1)
+    precision = design.T @ design / 0.09 + torch.eye(3, dtype=torch.float64)
+    covariance = design @ design.T + 0.09 * torch.eye(20, dtype=torch.float64)
+    zeros = torch.zeros(20, dtype=torch.float64)
+    evidence = torch.distributions.MultivariateNormal(zeros, covariance).log_prob(y[0, :, 0]).item()
+    elbo = one.elbo_draws(2000)
+    error = elbo.std().item() / 2000**0.5
+    # What the best mean-field posterior misses: its precisions are those of the diagonal.
+    missed = 0.5 * (precision.diagonal().log().sum() - precision.logdet()).item()
+    assert missed > 0.5
+    assert -4 * error < evidence - elbo.mean().item() < 0.1 * missed
+    draws = one.draws(20_000, torch.Generator().manual_seed(1))
+    weights = torch.cat([draws["0.weight"], draws["0.bias"]], 1)
+    expected = one.posterior.covariance_matrix.detach()
+    spread = (expected.diagonal().outer(expected.diagonal()) + expected.square()).sqrt() / 20_000**0.5
+    assert ((weights.T.cov() - expected).abs() < 5 * spread).all()
 
 
 # --- running ---------------------------------------------------------------------------------------
@@ -262,7 +290,11 @@ def test_arguments_are_checked(tmp_path):
 
 def test_every_method_has_a_quick_form(tmp_path):
     methods_left = set(methods.METHODS) - {"laplace"}  # which needs laplace-torch
-    runs = tuple(Run(name, name, {"members": 3} if name == "partial" else None) for name in sorted(methods_left))
+    per_layer = {"scheme": "heavy", "values": "constant", "value_options": {"learn": True, "per_layer": True}}
+    runs = (
+        *(Run(name, name, {"members": 3} if name == "partial" else None) for name in sorted(methods_left)),
+        Run("low rank, c per layer", "partial", {**per_layer, "rank": 2}),
+    )
     study = Study("all", "All methods", ("toy",), runs, "map")
     rows = run_study(study, tmp_path, quick=True, splits=1, progress=False)
     assert [row.get("error") for row in rows] == [None] * len(runs)

@@ -79,6 +79,20 @@ def test_tensors_have_layers_as_dimensions_and_constants(data, tensors):
     assert (weight.values.std(1)[:, mask] > 0).all()
 
 
+def test_learned_constants_of_layers_are_named():
+    x = torch.linspace(-1, 1, 10).unsqueeze(1)
+    bnn = sps.BNN(sps.mlp([1, 4, 4, 2]), sps.Heavy(), sps.Constant(1.0, learn=True, per_layer=True))
+    fits = sps.fit(bnn, x, torch.cat([x, x**2], 1), num_steps=3, progress=False, replicas=2)
+    constants = fits.to_arviz(3, groups=["posterior", "constant_data"]).constant_data
+    learned = constants["learned_c"]
+    assert learned.dims == ("chain", "fixed_tensor")
+    assert learned["fixed_tensor"].values.tolist() == ["2.weight", "4.weight"]
+    for chain, fit in enumerate(fits):
+        for name in fit.bnn.scaled:
+            fixed = fit.bnn.fixed[name][~fit.bnn.masks[name]].abs().numpy()
+            np.testing.assert_allclose(fixed, learned.sel(chain=chain, fixed_tensor=name).item(), rtol=1e-6)
+
+
 def test_log_likelihood_and_predictive_are_in_original_units(fits, data, tensors):
     fits, x, y = fits
     for chain, fit in enumerate(fits):

@@ -102,6 +102,15 @@ def test_numbers_must_be_positive(make, name, value):
         make(value)
 
 
+@pytest.mark.parametrize("rule", [sps.Constant, sps.RandomConstant, sps.Ladder])
+def test_only_learned_scales_are_a_layer_s_own(rule):
+    assert rule(learn=True, per_layer=True).per_layer
+    with pytest.raises(ValueError, match="per_layer=True needs learn=True"):
+        rule(per_layer=True)
+    with pytest.raises(ValueError, match="per_layer=True needs learn=True"):
+        sps.FixedValues({}, per_layer=True)
+
+
 @pytest.mark.parametrize("value", [0, -3, 2.5, True])
 def test_map_steps_must_be_a_positive_integer(value):
     with pytest.raises(ValueError, match=f"num_steps must be a positive integer, got {value!r}"):

@@ -262,7 +262,7 @@ def _fit_metrics(
         "test_rows": len(x_test),
         "weights": result.bnn.topology.num_weights,
         "fixed_weights": result.bnn.num_fixed,
-        "learned_c": None if scale is None else scale.item(),
+        "learned_c": None if scale is None else scale.tolist(),
         "elbo": result.elbo,
         "steps": len(result.losses),
         "seconds": sum(result.seconds.values()),

@@ -64,8 +64,8 @@ def to_arviz(
     - `sample_stats`: `lp` log joint density, `lq` log density of the guide, `elbo` = lp - lq, whose mean over draws is
       the ELBO (in original units; `Fit.elbo` is in those of the network), each (C, S);
     - `observed_data`: `obs`; `constant_data`: inputs `x`, masks (`0.weight.mask`), and what each chain has fixed
-      (`0.weight.fixed`, zero at stochastic entries) or estimated by a point: `learned_c`, and for Gaussian likelihoods
-      `noise_scale`.
+      (`0.weight.fixed`, zero at stochastic entries) or estimated by a point: `learned_c` (C,), or one a weight tensor,
+      and for Gaussian likelihoods `noise_scale`.
 
     `groups=("posterior", "sample_stats", "log_likelihood")` is enough for `az.summary` and `az.loo`. Attributes say
     how it was made: versions, seeds, scheme, values, settings and the symmetry certificate.
@@ -400,7 +400,10 @@ def _constants(members: Sequence[Member], x: Tensor, coords: _Coords) -> _Group:
             group[f"{weight.name}.fixed"] = (("chain", *dims), fixed)
     scales = [member.bnn.constant_scale() for member in members]
     if all(scale is not None for scale in scales):
-        group["learned_c"] = (("chain",), np.array([scale.item() for scale in scales if scale is not None]))
+        learned = np.stack([_array(scale) for scale in scales if scale is not None])
+        group["learned_c"] = (("chain", "fixed_tensor")[: learned.ndim], learned)
+        if learned.ndim == 2:
+            coords["fixed_tensor"] = bnn.scaled
     if isinstance(bnn.likelihood, Gaussian):
         noise = np.stack([_array(_noise(member)) for member in members])
         group["noise_scale"] = (("chain", "target"), noise)

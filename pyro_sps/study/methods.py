@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -20,6 +20,7 @@ from ..schemes import Heavy, Light, Random, Scheme, SymmetryWarning, Unmasked
 from ..topology import Topology, mlp
 from ..values import MAP, Constant, RandomConstant, Values, Zero
 from . import baselines
+from .lowrank import LowRank, low_rank
 from .problems import Problem
 from .scores import Mixture, score
 
@@ -132,7 +133,7 @@ def make_values(name: str, scale: float = 1.0, learn: bool = False, **options: A
     rules: dict[str, Callable[..., Values]] = {"constant": Constant, "normal": RandomConstant, "ladder": Ladder}
     if name not in rules:
         raise ValueError(f"values must be one of {['zero', 'map', *rules]}, got {name!r}")
-    return rules[name](scale, learn=learn)
+    return rules[name](scale, learn=learn, **options)
 
 
 def partial_network(
@@ -152,9 +153,12 @@ def partial_network(
     residual: bool = False,
     members: int = 1,
     draws: int = 200,
+    rank: int | None = None,
     **settings: Any,
 ) -> list[Outcome]:
     """Mean-field inference of a partially stochastic network by `pyro_sps.fit`: all splits as replicas of one program.
+
+    With `rank`, a low-rank normal guide of Pyro's takes the place of the mean-field one.
 
     Args:
         problem: The data.
@@ -173,6 +177,8 @@ def partial_network(
         members: Number of independent fits a split whose posteriors are mixed. With more than one, the mean scores of
             single fits are facts.
         draws: Posterior draws of the prediction of a split.
+        rank: Of Pyro's `AutoLowRankMultivariateNormal`, fitted by Pyro's `SVI` one split after the other, from where
+            `pyro_sps.fit` would start.
         **settings: Of `pyro_sps.fit`, in place of `BUDGET`.
     """
     net = Residual(problem.widths) if residual else mlp(problem.widths)
@@ -189,7 +195,12 @@ def partial_network(
             seed=seed,
         )
     x, y = (part.repeat(members, 1, 1) for part in (problem.x, problem.y))
-    fits = fit(bnn, x, y, replicas=len(x), seed=seed * 1000, progress=progress, **{**BUDGET, **settings})
+    budget = {**BUDGET, **settings}
+    fits: Sequence[Fit | LowRank]
+    if rank is None:
+        fits = fit(bnn, x, y, replicas=len(x), seed=seed * 1000, progress=progress, **budget)
+    else:
+        fits = low_rank(bnn, x, y, rank, seed=seed * 1000, progress=progress, **budget)
     left = fits[0].bnn.symmetry(time_limit=5.0)  # not that of `bnn`, which knows no MAP values yet
     counts: dict[str, float] = {"fixed": bnn.num_fixed}
     for name, report in (("permutations", left.permutations), ("symmetries", left.signed_permutations)):
@@ -206,9 +217,10 @@ def partial_network(
             y_test = problem.y_test[split]
             alone = [score(part.first(len(y_test)), y_test) for part in parts]
             facts |= {f"single_{name}": sum(one[name] for one in alone) / members for name in ("rmse", "lpp")}
-        scales = [_number(scale) for one in own if (scale := one.bnn.constant_scale()) is not None]
+        scales = [scale.detach() for one in own if (scale := one.bnn.constant_scale()) is not None]
         if scales:
-            facts["c"] = sum(scales) / members
+            mean = torch.stack(scales).mean(0)
+            facts |= {"c": mean.item()} if mean.dim() == 0 else {f"c {i}": c for i, c in enumerate(mean.tolist(), 1)}
         outcomes.append(Outcome(mixture, facts))
     return outcomes
 
@@ -217,7 +229,7 @@ def _number(value: Any) -> float:
     return float(value.detach().mean())
 
 
-def _predict(one: Fit, x: Tensor, draws: int, seed: int, index: int) -> Mixture:
+def _predict(one: Fit | LowRank, x: Tensor, draws: int, seed: int, index: int) -> Mixture:
     """The network's outputs and the noise under draws of a fit."""
     bnn = one.bnn
     weights = bnn.assemble(one.guide.draws(draws, make_generator(x.device, seed, 5, index)))

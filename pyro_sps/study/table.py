@@ -23,8 +23,8 @@ MAP: Options = {"values": "map"}
 FROM_MAP: Options = {"init": "map"}
 
 
-def _learned(kind: str, scale: float) -> Options:
-    return {"values": kind, "value_options": {"scale": scale, "learn": True}}
+def _learned(kind: str, scale: float, **options: Any) -> Options:
+    return {"values": kind, "value_options": {"scale": scale, "learn": True, **options}}
 
 
 def _given(scale: float) -> Options:
@@ -96,14 +96,28 @@ MATTERS = Study(
     UCI,
     _on_all(
         _partial("none", NONE),
-        _partial("light, zero", LIGHT, ZERO),
+        *(
+            _partial(f"{control}light, {what}", scheme, values)
+            for control, scheme in (("", LIGHT), ("random as ", RANDOM_LIGHT))
+            for what, values in (("zero", ZERO), ("c learned", _learned("constant", C["light"])), ("MAP", MAP))
+        ),
         _partial("rigid, zero", _scheme("rigid"), ZERO),
-        _partial("heavy, zero", HEAVY, ZERO),
-        _partial("random as heavy, zero", RANDOM_HEAVY, ZERO),
-        _partial("light, c learned", LIGHT, _learned("constant", C["light"])),
         _partial("rigid, c learned", RIGID, _learned("constant", C["rigid"])),
-        _partial("heavy, c learned", HEAVY, _learned("constant", C["heavy"])),
-        _partial("random as heavy, c learned", RANDOM_HEAVY, _learned("constant", C["heavy"])),
+        _partial("rigid, c learned, from MAP", RIGID, _learned("constant", C["rigid"]), FROM_MAP),
+        _partial("rigid strength 2, zero", _scheme("rigid", strength=2), ZERO),
+        _partial("rigid strength 2, c learned", _scheme("rigid", strength=2), _learned("constant", C["rigid"])),
+        *(
+            _partial(f"{control}heavy, {what}", scheme, values)
+            for control, scheme in (("", HEAVY), ("random as ", RANDOM_HEAVY))
+            for what, values in (
+                ("zero", ZERO),
+                ("c learned", _learned("constant", C["heavy"])),
+                ("normal learned", _learned("normal", C["heavy"])),
+                ("MAP", MAP),
+            )
+        ),
+        _partial("heavy, zero, from MAP", HEAVY, ZERO, FROM_MAP),
+        _partial("heavy, c learned, from MAP", HEAVY, _learned("constant", C["heavy"]), FROM_MAP),
         _partial("none, from MAP", NONE, FROM_MAP),
     ),
     "none",
@@ -123,7 +137,7 @@ ALTERNATIVES = Study(
     "none",
 )
 
-_FRACTIONS = (0.05, 0.25, 0.5, 0.75, 0.9)
+_FRACTIONS = (0.05, 0.25, 0.5, 0.75, 0.9, 0.95)
 _FEWER = {"num_steps": 5000}
 
 SWEEP = Study(
@@ -218,6 +232,16 @@ _VARIANTS: dict[str, Options] = {
     **{f"prior {scale:g}/√fan-in": {**_fixed_at_map(), **_by_fan_in(scale)} for scale in (1.0, 4.0)},
 }
 
+#: The default with other settings of its optimisation or another family; other particles in about the same time.
+_SETTINGS: dict[str, Options] = {
+    **{f"initial scale {scale:g}": {"init_scale": scale} for scale in (0.01, 0.2)},
+    "1 particle, 10,000 steps": {"num_particles": 1, "num_steps": 10_000},
+    "16 particles, 2,000 steps": {"num_particles": 16, "num_steps": 2000},
+    "constant learning rate": {"final_learning_rate": 0.01},
+    "last learning rate 0.0003": {"final_learning_rate": 0.0003},
+    "low rank 5": {"rank": 5},
+}
+
 #: Mixtures of three fits, by which the recipes are judged.
 _THREE = {"members": 3, "num_steps": 5000}
 
@@ -229,9 +253,11 @@ RECIPES = Study(
         _partial("none", _THREE, NONE, _LEARNED),
         _partial("heavy, zero", _THREE, HEAVY, ZERO, _LEARNED),
         _partial("heavy, c learned", _THREE, HEAVY, _learned("constant", 1.0), _LEARNED),
+        _partial("heavy, c learned per layer", _THREE, HEAVY, _learned("constant", 1.0, per_layer=True), _LEARNED),
         _partial("none, prior by fan-in", _THREE, NONE, _LEARNED, _by_fan_in(2.0)),
         _partial("default", _THREE, _fixed_at_map()),
         *(_partial(name, _THREE, recipe) for name, recipe in _VARIANTS.items()),
+        *(_partial(name, _THREE, _fixed_at_map(), other) for name, other in _SETTINGS.items()),
     ),
     "none",
     part="validation",
