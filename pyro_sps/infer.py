@@ -512,6 +512,7 @@ def map_estimate(
     learning_rate: float = 0.01,
     batch_size: int | None = None,
     held_out: float = 0.0,
+    noise_share: float = 0.5,
     standardize: bool = False,
     seed: int = 0,
     device: torch.device | str | None = None,
@@ -527,6 +528,7 @@ def map_estimate(
         learning_rate: Its step size at the start; it decays to a tenth.
         batch_size: Rows a step; None or a number of at least the rows for all of them.
         held_out: As in `MAP`.
+        noise_share: As in `MAP`; of no effect without rows held out.
         standardize: As in `fit`: use the same there.
         seed: Seeds the start.
         device: Where to optimise.
@@ -545,7 +547,7 @@ def map_estimate(
     _check_settings(num_steps=num_steps, learning_rate=learning_rate, batch_size=batch_size, seed=seed)
     members = _members(bnn, x, y, 1, False, standardize, device)
     rows = len(members[0].x)
-    rule = MAP(num_steps, learning_rate, held_out)
+    rule = MAP(num_steps, learning_rate, held_out, noise_share)
     estimate = map_weights(members, rule, min(batch_size or rows, rows), seed, progress)[0]
     return {tensor.name: estimate[tensor.name] for tensor in bnn.topology.tensors}
 

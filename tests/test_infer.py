@@ -176,14 +176,18 @@ def _log_joint(net, x, y):
     return value
 
 
-def test_map_values_and_map_start_are_one_estimate():
+@pytest.mark.parametrize("rule", [{}, {"held_out": 0.4}, {"held_out": 0.4, "noise_share": 0.1}])
+def test_map_values_and_map_start_are_one_estimate(rule):
     x, y = regression()
     options = {"num_steps": 1, "learning_rate": 1e-9, "batch_size": 16, **QUICK}  # MAP values: start there
     model = sps.BNN(
-        sps.mlp([3, 4, 4, 2]), sps.Heavy(), sps.MAP(num_steps=100), likelihood=sps.Gaussian(0.3, learn=True)
+        sps.mlp([3, 4, 4, 2]),
+        sps.Heavy(),
+        sps.MAP(num_steps=100, **{"held_out": 0.0, **rule}),
+        likelihood=sps.Gaussian(0.3, learn=True),
     )
     fits = sps.fit(model, x, y, replicas=2, **options)
-    weights = sps.map_estimate(model, x, y, num_steps=100, batch_size=16, seed=1, progress=False)
+    weights = sps.map_estimate(model, x, y, num_steps=100, batch_size=16, seed=1, progress=False, **rule)
     whole = fits[1].bnn.assemble(fits[1].guide.median())
     for name, value in weights.items():  # replica 1 has seed 1
         torch.testing.assert_close(whole[name], value)
