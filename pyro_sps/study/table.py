@@ -143,8 +143,8 @@ _FEWER = {"num_steps": 5000}
 SWEEP = Study(
     "sweep",
     "How many weights to fix, where and at what; how strongly rigid; which c",
-    ("energy",),
-    (
+    UCI,
+    _on_all(
         _partial("none", _FEWER, NONE),
         *(
             _partial(f"{where} {fraction:.0%}, {what}", _FEWER, _scheme(kind, fraction=fraction), values)
