@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -211,6 +212,13 @@ def test_the_same_job_gives_the_same_numbers(done, tmp_path):
     assert [row["scores"] for row in again] == [row["scores"] for row in done[1]]
 
 
+def test_quick_looks_at_one_data_set(tmp_path):
+    study = replace(TINY, data=("toy", "energy"))
+    rows = run_study(study, tmp_path, quick=True, progress=False)
+    assert {row["data"] for row in rows} == {"toy"}
+    assert [row["data"] for row in summary.summarise(study, rows)] == ["toy", "toy"]
+
+
 def test_a_failure_is_recorded_and_the_rest_goes_on(tmp_path, monkeypatch):
     runs = (Run("none"), Run("bad", options={"prior_scale": -1.0}), Run("heavy", options={"scheme": "heavy"}))
     study = Study("tiny", "Failures", ("toy",), runs, "none")
@@ -329,6 +337,17 @@ def test_differences_are_bold_only_where_the_interval_excludes_zero():
         assert found[1]["lpp_difference"] == pytest.approx(np.mean(differences))
         assert found[1]["lpp_se"] == pytest.approx(np.std(differences, ddof=1) / math.sqrt(len(differences)))
         assert ("**" in summary.report(TINY, rows, found)) is bold
+
+
+@pytest.mark.parametrize(
+    ("facts", "cell"), [({}, None), ({"c": 1.25}, "| 1.25 |"), ({"c 1": 2.0, "c 2": 0.5}, "| 2.00 / 0.50 |")]
+)
+def test_learned_constants_are_shown(facts, cell):
+    rows = rows_of([0.1, 0.2])
+    for score_of_split in rows[1]["scores"]:
+        score_of_split |= facts
+    page = summary.report(TINY, rows, summary.summarise(TINY, rows))
+    assert (cell in page) if cell else ("| c |" not in page)
 
 
 def test_one_huge_difference_does_not_hide_the_others():

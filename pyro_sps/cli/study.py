@@ -16,7 +16,7 @@ NAMES = ("toy", "energy", "matters", "alternatives", "sweep", "recipes", "headli
 @click.argument("name", metavar="NAME", type=click.Choice(NAMES))
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder of the results.")
 @click.option("--seeds", type=click.IntRange(1), default=10, show_default=True, help="Number of random splits.")
-@click.option("--quick", is_flag=True, help="Compute next to nothing, to see that it runs.")
+@click.option("--quick", is_flag=True, help="Compute next to nothing, on one data set, to see that it runs.")
 @click.option("--jobs", type=click.IntRange(1), help="Processes on this machine; default: one a core.")
 @click.option("--scheduler", metavar="ADDRESS", help="A dask scheduler whose workers do the work, as tcp://HOST:PORT.")
 @quiet_option

@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -168,7 +168,7 @@ def run_study(
         study: What to run.
         out: Folder of the results; may hold those of an earlier call, which are not computed again.
         splits: Number of random splits (of draws of the toy).
-        quick: Compute next to nothing, to see that it runs.
+        quick: Compute next to nothing, on the first data set alone, to see that it runs.
         jobs: Number of processes on this machine.
         scheduler: Address of a dask scheduler, whose workers are used in place of processes here. They need this
             package and find data sets as `load_uci` does.
@@ -187,6 +187,8 @@ def run_study(
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a positive integer, got {value!r}")
     path = out / RESULTS
+    if quick:
+        study = replace(study, data=study.data[:1])
     with _workers(jobs, scheduler, progress) as work:
         first = list(_validation_jobs(study, quick))
         _do(first, path, work, progress, say, "choose settings")

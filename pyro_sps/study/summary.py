@@ -201,8 +201,8 @@ def _cells(row: Mapping[str, Any]) -> dict[str, str]:
         cells["permutations"] = f"10^{power:.0f}" if power >= 6 else f"{round(10**power):,}"
     if "single_lpp" in row:
         cells["single"] = f"{row['single_lpp']:.3f}"
-    if "c" in row:
-        cells["c"] = f"{row['c']:.2f}"
+    # One, or one a layer.
+    cells["c"] = " / ".join(f"{value:.2f}" for name, value in row.items() if name == "c" or name.startswith("c "))
     return cells | {"chosen": row.get("chosen", "")}
 
 
