@@ -350,6 +350,34 @@ def test_learned_constants_are_shown(facts, cell):
     assert (cell in page) if cell else ("| c |" not in page)
 
 
+def test_shares_of_fixed_weights_are_lines_of_a_figure(tmp_path):
+    shares, whats = (0.05, 0.5, 0.95), ("zero", "c learned")
+    runs = tuple(
+        Run(f"{scheme} {share:.0%}, {what}", options={"scheme": scheme, "scheme_options": {"fraction": share}})
+        for scheme in ("wedge", "random")
+        for what in whats
+        for share in shares
+    )
+    study = Study("shares", "", ("toy",), (Run("none"), *runs), "none")
+    base = rows_of([0.1, 0.2])[0]
+    rows = [base]
+    for place, run in enumerate(runs):
+        moved = [{**one, "lpp": one["lpp"] + 0.1 * place + 0.01 * k} for k, one in enumerate(base["scores"])]
+        rows.append({**base, "run": run.name, "scores": moved})
+    files = summary.write(study, rows, tmp_path)
+    assert tmp_path / "shares-fractions.png" in files
+    axes = summary.fractions(study, summary.summarise(study, rows)).axes
+    assert len(axes) == 2
+    for panel, ax in enumerate(axes):
+        lines = [container.lines[0] for container in ax.containers]
+        assert [container.get_label() for container in ax.containers] == list(whats)
+        for own, line in enumerate(lines):
+            expected = [0.1 * (6 * panel + 3 * own + k) + 0.005 for k in range(3)]
+            np.testing.assert_allclose(line.get_ydata(), expected)
+            np.testing.assert_allclose(line.get_xdata(), [5, 50, 95], atol=2)
+    assert not any("fractions" in file.name for file in summary.write(TINY, rows_of([0.1, 0.2]), tmp_path))
+
+
 def test_one_huge_difference_does_not_hide_the_others():
     runs = tuple(Run(name) for name in ("none", "a", "b", "c", "d"))
     results = [

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .harness import Study
+from .harness import Run, Study
 from .records import markdown, write_csv
 
 if TYPE_CHECKING:
@@ -119,6 +119,9 @@ def write(study: Study, rows: Sequence[Mapping[str, Any]], out: Path) -> list[Pa
     if any("error" not in row for row in table):
         files.append(out / f"{study.name}.png")
         differences(study, table).savefig(files[-1], dpi=110)
+    if any(_fraction(run) for run in study.runs) and len(files) > 2:
+        files.append(out / f"{study.name}-fractions.png")
+        fractions(study, table).savefig(files[-1], dpi=110)
     bands = [row for row in rows if "bands" in row]
     if bands:
         files.append(out / f"{study.name}-bands.png")
@@ -314,6 +317,74 @@ def differences(study: Study, table: Sequence[Mapping[str, Any]]) -> Figure:
     if any(ax.texts for ax in axes):
         legend += "\nArrows: far beyond the edge."
     drawn.supxlabel(legend, fontsize="small")
+    return drawn
+
+
+def _fraction(run: Run) -> tuple[str, float, str] | None:
+    """Of a run that fixes a given share of the weights: where, how much and at what."""
+    options = run.options or {}
+    share = options.get("scheme_options", {}).get("fraction")
+    return None if share is None else (options["scheme"], share, run.name.partition(", ")[2])
+
+
+_LINES = (("o", "black", "-"), ("s", "0.45", "--"), ("^", "tab:blue", "-."), ("D", "tab:orange", ":"))
+
+
+def fractions(study: Study, table: Sequence[Mapping[str, Any]]) -> Figure:
+    """Paired differences of LPP to the reference against the share of fixed weights, with their 95 % intervals.
+
+    A panel a data set and kind of places, a line for what weights are fixed at. Panels end at as much below zero as
+    twice their highest point above it: beyond that a line is only seen to leave.
+    """
+    from matplotlib.figure import Figure
+
+    of = {(row["data"], row["run"]): row for row in table if "lpp_difference" in row}
+    settings = {run.name: setting for run in study.runs if (setting := _fraction(run))}
+    shown = [data for data in study.data if any((data, name) in of for name in settings)]
+    places = list(dict.fromkeys(place for place, _, _ in settings.values()))
+    whats = list(dict.fromkeys(what for _, _, what in settings.values()))
+    drawn = Figure(figsize=(1.2 + 2.5 * len(shown), 0.7 + 2.3 * len(places)), layout="constrained")
+    axes = drawn.subplots(len(places), len(shown), squeeze=False, sharex=True, sharey="col")
+    for column, data in enumerate(shown):
+        tops = []
+        for ax, place in zip(axes[:, column], places, strict=True):
+            for what, (marker, color, style) in zip(whats, _LINES, strict=False):
+                points = [
+                    (100 * share, of[data, name]["lpp_difference"], np.nan_to_num(of[data, name]["lpp_half"]))
+                    for name, (where, share, own) in settings.items()
+                    if (where, own) == (place, what) and (data, name) in of
+                ]
+                if not points:
+                    continue
+                x, y, half = (np.array(values) for values in zip(*points, strict=True))
+                tops += [*(y + half), 0.0]
+                shift = (whats.index(what) - 1.5) * 0.8  # so that intervals do not hide each other
+                ax.errorbar(
+                    x + shift,
+                    y,
+                    yerr=half,
+                    marker=marker,
+                    color=color,
+                    linestyle=style,
+                    label=what,
+                    markersize=4,
+                    capsize=2,
+                    linewidth=1.1,
+                    elinewidth=0.8,
+                )
+            ax.axhline(0.0, color="0.6", linewidth=0.8)
+            ax.tick_params(labelsize="small", labelleft=True)
+            ax.set_xlim(0.0, 100.0)
+        top = 1.05 * max(tops) or 1.0
+        axes[0, column].set_ylim(-2 * top, top)
+        axes[0, column].set_title(data, fontsize="medium")
+        axes[-1, column].set_xlabel("fixed weights (%)", fontsize="small")
+    for ax, place in zip(axes[:, 0], places, strict=True):
+        name = {"wedge": "structured"}.get(place, place)
+        ax.set_ylabel(f"{name} places:\nLPP − LPP of “{study.reference}” (nats)", fontsize="small")
+    drawn.legend(
+        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small", title="fixed at"
+    )
     return drawn
 
 
