@@ -376,6 +376,7 @@ def test_shares_of_fixed_weights_are_lines_of_a_figure(tmp_path):
             np.testing.assert_allclose(line.get_ydata(), expected)
             np.testing.assert_allclose(line.get_xdata(), [5, 50, 95], atol=2)
     assert not any("fractions" in file.name for file in summary.write(TINY, rows_of([0.1, 0.2]), tmp_path))
+    assert [name for name, study in table.STUDIES.items() if summary._shares(study)] == ["sweep"]
 
 
 def test_one_huge_difference_does_not_hide_the_others():

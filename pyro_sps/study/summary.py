@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .harness import Run, Study
+from .harness import Study
 from .records import markdown, write_csv
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def write(study: Study, rows: Sequence[Mapping[str, Any]], out: Path) -> list[Pa
     if any("error" not in row for row in table):
         files.append(out / f"{study.name}.png")
         differences(study, table).savefig(files[-1], dpi=110)
-    if any(_fraction(run) for run in study.runs) and len(files) > 2:
+    if len(files) > 2 and _shares(study):
         files.append(out / f"{study.name}-fractions.png")
         fractions(study, table).savefig(files[-1], dpi=110)
     bands = [row for row in rows if "bands" in row]
@@ -320,11 +320,16 @@ def differences(study: Study, table: Sequence[Mapping[str, Any]]) -> Figure:
     return drawn
 
 
-def _fraction(run: Run) -> tuple[str, float, str] | None:
-    """Of a run that fixes a given share of the weights: where, how much and at what."""
-    options = run.options or {}
-    share = options.get("scheme_options", {}).get("fraction")
-    return None if share is None else (options["scheme"], share, run.name.partition(", ")[2])
+def _shares(study: Study) -> dict[str, tuple[str, float, str]]:
+    """Of the runs of a study that fixes several shares of the weights: where, how much and at what."""
+    found = {}
+    for run in study.runs:
+        options = run.options or {}
+        share = options.get("scheme_options", {}).get("fraction")
+        if share is not None:
+            found[run.name] = (options["scheme"], share, run.name.partition(", ")[2])
+    several = len({share for _, share, _ in found.values()}) > 2
+    return found if several and len(set(found.values())) == len(found) else {}
 
 
 _LINES = (("o", "black", "-"), ("s", "0.45", "--"), ("^", "tab:blue", "-."), ("D", "tab:orange", ":"))
@@ -333,20 +338,20 @@ _LINES = (("o", "black", "-"), ("s", "0.45", "--"), ("^", "tab:blue", "-."), ("D
 def fractions(study: Study, table: Sequence[Mapping[str, Any]]) -> Figure:
     """Paired differences of LPP to the reference against the share of fixed weights, with their 95 % intervals.
 
-    A panel a data set and kind of places, a line for what weights are fixed at. Panels end at as much below zero as
-    twice their highest point above it: beyond that a line is only seen to leave.
+    A panel a data set and kind of places, a line for what weights are fixed at. Panels show what is best; of what is
+    far worse, or of a wide interval, it is only seen that it leaves.
     """
     from matplotlib.figure import Figure
 
     of = {(row["data"], row["run"]): row for row in table if "lpp_difference" in row}
-    settings = {run.name: setting for run in study.runs if (setting := _fraction(run))}
+    settings = _shares(study)
     shown = [data for data in study.data if any((data, name) in of for name in settings)]
     places = list(dict.fromkeys(place for place, _, _ in settings.values()))
     whats = list(dict.fromkeys(what for _, _, what in settings.values()))
     drawn = Figure(figsize=(1.2 + 2.5 * len(shown), 0.7 + 2.3 * len(places)), layout="constrained")
     axes = drawn.subplots(len(places), len(shown), squeeze=False, sharex=True, sharey="col")
     for column, data in enumerate(shown):
-        tops = []
+        highest, halves = 0.0, [0.0]
         for ax, place in zip(axes[:, column], places, strict=True):
             for what, (marker, color, style) in zip(whats, _LINES, strict=False):
                 points = [
@@ -357,7 +362,7 @@ def fractions(study: Study, table: Sequence[Mapping[str, Any]]) -> Figure:
                 if not points:
                     continue
                 x, y, half = (np.array(values) for values in zip(*points, strict=True))
-                tops += [*(y + half), 0.0]
+                highest, halves = max(highest, *y), [*halves, *half]
                 shift = (whats.index(what) - 1.5) * 0.8  # so that intervals do not hide each other
                 ax.errorbar(
                     x + shift,
@@ -375,7 +380,9 @@ def fractions(study: Study, table: Sequence[Mapping[str, Any]]) -> Figure:
             ax.axhline(0.0, color="0.6", linewidth=0.8)
             ax.tick_params(labelsize="small", labelleft=True)
             ax.set_xlim(0.0, 100.0)
-        top = 1.05 * max(tops) or 1.0
+            if not ax.containers:
+                ax.text(50.0, 0.0, "not run", ha="center", va="bottom", color="0.4", fontsize="small")
+        top = highest + np.median(halves) or 1.0
         axes[0, column].set_ylim(-2 * top, top)
         axes[0, column].set_title(data, fontsize="medium")
         axes[-1, column].set_xlabel("fixed weights (%)", fontsize="small")
