@@ -281,3 +281,9 @@ def require_positive(name: str, value: float) -> None:
     """Raise `ValueError` unless an argument is a positive finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
         raise ValueError(f"{name} must be a positive finite number, got {value!r}")
+
+
+def require_learned(learn: bool, per_layer: bool) -> None:
+    """Raise `ValueError` if scales of layers are asked for that are not learned."""
+    if per_layer and not learn:
+        raise ValueError("per_layer=True needs learn=True: what is given is given for all layers")

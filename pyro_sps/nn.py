@@ -410,7 +410,7 @@ class BNN(PyroModule):
         )
         if self.learns_scale:
             shape = (len(self.scaled),) if fixed.per_layer else ()
-            scale = torch.full(shape, fixed.scale, dtype=like.dtype)
+            scale = torch.tensor(fixed.scale, dtype=like.dtype).expand(shape).clone()
             self.fixed_scale = PyroParam(scale, constraint=constraints.positive)
         self.to(device=device, dtype=like.dtype)
         self.check_scales()

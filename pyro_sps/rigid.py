@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from .data import require_positive
+from .data import require_learned, require_positive
 from .process import silenced
 from .schemes import Heavy, Light, Scheme, SymmetryWarning, Unmasked, make_masks
 from .symmetry import certify
 from .topology import Masks, Topology, mlp
-from .values import MAP, Constant, FixedValues, RandomConstant, Zero, make_values, require_learned
+from .values import MAP, Constant, FixedValues, RandomConstant, Zero, make_values
 
 # A place where a unit of a group can have a fixed weight: (tensor, the group's axis in it, unit on the other axis).
 Place = tuple[int, int, int]

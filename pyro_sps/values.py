@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from .data import require_positive
+from .data import require_learned, require_positive
 from .topology import Topology
 
 
@@ -282,12 +282,6 @@ def make_values(
         raise TypeError(f"values must give FixedValues or a dict of tensors, got {type(result).__name__}")
     checked = Given(result.pattern)(topology, masks)
     return replace(result, pattern=checked.pattern)
-
-
-def require_learned(learn: bool, per_layer: bool) -> None:
-    """Raise `ValueError` if scales of layers are asked for that are not learned."""
-    if per_layer and not learn:
-        raise ValueError("per_layer=True needs learn=True: what is given is given for all layers")
 
 
 def _draw(
