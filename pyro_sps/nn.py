@@ -463,7 +463,7 @@ class BNN(PyroModule):
 
     @property
     def scaled(self) -> list[str]:
-        """Names of the weight tensors that have fixed entries, in order: those that `per_layer` scales belong to."""
+        """Names of the weight tensors that have fixed entries, in the order of the scales of `per_layer`."""
         return [weight.name for weight in self.weights if weight.num_free < weight.mask.numel()]
 
     def _with_scales(self) -> list[tuple[PartialWeight, Tensor | None]]:
