@@ -232,7 +232,7 @@ _VARIANTS: dict[str, Options] = {
     **{f"prior {scale:g}/√fan-in": {**_fixed_at_map(), **_by_fan_in(scale)} for scale in (1.0, 4.0)},
 }
 
-#: The default with other settings of its optimisation or another family; other particles in about the same time.
+#: The default with other settings of its optimisation (sixteen particles take twice the time) or another family.
 _SETTINGS: dict[str, Options] = {
     **{f"initial scale {scale:g}": {"init_scale": scale} for scale in (0.01, 0.2)},
     "1 particle, 10,000 steps": {"num_particles": 1, "num_steps": 10_000},
