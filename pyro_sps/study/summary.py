@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Mapping, Sequence
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -343,46 +343,44 @@ def fractions(study: Study, table: Sequence[Mapping[str, Any]]) -> Figure:
     """
     from matplotlib.figure import Figure
 
-    of = {(row["data"], row["run"]): row for row in table if "lpp_difference" in row}
     settings = _shares(study)
-    shown = [data for data in study.data if any((data, name) in of for name in settings)]
+    lines: dict[tuple[str, str, str], list[tuple[float, float, float]]] = {}  # by data set, places and values
+    for row in table:
+        if row["run"] in settings and "lpp_difference" in row:
+            place, share, what = settings[row["run"]]
+            point = (100 * share, row["lpp_difference"], float(np.nan_to_num(row["lpp_half"])))
+            lines.setdefault((row["data"], place, what), []).append(point)
+    shown = list(dict.fromkeys(data for data, _, _ in lines))
     places = list(dict.fromkeys(place for place, _, _ in settings.values()))
     whats = list(dict.fromkeys(what for _, _, what in settings.values()))
     drawn = Figure(figsize=(1.2 + 2.5 * len(shown), 0.7 + 2.3 * len(places)), layout="constrained")
     axes = drawn.subplots(len(places), len(shown), squeeze=False, sharex=True, sharey="col")
+    for ax, (place, data) in zip(axes.flat, product(places, shown), strict=True):
+        for index, (what, (marker, color, style)) in enumerate(zip(whats, _LINES, strict=False)):
+            if (data, place, what) not in lines:
+                continue
+            x, y, half = np.array(lines[data, place, what]).T
+            ax.errorbar(
+                x + (index - 1.5) * 0.8,  # so that intervals do not hide each other
+                y,
+                yerr=half,
+                marker=marker,
+                color=color,
+                linestyle=style,
+                label=what,
+                markersize=4,
+                capsize=2,
+                linewidth=1.1,
+                elinewidth=0.8,
+            )
+        if not ax.containers:
+            ax.text(50.0, 0.0, "not run", ha="center", va="bottom", color="0.4", fontsize="small")
+        ax.axhline(0.0, color="0.6", linewidth=0.8)
+        ax.tick_params(labelsize="small", labelleft=True)
+        ax.set_xlim(0.0, 100.0)
     for column, data in enumerate(shown):
-        highest, halves = 0.0, [0.0]
-        for ax, place in zip(axes[:, column], places, strict=True):
-            for what, (marker, color, style) in zip(whats, _LINES, strict=False):
-                points = [
-                    (100 * share, of[data, name]["lpp_difference"], np.nan_to_num(of[data, name]["lpp_half"]))
-                    for name, (where, share, own) in settings.items()
-                    if (where, own) == (place, what) and (data, name) in of
-                ]
-                if not points:
-                    continue
-                x, y, half = (np.array(values) for values in zip(*points, strict=True))
-                highest, halves = max(highest, *y), [*halves, *half]
-                shift = (whats.index(what) - 1.5) * 0.8  # so that intervals do not hide each other
-                ax.errorbar(
-                    x + shift,
-                    y,
-                    yerr=half,
-                    marker=marker,
-                    color=color,
-                    linestyle=style,
-                    label=what,
-                    markersize=4,
-                    capsize=2,
-                    linewidth=1.1,
-                    elinewidth=0.8,
-                )
-            ax.axhline(0.0, color="0.6", linewidth=0.8)
-            ax.tick_params(labelsize="small", labelleft=True)
-            ax.set_xlim(0.0, 100.0)
-            if not ax.containers:
-                ax.text(50.0, 0.0, "not run", ha="center", va="bottom", color="0.4", fontsize="small")
-        top = highest + np.median(halves) or 1.0
+        _, y, half = np.concatenate([points for (own, _, _), points in lines.items() if own == data]).T
+        top = max(0.0, y.max()) + np.median(half) or 1.0
         axes[0, column].set_ylim(-2 * top, top)
         axes[0, column].set_title(data, fontsize="medium")
         axes[-1, column].set_xlabel("fixed weights (%)", fontsize="small")

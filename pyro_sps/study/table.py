@@ -49,6 +49,19 @@ def _partial(name: str, *parts: Options) -> Run:
     return Run(name, "partial", options)
 
 
+def _at_values(name: str, normal: bool = False) -> tuple[Run, ...]:
+    """A scheme, or as many weights at random places, fixed at zero, ±c, draws of a normal if asked, and MAP values."""
+    scheme = {"light": LIGHT, "heavy": HEAVY, "random as light": RANDOM_LIGHT, "random as heavy": RANDOM_HEAVY}[name]
+    start = C[name.removeprefix("random as ")]
+    values = {
+        "zero": ZERO,
+        "c learned": _learned("constant", start),
+        **({"normal learned": _learned("normal", start)} if normal else {}),
+        "MAP": MAP,
+    }
+    return tuple(_partial(f"{name}, {what}", scheme, own) for what, own in values.items())
+
+
 def _on_all(*runs: Run) -> tuple[Run, ...]:
     """Runs for all data sets: other than on `energy` the noise is learned, and steps are halved to save time."""
     return tuple(replace(run, elsewhere={"learn_noise": True, "num_steps": 5000}) for run in runs)
@@ -80,12 +93,10 @@ ENERGY = Study(
         _partial("none", NONE),
         _partial("none, noise 0.05", NONE, {"noise": 0.05}),
         _partial("heavy, zero, noise 0.05", HEAVY, ZERO, {"noise": 0.05}),
-        *(
-            _partial(f"{control}{name}, {what}", scheme, values)
-            for control, light, heavy in (("", LIGHT, HEAVY), ("random as ", RANDOM_LIGHT, RANDOM_HEAVY))
-            for name, scheme in (("light", light), ("heavy", heavy))
-            for what, values in (("zero", ZERO), ("c learned", _learned("constant", C[name])), ("MAP", MAP))
-        ),
+        *_at_values("light"),
+        *_at_values("heavy"),
+        *_at_values("random as light"),
+        *_at_values("random as heavy"),
     ),
     "none",
 )
@@ -96,26 +107,15 @@ MATTERS = Study(
     UCI,
     _on_all(
         _partial("none", NONE),
-        *(
-            _partial(f"{control}light, {what}", scheme, values)
-            for control, scheme in (("", LIGHT), ("random as ", RANDOM_LIGHT))
-            for what, values in (("zero", ZERO), ("c learned", _learned("constant", C["light"])), ("MAP", MAP))
-        ),
+        *_at_values("light"),
+        *_at_values("random as light"),
         _partial("rigid, zero", _scheme("rigid"), ZERO),
         _partial("rigid, c learned", RIGID, _learned("constant", C["rigid"])),
         _partial("rigid, c learned, from MAP", RIGID, _learned("constant", C["rigid"]), FROM_MAP),
         _partial("rigid strength 2, zero", _scheme("rigid", strength=2), ZERO),
         _partial("rigid strength 2, c learned", _scheme("rigid", strength=2), _learned("constant", C["rigid"])),
-        *(
-            _partial(f"{control}heavy, {what}", scheme, values)
-            for control, scheme in (("", HEAVY), ("random as ", RANDOM_HEAVY))
-            for what, values in (
-                ("zero", ZERO),
-                ("c learned", _learned("constant", C["heavy"])),
-                ("normal learned", _learned("normal", C["heavy"])),
-                ("MAP", MAP),
-            )
-        ),
+        *_at_values("heavy", normal=True),
+        *_at_values("random as heavy", normal=True),
         _partial("heavy, zero, from MAP", HEAVY, ZERO, FROM_MAP),
         _partial("heavy, c learned, from MAP", HEAVY, _learned("constant", C["heavy"]), FROM_MAP),
         _partial("none, from MAP", NONE, FROM_MAP),
