@@ -47,8 +47,9 @@ def numpyro_run(part, options):
     from numpyro.infer.initialization import init_to_value
 
     import pyro_sps as sps
-    from pyro_sps.infer import _members, prepare
-    from pyro_sps.maximum import initial_params
+    from pyro_sps.inference.maximum import initial_params
+    from pyro_sps.inference.members import _members
+    from pyro_sps.inference.variational import prepare
 
     x, y, x_test, y_test = (np.asarray(one) for one in part)
     bnn = sps.BNN(sps.mlp(WIDTHS), sps.Heavy(), sps.Constant(1.0, learn=True), sps.Gaussian(NOISE), prior_scale=1.0)

@@ -49,11 +49,12 @@ def network(job):
 
 def ours(job, compile, replicas=1, particles=PARTICLES):
     """What `fit` runs: the same calls, with its step built once and timed block by block."""
-    from pyro_sps.elbo import prepare
-    from pyro_sps.guides import AutoSPSNormal
-    from pyro_sps.infer import _members, _vi_objective
-    from pyro_sps.loop import Run, decaying_rates, replicas_at_once
-    from pyro_sps.maximum import initial_params
+    from pyro_sps.inference.loop import Run, decaying_rates, replicas_at_once
+    from pyro_sps.inference.maximum import initial_params
+    from pyro_sps.inference.members import _members
+    from pyro_sps.inference.variational import _vi_objective
+    from pyro_sps.model.density import prepare
+    from pyro_sps.model.guides import AutoSPSNormal
 
     x, y = data(job)
     batch = job.get("batch", len(x))

@@ -5,41 +5,58 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from . import moved
+from .base.lazy import exports
 from .version import __version__
 
 # Names are imported when they are used, so that `import pyro_sps` costs nothing beyond pyro and torch.
-_EXPORTS = {
-    "topology": ["Topology", "UnitGroup", "UnsupportedLayerError", "WeightTensor", "mlp"],
-    "schemes": ["Heavy", "Light", "Random", "SymmetryWarning", "Unmasked", "fixed_count"],
-    "values": ["MAP", "Constant", "FixedValues", "Given", "RandomConstant", "Zero"],
-    "symmetry": ["SymmetryReport", "certify"],
-    "rigid": ["InputOffsets", "Ladder", "Rigid"],
-    "nn": ["BNN", "FixWeights", "PartialWeight"],
-    "likelihoods": ["Bernoulli", "Categorical", "Gaussian", "HeteroscedasticGaussian", "Poisson"],
-    "guides": ["AutoSPSNormal"],
-    "elbo": ["MeanFieldELBO"],
-    "infer": ["Fit", "Fits", "NonFiniteLossError", "fit", "map_estimate", "resume"],
-    "predict": ["Prediction"],
-    "diagnostics.convert": ["from_mcmc", "to_arviz"],
-    "diagnostics.diagnose": ["Diagnosis", "diagnose"],
-    "nuts": ["NutsSamples", "sample_nuts"],
-    "files": ["LoadError"],
-    "io": ["load"],
+_get, _names = exports(
+    __name__,
+    {
+        "base.files": ["LoadError"],
+        "network.topology": ["Topology", "UnitGroup", "UnsupportedLayerError", "WeightTensor"],
+        "network.build": ["mlp"],
+        "masks.schemes": ["Heavy", "Light", "Random", "SymmetryWarning", "Unmasked", "fixed_count"],
+        "masks.rigid": ["InputOffsets", "Rigid"],
+        "masks.values": ["MAP", "Constant", "FixedValues", "Given", "Ladder", "RandomConstant", "Zero"],
+        "symmetry.certificate": ["certify"],
+        "symmetry.report": ["SymmetryReport"],
+        "model.bnn": ["BNN"],
+        "model.partial": ["FixWeights", "PartialWeight"],
+        "model.likelihoods": ["Bernoulli", "Categorical", "Gaussian", "HeteroscedasticGaussian", "Poisson"],
+        "model.guides": ["AutoSPSNormal"],
+        "posterior.fit": ["Fit", "Fits", "NonFiniteLossError"],
+        "posterior.samples": ["NutsSamples"],
+        "posterior.predict": ["Prediction"],
+        "posterior.save": ["load"],
+        "inference.elbo": ["MeanFieldELBO"],
+        "inference.variational": ["fit", "map_estimate"],
+        "inference.resume": ["resume"],
+        "inference.nuts": ["sample_nuts"],
+        "diagnostics.convert": ["from_mcmc", "to_arviz"],
+        "diagnostics.diagnose": ["Diagnosis", "diagnose"],
+    },
+)
+# Rooms that users know by these names.
+_MODULES = {
+    "datasets": "data.datasets",
+    "likelihoods": "model.likelihoods",
+    "plots": "plots",
+    "schemes": "masks.schemes",
+    "tables": "data.tables",
+    "topology": "network",
+    "values": "masks.values",
 }
-_MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
-_MODULES = ["datasets", "likelihoods", "plots", "schemes", "tables", "topology", "values"]
 
-__all__ = ["__version__", *_MODULE_OF]
+__all__ = ["__version__", *_names]
+
+moved.install()
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULE_OF:
-        value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
-        globals()[name] = value
-        return value
     if name in _MODULES:
-        return importlib.import_module(f".{name}", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return importlib.import_module(f".{_MODULES[name]}", __name__)
+    return _get(name)
 
 
 def __dir__() -> list[str]:

@@ -30,7 +30,7 @@ def shown():
 def public():
     """The classes and functions that the package exports or its public modules define, by full name."""
     found = {f"pyro_sps.{name}": getattr(pyro_sps, name) for name in pyro_sps.__all__}
-    for module in (importlib.import_module(f"pyro_sps.{name}") for name in pyro_sps._MODULES):
+    for module in (importlib.import_module(f"pyro_sps.{place}") for place in pyro_sps._MODULES.values()):
         for name, value in vars(module).items():
             if not name.startswith("_") and getattr(value, "__module__", "").startswith(module.__name__):
                 found[f"{module.__name__}.{name}"] = value

@@ -23,9 +23,9 @@ from safetensors.torch import load as read_safetensors
 from safetensors.torch import save as write_safetensors
 
 import pyro_sps as sps
-from pyro_sps import tables
 from pyro_sps.cli import main
-from pyro_sps.tables import DataError, read_table
+from pyro_sps.data import csv_files, excel, tables
+from pyro_sps.data.tables import DataError, read_table
 
 WIDTHS = [2, 3, 1]
 
@@ -413,6 +413,7 @@ def test_many_columns_take_no_square_of_time(tmp_path, monkeypatch):
     assert read_table(path, features=names).x.shape == (1, 50_000)
     assert time.perf_counter() - started < 5
     monkeypatch.setattr(tables, "MAX_COLUMNS", 10)
+    monkeypatch.setattr(excel, "MAX_COLUMNS", 10)
     with pytest.raises(DataError, match="more than 10 columns"):
         read_table(path)
 
@@ -456,15 +457,15 @@ BOMBS = {
 
 @pytest.mark.parametrize("kind", BOMBS)
 def test_workbooks_that_would_take_memory_are_refused(tmp_path, monkeypatch, kind):
-    monkeypatch.setattr(tables, "MAX_ELEMENTS", 2000)
-    monkeypatch.setattr(tables, "MAX_TAG", 100_000)
+    monkeypatch.setattr(excel, "MAX_ELEMENTS", 2000)
+    monkeypatch.setattr(excel, "MAX_TAG", 100_000)
     sheet, words = BOMBS[kind]
     with pytest.raises(DataError, match=words):
         read_table(workbook(tmp_path / "bomb.xlsx", sheet))
 
 
 def test_a_workbook_of_many_rows_holds_few_elements(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "MAX_ELEMENTS", 500)
+    monkeypatch.setattr(excel, "MAX_ELEMENTS", 500)
     book = openpyxl.Workbook()
     for row in [["a", "b"], *([index, 2 * index] for index in range(300))]:
         book.active.append(row)
@@ -511,7 +512,7 @@ def hostile_files(saved, folder):
     yield "sparse table", lambda: read_table(folder / "sparse.csv")
     (folder / "quote.csv").write_text('a,b\n1,"' + "x\n" * 20_000_000)
     yield "endless quotation", lambda: read_table(folder / "quote.csv")
-    (folder / "wide.csv").write_text("a,b\n" + "," * (tables.MAX_LINE - 2) + "\n")
+    (folder / "wide.csv").write_text("a,b\n" + "," * (csv_files.MAX_LINE - 2) + "\n")
     yield "wide line", lambda: read_table(folder / "wide.csv")
     cells = SHEET.format(f"<sheetData>{HEAD}<row>" + "<c/>" * 6_000_000 + "</row></sheetData>")
     yield "row of cells", lambda: read_table(workbook(folder / "cells.xlsx", cells))

@@ -5,14 +5,11 @@ Heavy imports are inside the functions, so that `--help` and wrong options are a
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
+from .demo import demo
 from .diagnose import diagnose
-from .files import claim
 from .fit import fit
-from .options import Command, printer, quiet_option, seed_option
 from .predict import predict
 from .study import study
 from .symmetry import masks, symmetry
@@ -22,22 +19,6 @@ from .symmetry import masks, symmetry
 @click.version_option(package_name="pyro-sps")
 def main() -> None:
     """Bayesian neural networks without redundant posterior modes, for Pyro."""
-
-
-@click.command(cls=Command, epilog="\b\nExample:\n  pyro-sps demo --out demo")
-@click.option("--out", type=click.Path(path_type=Path), default="demo", show_default=True, help="Folder.")
-@click.option("--steps", type=click.IntRange(1), help="Steps of each fit, where the default is too long.")
-@seed_option
-@quiet_option
-def demo(out: Path, steps: int | None, seed: int, quiet: bool) -> None:
-    """Fit the one-dimensional toy with several schemes; about two minutes on two cores.
-
-    Prints a table and draws the predictive bands of every scheme beside the data.
-    """
-    from ..demo import run
-
-    claim(out, force=True)
-    run(out, seed=seed, num_steps=steps, say=printer(quiet), progress=not quiet)
 
 
 for _command in (fit, predict, diagnose, masks, symmetry, study, demo):

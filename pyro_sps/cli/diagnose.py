@@ -16,8 +16,8 @@ from .predict import prediction_data
 if TYPE_CHECKING:
     import numpy as np
 
-    from ..infer import Fit
-    from ..tables import Dataset
+    from ..data.tables import Dataset
+    from ..posterior.fit import Fit
 
 _Arrays = tuple["np.ndarray", "np.ndarray"]
 
@@ -104,7 +104,7 @@ def _is_training_data(fit: Fit, x: np.ndarray, y: np.ndarray, standardized: Any,
 
     import torch
 
-    from ..data import Standardizer, as_tensor
+    from ..data.arrays import Standardizer, as_tensor
 
     like, own = fit.bnn.like, fit.standardizer
     found = Standardizer.of(as_tensor("x", x, like), as_tensor("y", y, like), fit.bnn.likelihood.real_valued)

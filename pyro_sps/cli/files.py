@@ -44,7 +44,7 @@ def _canonical(content: Any) -> str:
 
 def write_json(path: Path, content: Mapping[str, Any], checksum: bool = True) -> None:
     """Write a JSON file, with a checksum of its content that `read_model` verifies."""
-    from ..files import write_atomically
+    from ..base.files import write_atomically
 
     text = _canonical(content)
     if checksum:
@@ -58,9 +58,9 @@ def read_model(path: Path) -> dict[str, Any]:
     Raises:
         LoadError: If it is missing, damaged, of another version or does not belong to the fit beside it.
     """
-    from ..files import LoadError, read_checked
-    from ..io import checksum
-    from ..topology import ACTIVATIONS
+    from ..base.files import LoadError, read_checked
+    from ..network.build import ACTIVATIONS
+    from ..posterior.save import checksum
 
     missing = f"{path.parent} holds no fit of pyro-sps: there is no {path.name}"
     model = read_checked(path, "model", "sha256", _canonical, missing)
@@ -93,7 +93,7 @@ def too_large(widths: Sequence[int]) -> bool:
 
 def require_file(data: str) -> None:
     """Refuse DATA that is nothing we know, before anything tries to read it."""
-    from ..datasets import UCI
+    from ..data.datasets import UCI
 
     if not Path(data).exists():
         raise click.UsageError(f"DATA is neither a file nor one of the data sets {', '.join(UCI)}: {data}")

@@ -30,8 +30,8 @@ from .scores import scores_of, table_of
 if TYPE_CHECKING:
     import numpy as np
 
-    from ..infer import Fit
-    from ..tables import Dataset
+    from ..data.tables import Dataset
+    from ..posterior.fit import Fit
 
 LIKELIHOODS = ("gaussian", "heteroscedastic", "poisson", "bernoulli")
 #: With fewer rows there is nothing to hold out.
@@ -93,8 +93,8 @@ def fit(
 
     import pyro_sps as sps
 
-    from ..checkpoint import FILE
-    from ..io import checksum
+    from ..inference.checkpoint import FILE
+    from ..posterior.save import checksum
 
     bnn = settings.bnn(model["widths"], options["seed"])
     say(settings.describe(bnn))
@@ -208,8 +208,8 @@ class _Settings:
 
 def _training_data(data: str, targets: Sequence[str], features: Sequence[str], drop: Sequence[str]) -> Dataset:
     """A file, or a data set by name with its own targets unless others are asked for."""
-    from ..datasets import UCI, load_uci
-    from ..tables import read_table
+    from ..data.datasets import UCI, load_uci
+    from ..data.tables import read_table
 
     if data in UCI and not Path(data).exists():
         if targets or features or drop:
@@ -240,7 +240,7 @@ def _resumed(out: Path, bnn: Any, x: np.ndarray, y: np.ndarray, asked: Mapping[s
     """The rest of a fit that was asked for in the same words."""
     import pyro_sps as sps
 
-    from ..checkpoint import Checkpoint
+    from ..inference.checkpoint import Checkpoint
 
     before = Checkpoint.read(out).settings
     if other := [f"{n} {before.get(n)}, not {value}" for n, value in asked.items() if before.get(n) != value]:

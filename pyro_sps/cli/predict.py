@@ -16,8 +16,8 @@ from .scores import scores_of, table_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..predict import Prediction
-    from ..tables import Dataset
+    from ..data.tables import Dataset
+    from ..posterior.predict import Prediction
 
 
 @click.command(cls=Command, epilog="\b\nExample:\n  pyro-sps predict energy new_buildings.csv --out predictions.csv")
@@ -53,7 +53,7 @@ def predict(
 
     import pyro_sps as sps
 
-    from ..files import write_atomically
+    from ..base.files import write_atomically
 
     result = sps.load(directory, sps.mlp(model["widths"], model["activation"], device="meta"))
     dataset = prediction_data(data, model["features"], model["targets"], say)
@@ -75,8 +75,8 @@ def predict(
 
 def prediction_data(data: str, features: Sequence[str], targets: Sequence[str], say: Callable[[str], None]) -> Dataset:
     """The features the network was fitted to, and the targets if they are there and usable."""
-    from ..datasets import UCI, load_uci
-    from ..tables import DataError, column_names, read_table
+    from ..data.datasets import UCI, load_uci
+    from ..data.tables import DataError, column_names, read_table
 
     if data in UCI and not Path(data).exists():
         dataset = load_uci(data)

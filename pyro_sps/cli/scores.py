@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..text import columns_of
+from ..base.text import columns_of
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from ..predict import Prediction
+    from ..posterior.predict import Prediction
 
 
 def scores_of(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..text import columns_of
+from ..base.text import columns_of
 from .options import (
     Command,
     activation_option,
@@ -37,8 +37,9 @@ def masks(widths: list[int], scheme: str, fraction: float | None, plot: Path | N
     """Show which weights a scheme fixes in a network of these WIDTHS, inputs first."""
     import torch
 
-    from ..schemes import fixed_count, make_masks
-    from ..topology import Topology, mlp
+    from ..masks.schemes import fixed_count, make_masks
+    from ..network.build import mlp
+    from ..network.topology import Topology
 
     topology = Topology.of(mlp(widths, device="meta"))
     chosen = make_masks(make_scheme(scheme, fraction), topology, generator=torch.Generator().manual_seed(seed))
@@ -104,7 +105,7 @@ def symmetry(
     """Count exactly which symmetries masks leave in a network of these WIDTHS, inputs first."""
     say = printer(quiet)
     if table:
-        from ..rigid import scheme_table
+        from ..symmetry.table import scheme_table
 
         say(scheme_table(widths, activation=activation, seed=seed))
         return
@@ -115,11 +116,12 @@ def symmetry(
 
     import torch
 
-    from ..process import silenced
-    from ..schemes import make_masks
-    from ..symmetry import certify
-    from ..topology import Topology, mlp
-    from ..values import make_values
+    from ..base.process import silenced
+    from ..masks.schemes import make_masks
+    from ..masks.values import make_values
+    from ..network.build import mlp
+    from ..network.topology import Topology
+    from ..symmetry.certificate import certify
 
     topology = Topology.of(mlp(widths[0], activation, device="meta"))
     generator = torch.Generator().manual_seed(seed)

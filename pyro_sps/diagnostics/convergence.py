@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..infer import Fit
-from ..predict import Member, Prediction
+from ..posterior.fit import Fit
+from ..posterior.predict import Member, Prediction
 from .density import Draws
 from .generations import rank_rhat
 

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import Standardizer
-from ..files import plain_settings
-from ..infer import Fit
-from ..likelihoods import Gaussian
-from ..nn import BNN
-from ..nuts import NutsSamples
-from ..predict import Member, Prediction
+from ..base.files import plain_settings
+from ..data.arrays import Standardizer
+from ..model.bnn import BNN
+from ..model.likelihoods import Gaussian
+from ..posterior.fit import Fit
+from ..posterior.predict import Member, Prediction
+from ..posterior.samples import NutsSamples
 from ..version import __version__
 from .density import chain_seed, check_data, draw, log_joint, prior_draws, training_data
 from .generations import Variable, inference_data

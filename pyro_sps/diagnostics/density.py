@@ -12,12 +12,13 @@ from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from ..data import Standardizer, check_inputs, check_targets, make_generator
-from ..elbo import pyro_session
-from ..guides import AutoSPSNormal, site_distribution
-from ..infer import Fit
-from ..nn import BNN
-from ..predict import Member, Prediction
+from ..data.arrays import Standardizer, make_generator
+from ..model.bnn import BNN
+from ..model.checks import check_inputs, check_targets
+from ..model.density import pyro_session
+from ..model.guides import AutoSPSNormal, site_distribution
+from ..posterior.fit import Fit
+from ..posterior.predict import Member, Prediction
 
 
 @dataclass(frozen=True)
@@ -168,8 +169,8 @@ def check_data(bnn: BNN, x: Any, y: Any, prefix: str = "") -> tuple[Tensor, Tens
     Raises:
         ValueError: If they do not fit.
     """
-    inputs = check_inputs(f"{prefix}x", x, bnn.like, bnn.topology.groups[0].size)
-    return inputs, check_targets(f"{prefix}y", y, bnn.like, bnn.likelihood, bnn.num_outputs, len(inputs))
+    inputs = check_inputs(f"{prefix}x", x, bnn)
+    return inputs, check_targets(f"{prefix}y", y, bnn, len(inputs))
 
 
 def training_data(fits: Sequence[Fit], x: Any, y: Any) -> tuple[Tensor, Tensor]:

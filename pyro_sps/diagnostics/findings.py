@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..infer import Fit
+from ..posterior.fit import Fit
+from ..symmetry.report import SymmetryClass, SymmetryReport
 from .convergence import RELATIVE_CHANGE, RHAT, SPREAD, Convergence, Replicas
+from .diagnosis import Baseline
 from .importance import Importance
 from .predictive import Calibration, PredictiveCheck
-
-if TYPE_CHECKING:
-    from ..report import SymmetryClass, SymmetryReport
-    from .diagnose import Baseline
 
 
 def warnings_of(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..predict import Member, Prediction
+from ..posterior.predict import Member, Prediction
 from .density import Draws
 from .generations import pareto_smoothed
 

@@ -13,13 +13,12 @@ import numpy as np
 
 from .. import plots
 from ..version import __version__
+from .diagnosis import Diagnosis
 from .importance import Importance
 from .summary import summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from .diagnose import Diagnosis
 
 # Targets beyond these get no figure of their own.
 _MOST_TARGETS = 6

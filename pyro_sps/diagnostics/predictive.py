@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..predict import Prediction, quantiles
+from ..posterior.predict import Prediction, quantiles
 
 LEVELS = (0.5, 0.8, 0.9, 0.95, 0.99)
 

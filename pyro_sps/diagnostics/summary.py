@@ -5,20 +5,16 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..infer import Fit
-from ..text import columns_of
+from ..base.text import columns_of
+from ..posterior.fit import Fit
+from ..symmetry.report import SymmetryReport
 from .convergence import Replicas
+from .diagnosis import Baseline, Diagnosis
 from .findings import class_name
 from .predictive import PredictiveCheck
-
-if TYPE_CHECKING:
-    from ..report import SymmetryReport
-    from .diagnose import Baseline, Diagnosis
-
 
 _VERDICTS = {True: "converged", False: "still moving", None: "within noise"}
 

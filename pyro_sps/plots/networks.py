@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ..topology import Topology
-from ..values import FixedValues
+from ..masks.values import FixedValues
+from ..network.topology import Topology
+from ..symmetry.report import SymmetryReport
 from .axes import new_axes, shades, to_numpy, value_colours
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from ..report import SymmetryReport
 
 
 def plot_masks(

@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from ..data import make_generator
-from ..nuts import NutsSamples
-from ..topology import Topology
+from ..data.arrays import make_generator
+from ..network.topology import Topology
+from ..posterior.fit import Fit
+from ..posterior.samples import NutsSamples
 from .axes import new_axes, shades, to_numpy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from ..infer import Fit
 
 # A fit, fits, NUTS samples, or a topology and draws of all weight tensors, (draws,) or (chains, draws) + their shapes.
 Source = Any

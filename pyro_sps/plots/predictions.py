@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..predict import Prediction
+from ..posterior.fit import Fit, Fits
+from ..posterior.predict import Prediction
 from .axes import new_axes, to_numpy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from ..infer import Fit, Fits
 
 
 def plot_bands(

@@ -21,14 +21,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data import make_generator, minibatches, require_positive
-from ..likelihoods import Gaussian
-from ..loop import decaying_rates
-from ..nn import BNN
-from ..nuts import sample_nuts
-from ..schemes import Unmasked
-from ..topology import mlp
-from ..values import Zero
+from ..base.checks import require_positive
+from ..data.arrays import make_generator, minibatches
+from ..inference.loop import decaying_rates
+from ..inference.nuts import sample_nuts
+from ..masks.schemes import Unmasked
+from ..masks.values import Zero
+from ..model.bnn import BNN
+from ..model.likelihoods import Gaussian
+from ..network.build import mlp
 from .problems import Problem
 from .scores import Mixture
 

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data import make_generator
-from ..nuts import Target, recorded
+from ..data.arrays import make_generator
+from ..model.density import Target, recorded
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def log_evidence(
 
     Example:
         >>> import torch, pyro_sps as sps
-        >>> from pyro_sps.nuts import Target
+        >>> from pyro_sps.model.density import Target
         >>> from pyro_sps.study.evidence import log_evidence
         >>> bnn = sps.BNN(torch.nn.Linear(1, 1), scheme=sps.Unmasked(), likelihood=sps.Gaussian(1.0))
         >>> target = Target.of(bnn, torch.ones(3, 1), torch.zeros(3, 1))

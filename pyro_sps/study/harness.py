@@ -18,6 +18,9 @@ from typing import Any
 import numpy as np
 
 from . import records
+from .methods import METHODS
+from .problems import load
+from .scores import score
 
 #: The file of results in a study's folder, a line of JSON a job.
 RESULTS = "results.jsonl"
@@ -114,10 +117,6 @@ def execute(job: Job, threads: int | None = None, progress: bool = False) -> dic
         A row: the job, its `key`, `seconds`, and `scores`, one dict a split.
     """
     import torch
-
-    from .methods import METHODS
-    from .problems import load
-    from .scores import score
 
     row: dict[str, Any] = {**asdict(job), "key": job.key}
     before, started = torch.get_num_threads(), time.perf_counter()

@@ -13,12 +13,13 @@ from pyro.infer.autoguide.initialization import init_to_value
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data import make_generator, minibatches
-from ..elbo import Problem, negative_log_joint, prepare, pyro_session
-from ..guides import AutoSPSNormal
-from ..infer import Fit, fit
-from ..loop import decaying_rates
-from ..nn import BNN
+from ..data.arrays import make_generator, minibatches
+from ..inference.loop import decaying_rates
+from ..inference.variational import fit
+from ..model.bnn import BNN
+from ..model.density import Problem, negative_log_joint, prepare, pyro_session
+from ..model.guides import AutoSPSNormal
+from ..posterior.fit import Fit
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data import make_generator
-from ..infer import Fit, fit
-from ..likelihoods import Gaussian
-from ..nn import BNN
-from ..rigid import InputOffsets, Ladder, Rigid
-from ..schemes import Heavy, Light, Random, Scheme, SymmetryWarning, Unmasked
-from ..topology import Topology, mlp
-from ..values import MAP, Constant, RandomConstant, Values, Zero
+from ..data.arrays import make_generator
+from ..inference.variational import fit
+from ..masks.rigid import InputOffsets, Rigid
+from ..masks.schemes import Heavy, Light, Random, Scheme, SymmetryWarning, Unmasked
+from ..masks.values import MAP, Constant, Ladder, RandomConstant, Values, Zero
+from ..model.bnn import BNN
+from ..model.likelihoods import Gaussian
+from ..network.build import mlp
+from ..network.topology import Topology
+from ..posterior.fit import Fit
 from . import baselines
 from .lowrank import LowRank, low_rank
 from .problems import Problem

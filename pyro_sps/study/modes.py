@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..nuts import Target, recorded
-from ..topology import Topology
+from ..model.density import Target, recorded
+from ..network.topology import Topology
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..datasets import UCI, load_uci, toy_gp
-from ..tables import Dataset
+from ..data.datasets import UCI, load_uci, toy_gp
+from ..data.tables import Dataset
 
 #: Share of the training part that is held out to choose settings.
 VALIDATION_FRACTION = 0.2
@@ -48,7 +48,7 @@ def load(name: str, seeds: range, part: str = "test", hidden: tuple[int, ...] = 
     """The splits of a data set with given seeds.
 
     Args:
-        name: `toy` (draws of `toy_gp`, not standardised), or one of `pyro_sps.datasets.UCI`.
+        name: `toy` (draws of `toy_gp`, not standardised), or one of `pyro_sps.data.datasets.UCI`.
         seeds: Of the splits: a fifth of the rows is held out.
         part: `test`: train on the training part, hold out the test part. `validation`: never touch the test part,
             and hold out a fifth of the training part instead.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..data import make_generator
+from ..data.arrays import make_generator
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..data.datasets import toy_gp
 from .harness import Study
+from .problems import GRID
 from .records import markdown, write_csv
 
 if TYPE_CHECKING:
@@ -396,9 +398,6 @@ def fractions(study: Study, table: Sequence[Mapping[str, Any]]) -> Figure:
 def band_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Mean and 95 % band of every run on the first draw of the toy."""
     from matplotlib.figure import Figure
-
-    from ..datasets import toy_gp
-    from .problems import GRID
 
     toy = toy_gp(seed=0)
     grid = toy.x_grid[::GRID, 0]

@@ -21,15 +21,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import make_generator
-from ..infer import fit
-from ..likelihoods import Gaussian
-from ..nn import BNN
-from ..nuts import NutsSamples, Target, sample_nuts
-from ..rigid import Ladder, Rigid
-from ..schemes import Heavy, Light, Scheme, SymmetryWarning, Unmasked
-from ..topology import mlp
-from ..values import Constant, Values, Zero
+from ..data.arrays import make_generator
+from ..inference.nuts import sample_nuts
+from ..inference.variational import fit
+from ..masks.rigid import Rigid
+from ..masks.schemes import Heavy, Light, Scheme, SymmetryWarning, Unmasked
+from ..masks.values import Constant, Ladder, Values, Zero
+from ..model.bnn import BNN
+from ..model.density import Target
+from ..model.likelihoods import Gaussian
+from ..network.build import mlp
+from ..plots import plot_twins
+from ..posterior.samples import NutsSamples
 from . import records
 from .evidence import log_evidence
 from .modes import effective_number, find_modes, log_order
@@ -374,8 +377,6 @@ def mixing_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
 def twins_figure(out: Path) -> Figure | None:
     """Two units of the 1-3-1 network in NUTS chains: with nothing fixed, and with rigid masks; None without draws."""
     from matplotlib.figure import Figure
-
-    from ..plots import plot_twins
 
     chosen = [one for one in EXPERIMENTS if one.name in TWINS and _draws_file(out, one).exists()]
     if not chosen:

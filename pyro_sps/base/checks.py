@@ -1,0 +1,41 @@
+"""Checks of single arguments, before any work: each error names the argument, what it was and what was expected."""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral
+from typing import Any
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is an integer or a float of Python's, but no Boolean."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def is_integer(value: Any, least: int = 1) -> bool:
+    """Whether a value is an integer of at least `least`, Python's or NumPy's, but no Boolean."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+
+
+def require_positive(name: str, value: Any) -> None:
+    """Raise `ValueError` unless an argument is a positive finite number."""
+    if not is_number(value) or not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a positive finite number, got {value!r}")
+
+
+def require_count(name: str, value: Any) -> None:
+    """Raise `ValueError` unless an argument is a positive integer."""
+    if not is_integer(value):
+        raise ValueError(f"{name} must be a positive integer, got {value!r}")
+
+
+def require_seed(value: Any) -> None:
+    """Raise `ValueError` unless a seed is a non-negative integer."""
+    if not is_integer(value, 0):
+        raise ValueError(f"seed must be a non-negative integer, got {value!r}")
+
+
+def require_learned(learn: bool, per_layer: bool) -> None:
+    """Raise `ValueError` if scales of layers are asked for that are not learned."""
+    if per_layer and not learn:
+        raise ValueError("per_layer=True needs learn=True: what is given is given for all layers")

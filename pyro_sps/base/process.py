@@ -1,0 +1,108 @@
+"""What belongs to the whole process: one thread at a time may change it."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+_LOCK = threading.RLock()
+
+
+def process_lock() -> AbstractContextManager[Any]:
+    """The lock of all that changes the state of the process and puts it back.
+
+    That is Pyro's handler stack, parameter store and validation flag, Python's warning filters, and the module calls
+    that torch.fx redirects while it traces. Two threads that change and restore one of these at once can leave it
+    changed for good. The lock may be taken again by the thread that holds it.
+
+    Example:
+        >>> from pyro_sps.base.process import process_lock
+        >>> with process_lock():
+        ...     pass
+    """
+    return _LOCK
+
+
+@contextmanager
+def silenced(category: type[Warning] = Warning) -> Iterator[None]:
+    """Ignore warnings of a category; meanwhile those of other threads are lost.
+
+    Args:
+        category: What to ignore.
+
+    Example:
+        >>> import warnings
+        >>> from pyro_sps.base.process import silenced
+        >>> with silenced(UserWarning):
+        ...     warnings.warn("not shown")
+    """
+    with process_lock(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", category)
+        yield
+
+
+def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn of something at the place where the user's code called the package.
+
+    Args:
+        message: What to say.
+        category: Kind of the warning.
+
+    Example:
+        >>> import warnings
+        >>> from pyro_sps.base.process import warn_user
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warn_user("look out", RuntimeWarning)
+        >>> str(caught[0].message), caught[0].category
+        ('look out', <class 'RuntimeWarning'>)
+    """
+    # Python 3.12 has skip_file_prefixes for this.
+    modules = (sys.modules.get(name) for name in ("pyro_sps", "pyro", "torch"))
+    inner = tuple(os.path.dirname(str(module.__file__)) + os.sep for module in modules if module is not None)
+    inner += (functools.__file__,)  # of properties that are computed once
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(inner):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
+
+
+@contextmanager
+def interrupts_deferred() -> Iterator[Callable[[], bool]]:
+    """Let the first Ctrl-C wait until it is asked for, so that it cannot hit half-way through a change of state.
+
+    A second one raises `KeyboardInterrupt` at once. In other threads than the main one, to which Python brings signals,
+    and where somebody handles them otherwise, nothing is changed.
+
+    Yields:
+        Whether there was one.
+
+    Example:
+        >>> from pyro_sps.base.process import interrupts_deferred
+        >>> with interrupts_deferred() as interrupted:
+        ...     print(interrupted())
+        False
+    """
+    asked = False
+
+    def note(*_: Any) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    main = threading.current_thread() is threading.main_thread()
+    ours = main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if ours:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: asked
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,0 +1,17 @@
+"""What does a user bring?
+
+- `arrays`: arrays checked and turned into tensors; standardisation; minibatches; seeds
+- `tables`: files of numbers with a header; `readers`, `excel` and `parquet` open them
+- `datasets`: toy data and the UCI regression data sets
+"""
+
+from ..base.lazy import exports
+
+__getattr__, __all__ = exports(
+    __name__,
+    {
+        "arrays": ["Standardizer", "as_tensor", "make_generator", "minibatches", "noise_stream"],
+        "tables": ["DataError", "Dataset", "Split", "column_names", "read_table"],
+        "datasets": ["UCI", "Toy", "load_uci", "toy_cubic", "toy_gp"],
+    },
+)

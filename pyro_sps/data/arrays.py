@@ -1,0 +1,256 @@
+"""Arrays from users, checked and turned into tensors; standardisation; minibatches; seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from ..base.checks import require_seed
+
+
+def make_generator(device: torch.device | str, *key: int) -> Generator:
+    """A random generator whose stream depends on every number of `key`.
+
+    Args:
+        device: Where the generator draws.
+        *key: Non-negative integers: the user's seed first, then what tells streams of one seed apart.
+
+    Raises:
+        ValueError: If the seed is not a non-negative integer.
+    """
+    for number in key:
+        require_seed(number)
+    # The length, since SeedSequence does not tell (1,) from (1, 0).
+    state = np.random.SeedSequence([len(key), *(int(number) for number in key)]).generate_state(1, np.uint64)[0]
+    return torch.Generator(device).manual_seed(int(state >> np.uint64(1)))
+
+
+def as_tensor(name: str, value: Any, like: Tensor, integer: bool = False) -> Tensor:
+    """An array as a finite tensor on the device and of the dtype of `like`.
+
+    Integers, Booleans (0 and 1) and floats of any size are taken, whatever their strides and flags, on any device.
+    Text, dates, complex, missing and masked values are not: what they should count as is for the user to say.
+    Columns of a DataFrame count by their position; their names are not looked at.
+
+    Args:
+        name: The argument's name, for errors.
+        value: A tensor, NumPy array, pandas object or nested list of numbers, of at least one dimension.
+        like: Sets device and dtype.
+        integer: Whether the values are labels, which become int64.
+
+    Raises:
+        TypeError: If the values are not numbers.
+        ValueError: If there are none, if rows differ in length, or if some are missing, not finite or leave the range
+            of the dtype.
+    """
+    if isinstance(value, Tensor):
+        tensor = value.detach()
+        if tensor.is_complex() or tensor.is_quantized or tensor.is_nested or tensor.layout != torch.strided:
+            raise TypeError(
+                f"{name} must be a dense tensor of real numbers, got dtype {tensor.dtype} and layout {tensor.layout}"
+            )
+        if tensor.is_meta:
+            raise ValueError(f"{name} is on the meta device, where tensors have no values")
+        if tensor.is_floating_point() and tensor.element_size() == 1:  # of which torch can do next to nothing
+            tensor = tensor.to(torch.float32)
+    else:
+        tensor = torch.from_numpy(_as_array(name, value))
+    if tensor.dim() == 0:
+        raise ValueError(f"{name} must have one row per observation, got a single number")
+    if tensor.numel() == 0:
+        raise ValueError(f"{name} is empty: its shape is {tuple(tensor.shape)}")
+    if tensor.is_floating_point() and not tensor.isfinite().all():
+        row = int((~tensor.isfinite()).reshape(len(tensor), -1).any(-1).nonzero()[0])
+        raise ValueError(f"{name} must be finite, got NaN or infinity in row {row}")
+    if integer:
+        if tensor.is_floating_point() and not (tensor == tensor.round()).all():
+            raise ValueError(f"{name} must hold integer labels, got fractions")
+        return tensor.to(device=like.device, dtype=torch.int64)
+    converted = tensor.to(device=like.device, dtype=like.dtype)
+    if not converted.isfinite().all():
+        raise ValueError(
+            f"{name} has values up to {tensor.abs().max():.3g}, out of the range of {like.dtype}; rescale it"
+        )
+    return converted
+
+
+def _as_array(name: str, value: Any) -> np.ndarray:
+    """Anything but a tensor as an array of a dtype that torch has."""
+    if np.ma.is_masked(value):
+        raise ValueError(f"{name} has masked values; fill them or drop their rows")
+    try:
+        array = np.asarray(value)
+    except Exception as error:  # nested lists of unequal lengths, of tensors with gradients, on other devices, ...
+        raise ValueError(f"{name} must be an array of numbers: {error}") from error
+    if array.dtype == object:
+        array = _from_objects(name, array)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{name} must hold real numbers, got dtype {array.dtype}")
+    if array.dtype.itemsize > 8 or (array.dtype.kind == "u" and array.dtype.itemsize > 1):
+        array = array.astype(np.float64)
+    return np.array(array, order="C", dtype=array.dtype.newbyteorder("="))
+
+
+def _from_objects(name: str, array: np.ndarray) -> np.ndarray:
+    """Objects as numbers; NumPy would also read text, and None as NaN."""
+    if array.ndim == 0:
+        raise TypeError(f"{name} must be an array of numbers, got {type(array.item()).__name__}")
+    for position, item in enumerate(array.flat):
+        row = position * len(array) // array.size
+        if item is None or type(item).__name__ in ("NAType", "NaTType"):
+            raise ValueError(f"{name} must be finite, got the missing value {item} in row {row}")
+        if isinstance(item, str | bytes | np.datetime64 | np.timedelta64) or not hasattr(item, "__float__"):
+            raise TypeError(f"{name} must hold real numbers, got {repr(item)[:80]} in row {row}")
+    try:
+        return array.astype(np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{name} must hold real numbers: {error}") from error
+
+
+def check_resolution(name: str, value: Any, tensor: Tensor) -> None:
+    """Refuse training data whose variation was lost when it became a tensor.
+
+    Args:
+        name: The argument's name, for errors.
+        value: What the user gave.
+        tensor: What `as_tensor` made of it.
+
+    Raises:
+        ValueError: If rounding to the dtype changed a column by more than 1 % of its standard deviation.
+    """
+    exact = as_tensor(name, value, torch.zeros((), dtype=torch.float64, device=tensor.device)).reshape(len(tensor), -1)
+    error = (exact - tensor.reshape(exact.shape).double()).square().mean(0).sqrt()
+    if (lost := error > 0.01 * exact.std(0, unbiased=False)).any():
+        column = int(lost.nonzero()[0])
+        low, high = exact[:, column].aminmax()
+        if low < high:  # a constant column has no variation
+            raise ValueError(
+                f"{name} column {column} goes from {low:.10g} to {high:.10g}, a variation that {tensor.dtype} cannot "
+                "resolve; subtract an offset, or use a network of dtype float64"
+            )
+
+
+def is_stacked(x: Any, count: int, features: int) -> bool:
+    """Whether inputs are (replicas, rows, ...): data of their own for each of `count` replicas."""
+    return np.ndim(x) >= 3 and len(x) == count and math.prod(np.shape(x)[2:]) == features
+
+
+@dataclass(frozen=True)
+class Standardizer:
+    """Shift and scale of inputs and targets, from training data.
+
+    Attributes:
+        x_mean: Mean of each feature.
+        x_scale: Standard deviation of each feature; 1 for a constant one.
+        y_mean: Mean of each target; 0 where targets are not standardised.
+        y_scale: Standard deviation of each target; 1 where targets are not standardised or constant.
+
+    Example:
+        >>> import torch
+        >>> from pyro_sps.data.arrays import Standardizer
+        >>> x, y = torch.tensor([[1.0], [3.0]]), torch.tensor([[10.0], [30.0]])
+        >>> Standardizer.of(x, y, targets=True).targets(y)
+        tensor([[-1.],
+                [ 1.]])
+    """
+
+    x_mean: Tensor
+    x_scale: Tensor
+    y_mean: Tensor
+    y_scale: Tensor
+
+    @staticmethod
+    def of(x: Tensor, y: Tensor, targets: bool) -> Standardizer:
+        """Statistics of training data, computed in double precision.
+
+        Args:
+            x: Inputs, shape (rows, ...).
+            y: Targets.
+            targets: Whether targets are standardised too (real-valued ones).
+        """
+        x_mean, x_scale = _moments(x)
+        y_mean, y_scale = _moments(y) if targets else (x.new_zeros(()), x.new_ones(()))
+        return Standardizer(x_mean, x_scale, y_mean, y_scale)
+
+    @staticmethod
+    def identity(like: Tensor) -> Standardizer:
+        """The one that changes nothing."""
+        zero, one = like.new_zeros(()), like.new_ones(())
+        return Standardizer(zero, one, zero, one)
+
+    def inputs(self, x: Tensor) -> Tensor:
+        """Inputs in the units of the network."""
+        return (x - self.x_mean) / self.x_scale
+
+    def targets(self, y: Tensor) -> Tensor:
+        """Targets in the units of the network; labels are left alone."""
+        return (y - self.y_mean) / self.y_scale if y.is_floating_point() else y
+
+    def to(self, like: Tensor) -> Standardizer:
+        """The same on the device and of the dtype of `like`."""
+        return Standardizer(*(getattr(self, name).to(like) for name in self.__dataclass_fields__))
+
+
+def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
+    double = values.double()
+    mean, scale = double.mean(0), double.std(0, unbiased=False)
+    # A column is constant where its spread is rounding only.
+    constant = scale <= 1e-12 * double.abs().amax(0).clamp(min=1e-300)
+    return mean.to(values.dtype), torch.where(constant, torch.ones_like(scale), scale).to(values.dtype)
+
+
+# Row numbers and normal draws of a stream that are made at once. Every block has a generator of its own, so that a
+# stream can start at any step; more in a block would only cost memory.
+INDEX_BLOCK = 1 << 16
+
+NOISE_BLOCK = 1 << 18
+
+
+def minibatches(seeds: Sequence[int], rows: int, batch_size: int, start: int = 0) -> Iterator[Tensor]:
+    """Endless row numbers of minibatches, shape (streams, batch_size).
+
+    Every epoch of a stream has an order of its own, of which the incomplete last batch is left out.
+
+    Args:
+        seeds: One for each stream, whose batches depend on no other.
+        rows: Number of rows of the data.
+        batch_size: Rows of a batch.
+        start: Number of batches to leave out.
+    """
+    in_epoch = rows // batch_size
+    epochs = max(1, INDEX_BLOCK // rows)
+    block, skip = divmod(start, epochs * in_epoch)
+    while True:
+        orders = []
+        for seed in seeds:
+            generator = make_generator("cpu", seed, 5, block)
+            drawn = [torch.randperm(rows, generator=generator)[: in_epoch * batch_size] for _ in range(epochs)]
+            orders.append(torch.cat(drawn).reshape(-1, batch_size))
+        yield from torch.stack(orders, dim=1)[skip:].unbind()
+        block, skip = block + 1, 0
+
+
+def noise_stream(seeds: Sequence[int], shape: tuple[int, ...], like: Tensor, start: int = 0) -> Iterator[Tensor]:
+    """Endless standard normal draws, (streams, *shape), each to be used before the next is asked for.
+
+    Args:
+        seeds: One for each stream, whose draws depend on no other.
+        shape: Shape of a draw.
+        like: A tensor whose device and dtype the draws follow.
+        start: Number of draws to leave out.
+    """
+    size = max(1, NOISE_BLOCK // max(1, torch.Size(shape).numel()))
+    # Written again and again: fresh memory for every block would cost as much as the numbers in it.
+    buffer = like.new_empty((len(seeds), size, *shape))
+    block, skip = divmod(start, size)
+    while True:
+        for own, seed in zip(buffer, seeds, strict=True):
+            own.normal_(generator=make_generator(like.device, seed, 4, block))
+        yield from buffer.transpose(0, 1)[skip:].unbind()
+        block, skip = block + 1, 0

@@ -1,0 +1,46 @@
+"""Rows of cells from Parquet files."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .rows import Reader, Row, foreign, guarded
+
+
+@contextlib.contextmanager
+def read_parquet(path: Path) -> Iterator[Reader]:
+    """Open a Parquet file."""
+    import pyarrow.parquet
+
+    with foreign(path, "a Parquet file"):
+        file = pyarrow.parquet.ParquetFile(path, memory_map=False)
+        header = list(file.schema_arrow.names)
+    with file:
+        yield Reader(header, guarded(path, "a Parquet file", _parquet_rows(file)))
+
+
+def _parquet_rows(file: Any) -> Iterator[Row]:
+    """Rows, of whose cells those that cannot be numbers are not unpacked: a list or a text can be of any size."""
+    types = dict(zip(file.schema_arrow.names, file.schema_arrow.types, strict=True))
+    numeric = [name for name, kind in types.items() if _is_numeric(kind)]
+    number = 0
+    for batch in file.iter_batches(batch_size=4096, columns=numeric):
+        cells = dict(zip(numeric, batch.columns, strict=True))
+        columns = (
+            cells[name].to_pylist() if name in cells else itertools.repeat(f"a value of type {kind}", batch.num_rows)
+            for name, kind in types.items()
+        )
+        for row in zip(*columns, strict=True):
+            number += 1
+            yield number, row
+
+
+def _is_numeric(kind: Any) -> bool:
+    from pyarrow import types
+
+    tests = (types.is_integer, types.is_floating, types.is_decimal, types.is_boolean, types.is_null)
+    return any(test(kind) for test in tests)

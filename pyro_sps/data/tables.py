@@ -1,0 +1,384 @@
+"""Reading a CSV, Excel or Parquet file into checked numeric arrays.
+
+Every reader yields rows of cells, one at a time, and one function turns them into numbers. So all formats have the
+same errors, each naming the file, the columns and the first offending rows, and memory is bounded by the numbers kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import math
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .csv_files import read_csv
+from .excel import read_xls, read_xlsx
+from .parquet import read_parquet
+from .rows import MAX_COLUMNS, DataError, Reader, short
+
+#: Largest table that is read: 800 MB of float64. Larger data belongs into the Python interface.
+MAX_CELLS = 100_000_000
+
+#: Most empty rows in a row; a workbook can claim a cell in row 10^9.
+MAX_BLANK = 1 << 21
+
+_MISSING = frozenset({"", "na", "n/a", "#n/a", "nan", "null", "none", "?", "-"})
+
+_SHOWN = 3  # offending rows that an error shows
+
+
+@dataclass(frozen=True)
+class Split:
+    """A data set in two parts.
+
+    Attributes:
+        x_train: Training inputs, shape (train rows, features).
+        y_train: Training targets, shape (train rows, targets).
+        x_test: Held-out inputs.
+        y_test: Held-out targets.
+        train_rows: Which rows of the data set the training part has, in ascending order.
+        test_rows: Which rows the held-out part has, in ascending order.
+
+    Example:
+        >>> import numpy as np
+        >>> from pyro_sps.data.tables import Dataset
+        >>> data = Dataset("line", np.arange(5.0)[:, None], np.arange(5.0)[:, None], ("x",), ("y",), "here")
+        >>> split = data.split(seed=0, test_fraction=0.4)
+        >>> bool((data.x[split.test_rows] == split.x_test).all())
+        True
+    """
+
+    x_train: np.ndarray = field(repr=False)
+    y_train: np.ndarray = field(repr=False)
+    x_test: np.ndarray = field(repr=False)
+    y_test: np.ndarray = field(repr=False)
+    train_rows: np.ndarray
+    test_rows: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Numbers with names: inputs and targets in their original units.
+
+    Attributes:
+        name: What it is called.
+        x: Inputs, float64, shape (rows, features). `pyro_sps.fit` takes them as they are.
+        y: Targets, float64, shape (rows, targets); no columns where there are no targets.
+        feature_names: Names of the columns of `x`.
+        target_names: Names of the columns of `y`.
+        source: Where it comes from.
+
+    Example:
+        >>> import numpy as np
+        >>> from pyro_sps.data.tables import Dataset
+        >>> data = Dataset("line", np.arange(10.0)[:, None], 2 * np.arange(10.0)[:, None], ("x",), ("y",), "here")
+        >>> split = data.split(seed=0)
+        >>> split.x_train.shape, split.x_test.shape
+        ((8, 1), (2, 1))
+    """
+
+    name: str
+    x: np.ndarray = field(repr=False)
+    y: np.ndarray = field(repr=False)
+    feature_names: tuple[str, ...]
+    target_names: tuple[str, ...]
+    source: str
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def split(self, seed: int = 0, test_fraction: float = 0.2) -> Split:
+        """Divide the rows at random into a training and a held-out part.
+
+        Args:
+            seed: Decides which rows; the same seed gives the same split on every machine.
+            test_fraction: Share of rows held out, rounded to whole rows, at least one.
+
+        Raises:
+            ValueError: If an argument is out of range or a part would be empty.
+        """
+        if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+            raise ValueError(f"seed must be a non-negative integer, got {seed!r}")
+        if not 0 < test_fraction < 1:
+            raise ValueError(f"test_fraction must be in (0, 1), got {test_fraction!r}")
+        held_out = max(1, round(test_fraction * len(self)))
+        if held_out >= len(self):
+            raise ValueError(f"test_fraction = {test_fraction} leaves no row to train on: {self.name} has {len(self)}")
+        order = np.random.default_rng(seed).permutation(len(self))
+        test, train = np.sort(order[:held_out]), np.sort(order[held_out:])
+        return Split(self.x[train], self.y[train], self.x[test], self.y[test], train, test)
+
+
+def read_table(
+    path: str | Path,
+    targets: Sequence[str] = (),
+    features: Sequence[str] | None = None,
+    drop: Sequence[str] = (),
+    *,
+    min_rows: int = 1,
+    varying: bool = False,
+) -> Dataset:
+    r"""Read a file of numbers with a header line.
+
+    CSV files (UTF-8 or UTF-16) may be separated by commas, semicolons or tabs; of Excel workbooks (.xlsx, .xls) the
+    first sheet is read. What a file is, its first bytes tell, not its name. Columns that are not used may hold
+    anything. Empty rows at the end are left out.
+
+    Args:
+        path: The file.
+        targets: Names of the target columns.
+        features: Names of the feature columns; default: all others. They come back in this order.
+        drop: Columns that are no features, where `features` is not given.
+        min_rows: Fewest rows that are enough.
+        varying: Whether to refuse columns that are constant, or whose variation single precision (in which networks
+            compute) cannot resolve.
+
+    Returns:
+        The data set, named as the file.
+
+    Raises:
+        DataError: If the file cannot be read; lacks a column or has one twice; has missing values, text or infinite
+            numbers in a column that is used; has too few rows; or a column does not vary though it should.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> from pyro_sps.data.tables import read_table
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     file = pathlib.Path(directory, "line.csv")
+        ...     _ = file.write_text("time;place;note\n0;1;start\n1;3;end\n")
+        ...     data = read_table(file, targets=["place"], drop=["note"])
+        >>> data.feature_names, data.y.tolist()
+        (('time',), [[1.0], [3.0]])
+    """
+    path = Path(path)
+    with _open(path) as reader:
+        names = _check_header(path, reader.header)
+        columns = _choose(path, names, targets, features, drop)
+        values = _numbers(path, reader, names, columns)
+    if len(values) < min_rows:
+        raise DataError(f"{path} has {len(values)} rows of data, too few: at least {min_rows} are needed")
+    if varying:
+        _check_variation(path, columns, values)
+    count = len(columns) - len(targets)
+    return Dataset(path.stem, values[:, :count], values[:, count:], tuple(columns[:count]), tuple(targets), str(path))
+
+
+def column_names(path: str | Path) -> tuple[str, ...]:
+    r"""Names of a file's columns, from its header line.
+
+    Raises:
+        DataError: If the file cannot be read or has a name twice.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> from pyro_sps.data.tables import column_names
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     file = pathlib.Path(directory, "line.csv")
+        ...     _ = file.write_text("time,place\n0,1\n")
+        ...     column_names(file)
+        ('time', 'place')
+    """
+    with _open(Path(path)) as reader:
+        return _check_header(Path(path), reader.header)
+
+
+# --- which columns ---------------------------------------------------------------------------------
+
+
+def _check_header(path: Path, header: Sequence[Any]) -> tuple[str, ...]:
+    if len(header) > MAX_COLUMNS:
+        raise DataError(f"{path} has more than {MAX_COLUMNS:,} columns")
+    names = ["" if name is None else str(name).strip() for name in header]
+    while names and not names[-1]:
+        names.pop()
+    if not names:
+        raise DataError(f"{path} has no column names: its first line is empty")
+    if twice := [name for name, count in Counter(names).items() if name and count > 1]:
+        raise DataError(f"{path} has several columns named {_quote(twice)}; every column needs a name of its own")
+    return tuple(names)
+
+
+def _choose(
+    path: Path, names: Sequence[str], targets: Sequence[str], features: Sequence[str] | None, drop: Sequence[str]
+) -> list[str]:
+    """Names of the columns that are used, features first."""
+    known = frozenset(names)
+    for what, asked in (("targets", targets), ("features", features or ()), ("drop", drop)):
+        if isinstance(asked, str):
+            raise TypeError(f"{what} must be a list of column names, got the string {asked!r}")
+        if twice := [name for name, count in Counter(asked).items() if count > 1]:
+            raise DataError(f"{what} name {_quote(twice)} twice")
+        if unknown := [name for name in asked if not name or name not in known]:
+            hint = " (is the first line a header?)" if all(_is_number(name) for name in names) else ""
+            raise DataError(f"{path} has no column {_quote(unknown)}; it has {_quote(names)}{hint}")
+    if both := [name for name in features or () if name in targets]:
+        raise DataError(f"{_quote(both)} cannot be both a feature and a target")
+    if features is None:
+        # pandas writes an unnamed index to Parquet files under such names; it is no feature.
+        used = {*targets, *drop}
+        features = [name for name in names if name not in used and not name.startswith("__index_level_")]
+        if not all(features):
+            unnamed = [index + 1 for index, name in enumerate(names) if not name]
+            raise DataError(f"{path} has no name for column {_list(unnamed)}; name it, or list the features to use")
+    elif drop:
+        raise DataError("give either the features or the columns to drop, not both")
+    if not features:
+        raise DataError(f"{path} has no feature columns: it has {_quote(names)}, and the targets are {_quote(targets)}")
+    return [*features, *targets]
+
+
+# --- numbers ---------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Faults:
+    """Cells of one kind that are no finite numbers: the first few, and how many there are in each column."""
+
+    kind: str
+    counts: dict[str, int] = field(default_factory=dict)
+    shown: list[str] = field(default_factory=list)
+
+    def add(self, place: str, column: str, cell: Any) -> None:
+        self.counts[column] = self.counts.get(column, 0) + 1
+        if len(self.shown) < _SHOWN:
+            what = "" if self.kind == "missing values" else f" holds {short(cell)}"
+            self.shown.append(f"{place}, column {short(column)}{what}")
+
+    def __str__(self) -> str:
+        columns = _list([f"{short(name)} ({count})" for name, count in self.counts.items()])
+        more = ", ..." if sum(self.counts.values()) > len(self.shown) else ""
+        return f"{self.kind} in column {columns}: {'; '.join(self.shown)}{more}"
+
+
+def _numbers(path: Path, reader: Reader, names: Sequence[str], columns: Sequence[str]) -> np.ndarray:
+    """The cells of some columns as float64, shape (rows, columns)."""
+    faults = {kind: _Faults(kind) for kind in ("missing values", "cells that are not numbers", "infinite values")}
+    values = array("d")
+    places = {name: index for index, name in enumerate(names)}
+    used = [(column, places[column]) for column in columns]
+    blank: list[int] = []  # empty rows, which are missing values unless they are the file's last
+    for number, cells in reader.rows:
+        if _is_blank(cells):
+            blank.append(number)
+            if len(blank) > MAX_BLANK:
+                raise DataError(f"{path} has more than {MAX_BLANK:,} empty rows from {reader.unit} {blank[0]} on")
+            continue
+        for row in blank:
+            faults["missing values"].add(f"{reader.unit} {row}", columns[0], None)
+        blank.clear()
+        if len(cells) > len(names) and not _is_blank(cells[len(names) :]):
+            raise DataError(
+                f"{path}, {reader.unit} {number} has {len(cells)} cells, but the header names {len(names)} columns"
+            )
+        for column, index in used:
+            cell = cells[index] if index < len(cells) else None
+            value, fault = _number(cell)
+            if fault:
+                faults[fault].add(f"{reader.unit} {number}", column, cell)
+            values.append(value)
+        if len(values) > MAX_CELLS:
+            raise DataError(f"{path} has more than {MAX_CELLS:,} numbers; use the Python interface for data this large")
+    if found := [str(fault) for fault in faults.values() if fault.counts]:
+        raise DataError(f"{path} has " + "; and ".join(found))
+    return np.array(values, dtype=np.float64).reshape(-1, len(columns))
+
+
+def _number(cell: Any) -> tuple[float, str]:
+    """A cell's number, and what is wrong with it if it is not a finite one."""
+    is_text = isinstance(cell, str)
+    try:
+        value = float(cell)
+    except OverflowError:
+        return math.nan, "infinite values"
+    except (TypeError, ValueError):
+        missing = cell is None or (is_text and cell.strip().lower() in _MISSING)
+        return math.nan, "missing values" if missing else "cells that are not numbers"
+    if is_text and "_" in cell:  # Python would read 1_000 as a number
+        return math.nan, "cells that are not numbers"
+    if math.isfinite(value):
+        return value, ""
+    return math.nan, "missing values" if math.isnan(value) else "infinite values"
+
+
+def _check_variation(path: Path, columns: Sequence[str], values: np.ndarray) -> None:
+    """Refuse columns that are constant, or become so (or infinite) in single precision."""
+    spread = values.max(0) > values.min(0)
+    if not spread.all():
+        constant = [
+            f"{short(name)} (always {value:g})"
+            for name, value, varies in zip(columns, values[0], spread, strict=True)
+            if not varies
+        ]
+        raise DataError(f"{path} has constant columns, from which nothing can be learned: {_list(constant)}; drop them")
+    with np.errstate(over="ignore"):
+        single = values.astype(np.float32)
+        error = np.abs(values - single).max(0)
+        lost = ~np.isfinite(single).all(0) | ~(error <= 0.01 * values.std(0))
+    if lost.any():
+        ranges = [
+            f"{short(name)} ({column.min():g} to {column.max():g})"
+            for name, column, bad in zip(columns, values.T, lost, strict=True)
+            if bad
+        ]
+        raise DataError(
+            f"{path} has columns that single precision cannot resolve: {_list(ranges)}; subtract an offset or rescale"
+        )
+
+
+# --- files -----------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[Reader]:
+    """Open a file with the reader that its first bytes ask for; whatever goes wrong is a `DataError`."""
+    try:
+        if not path.is_file():
+            raise DataError(f"{path} is not a file" if path.exists() else f"there is no file {path}")
+        with open(path, "rb") as file:
+            start = file.read(8)
+        with _reader_of(start)(path) as reader:
+            yield reader
+    except (DataError, KeyboardInterrupt, TypeError):
+        raise
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is neither text in UTF-8 nor an Excel or Parquet file: {error}") from error
+    except (OSError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+
+
+def _reader_of(start: bytes) -> Callable[[Path], AbstractContextManager[Reader]]:
+    if start.startswith(b"PK"):
+        return read_xlsx
+    if start.startswith(b"\xd0\xcf\x11\xe0"):
+        return read_xls
+    if start.startswith(b"PAR1"):
+        return read_parquet
+    return read_csv
+
+
+# --- words -----------------------------------------------------------------------------------------
+
+
+def _is_blank(cells: Sequence[Any]) -> bool:
+    return all(cell is None or (isinstance(cell, str) and not cell.strip()) for cell in cells)
+
+
+def _is_number(text: str) -> bool:
+    return not _number(text)[1]
+
+
+def _quote(names: Sequence[str]) -> str:
+    return _list([short(name, 80) for name in names])
+
+
+def _list(items: Sequence[object], most: int = 20) -> str:
+    shown = ", ".join(map(str, items[:most]))
+    return shown + (f", ... ({len(items)} in all)" if len(items) > most else "")

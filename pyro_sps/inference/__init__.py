@@ -1,0 +1,21 @@
+"""How a posterior is found.
+
+- `step`: one optimisation step as one recorded program
+- `loop`: steps of all replicas, with progress, interruption and checkpoints
+- `variational`: `fit` and `map_estimate`; `members`, `settings`, `validation` and `maximum` are their parts
+- `checkpoint`, `resume`: going on with a fit
+- `elbo`: the objective for stock `SVI`
+- `nuts`: the no-U-turn sampler
+"""
+
+from ..base.lazy import exports
+
+__getattr__, __all__ = exports(
+    __name__,
+    {
+        "variational": ["fit", "map_estimate"],
+        "resume": ["resume"],
+        "elbo": ["MeanFieldELBO"],
+        "nuts": ["sample_nuts"],
+    },
+)

@@ -1,0 +1,225 @@
+"""The optimisation of all replicas of a fit: Adam on one step, again and again."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..base.process import interrupts_deferred, warn_user
+from ..data.arrays import Standardizer, minibatches, noise_stream
+from ..masks.values import MAP
+from ..model.bnn import BNN
+from ..model.density import Params
+from .step import AdamState, Layout, Objective, Step, adam_scalars, make_step
+
+Callback = Callable[[int, "np.ndarray"], object]
+
+# What compiling costs (4 to 10 s cold, 1 to 2 s from inductor's disk cache) and what it saves in a step: some time
+# whatever the network, and some for each weight used, by benchmarks/step.py. The choice must not depend on how busy the
+# machine is, or the same seed would give other roundings.
+COMPILE_SECONDS, SAVED_A_STEP, SAVED_A_WEIGHT = 8.0, 0.9e-3, 5e-11
+
+
+@dataclass
+class Replica:
+    """One replica: its model and its data in the units of the network."""
+
+    bnn: BNN
+    x: Tensor
+    y: Tensor
+    standardizer: Standardizer
+
+
+def with_params(bnn: BNN, params: Mapping[str, Tensor]) -> BNN:
+    """The model with its own parameters set to unconstrained values."""
+    own = {f"{name}_unconstrained": value for name, value in params.items()}
+    with torch.no_grad():
+        for name, parameter in bnn.named_parameters():
+            if name in own:
+                parameter.copy_(own[name])
+            elif name in params:
+                parameter.copy_(params[name])
+    return bnn
+
+
+def pays_to_compile(num_steps: int, network_runs: int, bnn: BNN) -> bool:
+    """Whether a fit is long enough; `network_runs` is how often a step runs the network on a row."""
+    saved = SAVED_A_STEP + SAVED_A_WEIGHT * network_runs * bnn.topology.num_weights
+    return num_steps * saved >= COMPILE_SECONDS
+
+
+# Activations of a layer, in elements, that replicas may have together before they leave the cores' caches: beyond that
+# they run faster one after the other (benchmarks/RESULTS.md).
+ACTIVATIONS_AT_ONCE = 1 << 19
+
+
+def replicas_at_once(replicas: int, activations: int) -> int:
+    """The largest divisor of `replicas` whose activations, so many elements a replica, stay within bounds."""
+    most = max(1, ACTIVATIONS_AT_ONCE // activations)
+    return max(size for size in range(1, replicas + 1) if replicas % size == 0 and size <= most)
+
+
+def decaying_rates(start: float, end: float | None, num_steps: int) -> Callable[[int], float]:
+    """Exponential decay from `start` to `end`."""
+    ratio = 0.3 if end is None else end / start
+    return lambda step: start * ratio ** (step / max(1, num_steps - 1))
+
+
+class Watcher(Protocol):
+    """What looks at the state of a run now and then."""
+
+    @property
+    def every(self) -> int:
+        """Steps between two looks."""
+
+    def __call__(self, step: int, state: AdamState) -> str:
+        """Look after `step` steps; why to stop, or nothing."""
+
+
+@dataclass
+class Run:
+    """An optimisation of all replicas; calling it runs it."""
+
+    objective: Objective
+    members: list[Replica]
+    starts: list[Params]
+    num_steps: int
+    batch_size: int
+    noise_shape: tuple[int, ...] | None
+    seeds: list[int]
+    rates: Callable[[int], float]
+    max_grad_norm: float
+    compile: bool
+    progress: bool
+    label: str
+    group: int | None = None
+    stopped: str = ""  # why it ended before its last step
+    paused: str = ""  # why it ended here although there is more to do
+    done: int = 0
+    failed: dict[int, int] = field(default_factory=dict)  # replica -> step of its first loss that is not finite
+
+    def __post_init__(self) -> None:
+        self.layout = Layout.of(self.starts[0])
+        self.state = AdamState.start(torch.stack([self.layout.pack(start) for start in self.starts]))
+        self.shared = all(member.x is self.members[0].x for member in self.members)
+        self.full = self.batch_size == len(self.members[0].x)
+        like = self.state.params
+        # One number a step, all of them from the start: nothing grows while it runs.
+        self.losses = like.new_zeros((self.num_steps, len(self.members)))
+        # MAP values are each replica's own; all other constants are the same, and part of the program.
+        weights = [member.bnn.weights for member in self.members if isinstance(member.bnn.values, MAP)]
+        self.constants = [torch.stack([w.fixed for w in own]) for own in zip(*weights, strict=True)]
+        if len(self.members) == 1:
+            self.constants = []
+        data_dim = None if self.shared and self.full else 0
+        self.step: Step = make_step(
+            self.objective,
+            self.layout,
+            (self.state, *next(self.arguments())),
+            (None if self.noise_shape is None else 0, data_dim, data_dim, *(0 for _ in self.constants)),
+            self.max_grad_norm,
+            self.compile,
+            self.group,
+        )
+        if self.step.reason:
+            warn_user(f"{self.label} runs without the fast path: {self.step.reason}", RuntimeWarning)
+
+    def arguments(self, start: int = 0) -> Iterator[tuple[Any, ...]]:
+        """Noise, inputs, targets and the replicas' own constants of each step from `start` on.
+
+        Noise has shape (replicas, *noise_shape); data has a replica dimension unless all replicas see all of the same.
+        """
+        noise: Iterator[Tensor | None] = itertools.repeat(None)
+        if self.noise_shape is not None:
+            noise = noise_stream(self.seeds, self.noise_shape, self.state.params, start)
+        return ((draw, x, y, *self.constants) for draw, (x, y) in zip(noise, self._batches(start), strict=False))
+
+    def _batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        x, y = self.members[0].x, self.members[0].y
+        if not self.shared:
+            x, y = (torch.stack([getattr(member, name) for member in self.members]) for name in ("x", "y"))
+        if self.full:
+            yield from itertools.repeat((x, y))
+        replicas = torch.arange(len(self.seeds), device=x.device).unsqueeze(1)
+        for rows in minibatches(self.seeds, len(self.members[0].x), self.batch_size, start):
+            rows = rows.to(x.device)
+            yield (x[rows], y[rows]) if self.shared else (x[replicas, rows], y[replicas, rows])
+
+    def __call__(
+        self,
+        callbacks: Sequence[Callback],
+        watcher: Watcher | None,
+        save: Callable[[], str] | None = None,
+        save_every: int = 1,
+    ) -> None:
+        """Run from where it stands to the end, a stop, a pause or a failure of all replicas.
+
+        Args:
+            callbacks: Called after every step.
+            watcher: Called now and then.
+            save: Keeps what there is, before the first step, every `save_every` steps and at the end; returns why to
+                pause, if there is a reason.
+            save_every: Steps between two calls of it.
+        """
+        from tqdm import tqdm
+
+        losses, rows, count = self.losses, len(self.members[0].x), self.num_steps
+        # On an accelerator, looking at a loss waits for it; there failures are looked for now and then.
+        interval = 1 if losses.device.type == "cpu" else 50
+        scalars = adam_scalars([self.rates(step) for step in range(count)], self.state.params)
+        arguments = self.arguments(self.done)
+        hidden = None if self.progress else True
+        bar = tqdm(total=count, initial=self.done, desc=self.label, disable=hidden, mininterval=0.5)
+        saved = -1
+        try:
+            with bar, interrupts_deferred() as interrupted:
+                if save is not None and self.done == 0:
+                    self.paused, saved = save() or self.paused, 0
+                while self.done < count and not (self.stopped or self.paused):
+                    losses[self.done] = self.step.run(self.state, scalars[self.done], *next(arguments))
+                    self.done = done = self.done + 1
+                    if done % interval == 0 or done == count:
+                        self._look(losses[max(0, done - interval) : done], done)
+                    if done % 50 == 0:
+                        bar.update(done - bar.n)
+                        if not bar.disable:
+                            bar.set_postfix(ELBO=f"{-losses[done - 50 : done].mean().item() * rows:.1f}")
+                    for callback in callbacks:
+                        if callback(done - 1, losses[done - 1].cpu().double().numpy() * rows) is True:
+                            self.stopped = f"a callback stopped it after step {done}"
+                    if watcher is not None and (done % watcher.every == 0 or done == count):
+                        self.stopped = watcher(done, self.state) or self.stopped
+                    if interrupted():
+                        self.paused = f"interrupted after step {done}"
+                    if save is not None and done % save_every == 0:
+                        self.paused, saved = save() or self.paused, done
+                if save is not None and saved != self.done:
+                    save()
+                if interrupted() and not self.paused:  # since the last step: whoever pressed it should hear of it
+                    self.paused = f"interrupted after step {self.done}"
+        except KeyboardInterrupt:
+            # Of a second Ctrl-C or a handler of somebody's, perhaps within a step: what it left is a result, but
+            # nothing to go on from, so that the last checkpoint stays.
+            self.paused = f"interrupted after step {self.done}"
+
+    def losses_so_far(self) -> np.ndarray:
+        """Losses of the steps done, shape (replicas, steps)."""
+        return self.losses[: self.done].T.cpu().double().numpy()
+
+    def _look(self, recent: Tensor, done: int) -> None:
+        # Cheaper than looking at each; the sum alone would cost a small network a hundredth of its step.
+        if math.isfinite((recent if recent.numel() == 1 else recent.sum()).item()):
+            return
+        finite = recent.isfinite()
+        for replica in range(recent.shape[1]):
+            if replica not in self.failed and not finite[:, replica].all():
+                self.failed[replica] = done - len(recent) + int((~finite[:, replica]).nonzero()[0])
+        if len(self.failed) == recent.shape[1]:
+            self.stopped = "the loss is not finite"

@@ -1,0 +1,67 @@
+"""The replicas of a fit: each one's model and data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+from ..data.arrays import Standardizer, check_resolution, is_stacked
+from ..model.bnn import BNN
+from ..model.checks import check_inputs, check_targets
+from .checkpoint import Checkpoint
+from .loop import Replica
+from .settings import FitSettings
+from .snapshot import SCALING, scaling_of
+
+
+def members_of(bnn: BNN, x: Any, y: Any, asked: FitSettings, found: Checkpoint | None = None) -> list[Replica]:
+    """A copy of the model and the data for every replica.
+
+    Args:
+        bnn: The model.
+        x: Inputs, with `replicas` also data of their own for each.
+        y: Targets, likewise.
+        asked: What was asked for.
+        found: The checkpoint to go on from, whose standardisation is kept.
+
+    Raises:
+        TypeError: If `bnn` is no BNN.
+        ValueError: If it has nothing to infer, or the data does not fit it.
+    """
+    if not isinstance(bnn, BNN):
+        raise TypeError(f"bnn must be a pyro_sps.BNN, got {type(bnn).__name__}")
+    if bnn.num_stochastic == 0:
+        raise ValueError("bnn has no stochastic weight: every weight is fixed, so that nothing is left to infer")
+    copies = [bnn.copy() for _ in range(asked.replicas or 1)]
+    if asked.device is not None:
+        for copy in copies:
+            copy.to(asked.device)
+    like, features = copies[0].like, bnn.topology.groups[0].size
+    stacked = asked.replicas is not None and is_stacked(x, len(copies), features)
+    members = []
+    for index, copy in enumerate(copies):
+        own_x, own_y = (x[index], y[index]) if stacked else (x, y)
+        if index == 0 or stacked:
+            inputs = check_inputs("x", own_x, copy)
+            targets = check_targets("y", own_y, copy, len(inputs))
+            check_resolution("x", own_x, inputs)
+            if copy.likelihood.real_valued:
+                check_resolution("y", own_y, targets)
+            scaling = (
+                Standardizer.of(inputs, targets, copy.likelihood.real_valued)
+                if asked.standardize
+                else Standardizer.identity(like)
+            )
+            if found is not None:  # another number of threads might round the moments differently
+                scaling = scaling_of(found, scaling, index)
+            inputs, targets = scaling.inputs(inputs), scaling.targets(targets)
+        members.append(Replica(copy, inputs, targets, scaling))
+    return members
+
+
+def training_tensors(members: list[Replica]) -> Iterator[Tensor]:
+    """What all replicas are fitted to, and how it was standardised."""
+    for member in {id(member.x): member for member in members}.values():
+        yield from (member.x, member.y, *(getattr(member.standardizer, name) for name in SCALING))

@@ -1,0 +1,84 @@
+"""Going on with a fit from its checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..base.files import LoadError
+from ..model.bnn import BNN
+from .checkpoint import Checkpoint
+from .loop import Callback
+from .settings import FitSettings
+from .variational import run_fit
+
+
+def resume(
+    directory: str | Path,
+    bnn: BNN,
+    x: Any,
+    y: Any,
+    *,
+    validation: tuple[Any, Any] | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    callbacks: Sequence[Callback] = (),
+) -> Any:
+    """Go on with a fit from its last checkpoint.
+
+    On the same machine, with the same versions and number of torch's threads, a CPU gives the very numbers that the
+    fit would have had without a break. If it had ended, its result comes back at once.
+
+    Args:
+        directory: What was given to `fit` as `checkpoint`; further checkpoints go there too.
+        bnn: The same model.
+        x: The same inputs.
+        y: The same targets.
+        validation: The same as in `fit`.
+        device: Where to go on; default: as in `fit`.
+        progress: As in `fit`.
+        callbacks: As in `fit`; they see the steps that are left.
+
+    Returns:
+        What `fit` would have returned, a `Fit` or a `Fits`. All other settings are those of `fit`; where `init` was
+        a dict, `Fit.settings` has `"given"`.
+
+    Raises:
+        LoadError: If there is no checkpoint, it is damaged or of another version, or it is of another model or of
+            other data.
+        NonFiniteLossError: As in `fit`.
+
+    Warns:
+        RuntimeWarning: If versions, device or number of threads are others than they were.
+
+    Example:
+        >>> import tempfile, torch, pyro_sps as sps
+        >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
+        >>> bnn = sps.BNN(sps.mlp([1, 5, 5, 1]), sps.Heavy(), sps.Zero())
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     fit = sps.fit(bnn, x, x**2, num_steps=20, progress=False, checkpoint=directory)
+        ...     again = sps.resume(directory, bnn, x, x**2)
+        >>> bool((again.guide.loc == fit.guide.loc).all())
+        True
+    """
+    found = Checkpoint.read(directory)
+    if found.settings.keys() != set(FitSettings.names()):
+        raise LoadError(f"the checkpoint in {directory} is damaged: its settings are not those of fit")
+    known = found.settings
+    try:
+        asked = FitSettings(
+            **{
+                **known,
+                "init": "random" if known["init"] == "given" else known["init"],  # the checkpoint takes its place
+                "device": known["device"] if device is None else device,
+                "checkpoint": directory,
+                "progress": progress,
+            }
+        )
+        torch.device(asked.device or "cpu")
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise LoadError(f"the checkpoint in {directory} is damaged: {error}") from error
+    return run_fit(bnn, x, y, validation, callbacks, asked, found)

@@ -1,0 +1,82 @@
+"""What can be asked of a fit: names, defaults and checks, in one place. Nothing of it needs torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..base.checks import require_count, require_positive, require_seed
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """The options of `pyro_sps.fit`, which explains them, with their defaults.
+
+    Raises:
+        ValueError: If one is out of range.
+
+    Example:
+        >>> from pyro_sps.inference.settings import FitSettings
+        >>> FitSettings(num_steps=100).to_dict()["num_particles"]
+        4
+    """
+
+    num_steps: int = 5_000
+    num_particles: int = 4
+    batch_size: int | None = 128
+    learning_rate: float = 0.01
+    final_learning_rate: float | None = None
+    init: str | Mapping[str, Any] | None = None
+    init_scale: float = 0.05
+    map_steps: int = 3000
+    max_grad_norm: float = 1e3
+    standardize: bool = False
+    validate_every: int = 500
+    patience: int | None = None
+    seed: int = 0
+    device: torch.device | str | None = None
+    progress: bool = True
+    compile: bool | None = None
+    replicas: int | None = None
+    checkpoint: str | Path | None = None
+    checkpoint_every: int = 1000
+    checkpoint_errors: str = "warn"
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "num_particles", "validate_every", "map_steps", "checkpoint_every"):
+            require_count(name, getattr(self, name))
+        for name in ("batch_size", "patience", "replicas"):
+            if getattr(self, name) is not None:
+                require_count(name, getattr(self, name))
+        for name in ("learning_rate", "init_scale", "max_grad_norm"):
+            require_positive(name, getattr(self, name))
+        if self.final_learning_rate is not None:
+            require_positive("final_learning_rate", self.final_learning_rate)
+        if not (self.init is None or isinstance(self.init, Mapping) or self.init in ("random", "map")):
+            raise ValueError(f"init must be 'random', 'map' or a dict of values by site, got {self.init!r}")
+        if self.checkpoint is not None and not isinstance(self.checkpoint, str | os.PathLike):
+            raise ValueError(f"checkpoint must be a directory, got {self.checkpoint!r}")
+        if self.checkpoint_errors not in ("warn", "stop"):
+            raise ValueError(f"checkpoint_errors must be 'warn' or 'stop', got {self.checkpoint_errors!r}")
+        require_seed(self.seed)
+
+    @staticmethod
+    def names() -> list[str]:
+        """Names of the options, in order."""
+        return [field.name for field in fields(FitSettings)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options by name; a path is told as text."""
+        settings = {name: getattr(self, name) for name in self.names()}
+        settings["checkpoint"] = None if self.checkpoint is None else os.fspath(self.checkpoint)
+        return settings
+
+    def rows(self, rows: int) -> int:
+        """Rows of a step where there are so many."""
+        return rows if self.batch_size is None else min(self.batch_size, rows)

@@ -1,0 +1,300 @@
+"""One optimisation step as one program: the fast path.
+
+`make_step` is its only entry. It takes an objective (a pure function of parameters, noise and data), differentiates
+it, adds Adam, maps the whole over replicas and records the tensor operations once, so that no Python of Pyro's or ours
+runs in a step. The recording is compiled with `torch.compile` where that is asked for and possible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from ..base.process import silenced
+from ..model.density import Params, pyro_session
+
+# (parameters, noise or None, *data) -> scalar loss
+Objective = Callable[..., Tensor]
+
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+
+
+@dataclass
+class AdamState:
+    """Everything a step changes.
+
+    Attributes:
+        params: All unconstrained parameters of a replica in one vector, shape (replicas, p).
+        first: Adam's first moments, same shape.
+        second: Adam's second moments, same shape.
+    """
+
+    params: Tensor
+    first: Tensor
+    second: Tensor
+
+    @staticmethod
+    def start(params: Tensor) -> AdamState:
+        """The state before the first step."""
+        return AdamState(params.clone(), torch.zeros_like(params), torch.zeros_like(params))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names and shapes of the parameters inside one vector."""
+
+    shapes: Mapping[str, torch.Size]
+
+    @staticmethod
+    def of(params: Mapping[str, Tensor]) -> Layout:
+        """The layout of a set of tensors."""
+        return Layout({name: value.shape for name, value in params.items()})
+
+    def pack(self, params: Mapping[str, Tensor]) -> Tensor:
+        """Tensors of shape B + shape as one of B + (p,)."""
+        parts = []
+        for name, shape in self.shapes.items():
+            value = params[name]
+            parts.append(value.reshape((*value.shape[: value.dim() - len(shape)], -1)))
+        return torch.cat(parts, dim=-1)
+
+    def unpack(self, flat: Tensor) -> Params:
+        """Views of B + (p,) with shapes B + shape."""
+        parts = flat.split([shape.numel() for shape in self.shapes.values()], dim=-1)
+        return {
+            name: part.reshape(flat.shape[:-1] + shape)
+            for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
+        }
+
+
+@dataclass(frozen=True)
+class Step:
+    """A callable optimisation step.
+
+    Attributes:
+        run: `(state, scalars, noise, *data) -> losses` with a row of `adam_scalars`. Changes the state in place and
+            returns the losses before the step, shape (replicas,).
+        mode: `compiled`, `recorded` (the recorded operations one by one) or `traced` (the model runs in each step).
+        reason: Why it is not compiled although that was asked for; empty otherwise.
+    """
+
+    run: Callable[..., Tensor]
+    mode: str
+    reason: str = ""
+
+
+def make_step(
+    objective: Objective,
+    layout: Layout,
+    examples: tuple[Any, ...],
+    data_dims: tuple[int | None, ...],
+    max_grad_norm: float,
+    compile: bool,
+    group: int | None = None,
+) -> Step:
+    """Build the optimisation step of an objective.
+
+    Args:
+        objective: Pure function `(params, noise, *data) -> loss`, for one replica; `noise` may be None.
+        layout: Of the parameters.
+        examples: A state and the arguments `(noise, *data)` of a step, with a leading replica dimension.
+        data_dims: For each of `(noise, *data)`, 0 if it has a replica dimension and None if all replicas share it.
+        max_grad_norm: Gradients are scaled down to this norm, replica by replica.
+        compile: Whether to compile.
+        group: Number of replicas that run at once, a divisor of the replicas; default: all. The program is made for a
+            group and called for one after the other.
+
+    Returns:
+        The step, as fast as it could be made. What cannot be recorded or compiled falls back and says why.
+    """
+    state, *arguments = examples
+    # In half precision 1e-8 is zero, and 0 / 0 would follow.
+    epsilon = max(EPSILON, torch.finfo(state.params.dtype).tiny)
+    replicas = group or state.params.shape[0]
+
+    def gradients(params: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+        unpacked = layout.unpack(params)
+        grads, loss = torch.func.grad_and_value(objective)(unpacked, *args)
+        flat = layout.pack(grads)
+        norm = flat.norm()
+        finite = loss.isfinite() & norm.isfinite()
+        # A step that is not finite changes nothing: the state stays the last finite one.
+        return torch.where(finite, flat * (max_grad_norm / norm.clamp(min=max_grad_norm)), flat.new_zeros(())), loss
+
+    def step(params: Tensor, first: Tensor, second: Tensor, scalars: Tensor, *args: Any) -> Tensor:
+        if replicas == 1:  # without vmap the recorded program is shorter
+            own = (
+                argument if dim is None or argument is None else argument[0]
+                for argument, dim in zip(args, data_dims, strict=True)
+            )
+            grads, losses = gradients(params[0], *own)
+            grads, losses = grads.unsqueeze(0), losses.reshape(1)
+        else:
+            grads, losses = torch.func.vmap(gradients, in_dims=(0, *data_dims))(params, *args)
+        # Kingma and Ba (2015), algorithm 1.
+        size, correction = scalars.unbind()
+        first.lerp_(grads, 1 - BETA1)
+        second.mul_(BETA2).addcmul_(grads, grads, value=1 - BETA2)
+        update = first / (second.sqrt() / correction).add(epsilon)
+        params.sub_(torch.where(losses.isfinite().unsqueeze(-1), size * update, size.new_zeros(())))
+        return losses
+
+    arguments = [_part(one, dim, 0, replicas) for one, dim in zip(arguments, data_dims, strict=True)]
+    example = (
+        *(tensor[:replicas] for tensor in (state.params, state.first, state.second)),
+        adam_scalars([0.0], state.params)[0],
+        *arguments,
+    )
+    with silenced():  # under the lock of the process, which neither recording nor compiling shares with other threads
+        recorded, reason = _record(step, example)
+        if recorded is None:
+            return Step(_runner(_in_session(step), replicas, data_dims), "traced", reason)
+        if compile:
+            compiled, reason = _compile(recorded, example)
+            if compiled is not None:
+                return Step(_runner(_on_same_threads(compiled, recorded), replicas, data_dims), "compiled")
+    return Step(_runner(recorded, replicas, data_dims), "recorded", reason)
+
+
+def _part(argument: Any, dim: int | None, start: int, stop: int) -> Any:
+    """An argument's replicas from `start` to `stop`."""
+    return argument if dim is None or argument is None else argument[start:stop]
+
+
+def adam_scalars(rates: Sequence[float], like: Tensor) -> Tensor:
+    """What Adam needs in each step of a run besides its state: step size and √(1 - β₂ᵗ).
+
+    Both come with the bias corrections of Kingma and Ba (2015), algorithm 1, worked out in double precision.
+
+    Args:
+        rates: Learning rates of steps t = 1, 2, ...
+        like: A tensor whose device and dtype the result follows.
+
+    Returns:
+        Shape (steps, 2).
+    """
+    count = np.arange(1, len(rates) + 1)
+    table = np.stack([np.asarray(rates) / (1 - BETA1**count), np.sqrt(1 - BETA2**count)], axis=1)
+    return torch.from_numpy(table).to(like)
+
+
+def _runner(step: Callable[..., Tensor], group: int, data_dims: tuple[int | None, ...]) -> Callable[..., Tensor]:
+    def run(state: AdamState, scalars: Tensor, *args: Any) -> Tensor:
+        tensors = (state.params, state.first, state.second)
+        count = state.params.shape[0]
+        with torch.no_grad():
+            if count == group:
+                return step(*tensors, scalars, *args)
+            losses = []
+            for start in range(0, count, group):
+                own = (_part(one, dim, start, start + group) for one, dim in zip(args, data_dims, strict=True))
+                losses.append(step(*(tensor[start : start + group] for tensor in tensors), scalars, *own))
+            return torch.cat(losses)
+
+    return run
+
+
+def _on_same_threads(compiled: Callable[..., Tensor], recorded: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Inductor's code is made for a number of threads; with another one its recording takes over."""
+    threads = torch.get_num_threads()
+    return lambda *args: (compiled if torch.get_num_threads() == threads else recorded)(*args)
+
+
+def _in_session(step: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def run(*args: Any) -> Tensor:
+        with pyro_session():
+            return step(*args)
+
+    return run
+
+
+def _record(step: Callable[..., Tensor], example: tuple[Any, ...]) -> tuple[fx.GraphModule | None, str]:
+    """The tensor operations of one call of `step`, or None and why it could not be recorded."""
+    changed = [tensor.clone() for tensor in example[:3]]
+    try:
+        with pyro_session():
+            recorded = make_fx(step)(*changed, *example[3:])
+    except Exception as error:  # whatever a user's model does that tracing cannot follow
+        return None, f"the model cannot be recorded ({type(error).__name__}: {str(error).splitlines()[0][:120]})"
+    _fold_constants(recorded)
+    return recorded, ""
+
+
+def _fold_constants(module: fx.GraphModule) -> None:
+    """Compute once what depends on no argument: priors, index arithmetic, fixed weights."""
+    values: dict[fx.Node, Any] = {}
+    for node in list(module.graph.nodes):
+        if node.op == "get_attr":
+            values[node] = getattr(module, str(node.target))
+        elif node.op == "call_function" and all(inner in values for inner in node.all_input_nodes):
+            operator: Any = node.target
+            if torch.Tag.nondeterministic_seeded in operator.tags or operator._schema.is_mutable:
+                continue
+            arguments: Any = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+            with torch.no_grad():
+                values[node] = operator(*arguments[0], **arguments[1])
+    for node, value in values.items():
+        users = [user for user in node.users if user not in values]
+        if node.op == "call_function" and users and isinstance(value, Tensor):
+            name = f"_folded_{node.name}"
+            module.register_buffer(name, value)
+            with module.graph.inserting_before(node):
+                constant = module.graph.get_attr(name)
+            for user in users:
+                user.replace_input_with(node, constant)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+
+
+def _compile(recorded: fx.GraphModule, example: tuple[Any, ...]) -> tuple[Callable[..., Tensor] | None, str]:
+    """The recorded step compiled, or None and why that failed."""
+    copies = [tensor.clone() for tensor in example[:3]]
+    try:
+        from torch._inductor import compile as inductor_compile
+
+        with torch.no_grad():
+            fast = make_fx(recorded, decomposition_table={torch.ops.aten.tanh.default: _rational_tanh})(
+                *copies, *example[3:]
+            )
+            for node in fast.graph.nodes:  # inductor makes its own, of one family
+                node.meta.pop("val", None)
+            # Inductor without dynamo, whose guards cost more than the step of a small network takes: the recording
+            # has no Python left to guard, and all its arguments keep their shapes.
+            compiled = inductor_compile(fast, [*copies, *example[3:]], options=_inductor_options())
+            compiled(*copies, *example[3:])
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        return None, f"it could not be compiled ({type(error).__name__}: {lines[0][:120]})"
+    return compiled, ""
+
+
+def _inductor_options() -> dict[str, Any]:
+    """Fused multiply-adds on CPUs, as NumPyro's compiler has them; not every version of torch has the option."""
+    import torch._inductor.config as config
+
+    name = "enable_floating_point_contract_flag"
+    return {f"cpp.{name}": "fast"} if hasattr(config.cpp, name) else {}
+
+
+# x P(x²) / Q(x²), fitted to tanh on |x| ≤ 8 by least squares with Lawson's weights; 3 ulp of float32 everywhere.
+_TANH_P = (0.99999999, 0.13444499, 0.0035715987, 2.1894649e-05, 1.5230345e-08)
+
+_TANH_Q = (1.0, 0.46777826, 0.026164447, 0.00034112922, 8.5224294e-07)
+
+
+def _rational_tanh(x: Tensor) -> Tensor:
+    """Tanh of float32 on a CPU by a few fused multiply-adds: a third of the energy network's step goes into tanh."""
+    if x.dtype != torch.float32 or x.device.type != "cpu":
+        return NotImplemented
+    x = x.clamp(-8.0, 8.0)  # beyond which it is 1 to rounding
+    square = x * x
+    upper, lower = (square * c[-1] + c[-2] for c in (_TANH_P, _TANH_Q))
+    for p, q in zip(_TANH_P[-3::-1], _TANH_Q[-3::-1], strict=True):
+        upper, lower = upper * square + p, lower * square + q
+    return x * upper / lower

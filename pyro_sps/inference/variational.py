@@ -1,0 +1,463 @@
+"""Fitting: from a `BNN` and data to a posterior."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..base.process import warn_user
+from ..masks.values import MAP, Given
+from ..model.bnn import BNN
+from ..model.density import Params, Problem, elbo_terms, negative_elbo, prepare, pyro_session
+from ..model.guides import AutoSPSNormal
+from ..posterior.fit import Fit, Fits, NonFiniteLossError
+from .checkpoint import Checkpoint, Writer, digest_of, environment, marks_of, plain
+from .loop import Callback, Replica, Run, decaying_rates, pays_to_compile, replicas_at_once, with_params
+from .maximum import free_entries, initial_params, map_weights, maximise_posterior
+from .members import members_of, training_tensors
+from .settings import FitSettings
+from .snapshot import constants_of, restore, tensors_of
+from .validation import Validation, guide_with, validation_data
+
+
+def fit(
+    bnn: BNN,
+    x: Any,
+    y: Any,
+    *,
+    num_steps: int = FitSettings.num_steps,
+    num_particles: int = FitSettings.num_particles,
+    batch_size: int | None = FitSettings.batch_size,
+    learning_rate: float = FitSettings.learning_rate,
+    final_learning_rate: float | None = FitSettings.final_learning_rate,
+    init: str | Mapping[str, Tensor] | None = FitSettings.init,
+    init_scale: float = FitSettings.init_scale,
+    map_steps: int = FitSettings.map_steps,
+    max_grad_norm: float = FitSettings.max_grad_norm,
+    standardize: bool = FitSettings.standardize,
+    validation: tuple[Any, Any] | None = None,
+    validate_every: int = FitSettings.validate_every,
+    patience: int | None = FitSettings.patience,
+    seed: int = FitSettings.seed,
+    device: torch.device | str | None = FitSettings.device,
+    progress: bool = FitSettings.progress,
+    callbacks: Sequence[Callback] = (),
+    compile: bool | None = FitSettings.compile,
+    replicas: int | None = FitSettings.replicas,
+    checkpoint: str | Path | None = FitSettings.checkpoint,
+    checkpoint_every: int = FitSettings.checkpoint_every,
+    checkpoint_errors: str = FitSettings.checkpoint_errors,
+) -> Any:
+    """Fit a mean-field normal posterior over the stochastic weights by maximising the ELBO.
+
+    Adam with gradient clipping and an exponentially decaying learning rate; the ELBO is estimated with
+    `num_particles` draws and the KL divergence in closed form (`pyro_sps.model.density`). `bnn` is not changed.
+
+    Args:
+        bnn: The model.
+        x: Inputs, shape (rows, features); with `replicas`, also (replicas, rows, features) for data of their own.
+        y: Targets, shape (rows, targets) or (rows,); with `replicas`, likewise.
+        num_steps: Number of Adam steps.
+        num_particles: Posterior draws a step.
+        batch_size: Rows a step; None or a number of at least the rows for all of them.
+        learning_rate: Adam's step size at the start.
+        final_learning_rate: At the end; default 0.3 of that at the start.
+        init: Where the guide's means start: `"random"` (normal, variance 1/fan-in), `"map"` (a MAP estimate of the
+            same masked model; with `values=MAP()` the one that the constants are from), or values of the sample sites
+            by name. Default: `"map"` where `values=MAP()` fixes weights, else `"random"`.
+        init_scale: Initial standard deviation of every weight under the guide, in units of 1/√fan-in.
+        map_steps: Steps of the MAP optimisation, with `init="map"`.
+        max_grad_norm: Gradients of the loss per row are scaled down to this norm.
+        standardize: Whether to shift and scale inputs, and real-valued targets, to mean 0 and standard deviation 1 of
+            the training data; predictions come back in the original units. Constant columns are only shifted.
+        validation: Inputs and targets on which RMSE and LPP are tracked, in original units.
+        validate_every: Steps between these checks.
+        patience: Stop after this many checks without a better LPP, and return the best state; None for never.
+        seed: Seeds initialisation, noise and data order. Replica r is the fit with seed `seed + r`.
+        device: Where to fit; default: where `bnn` is.
+        progress: Whether to show a progress bar with the ELBO (on a terminal).
+        callbacks: Functions of (step, losses of the replicas), called after every step; one that returns True stops.
+            What they keep is theirs; the fit itself keeps one loss a step and one entry a validation.
+        compile: Whether to compile the step with `torch.compile`; default: for fits long enough to gain from it.
+        replicas: Number R of independent fits that run as one program; None for a single fit.
+        checkpoint: Directory for checkpoints, of this fit alone, from which `pyro_sps.resume` goes on; None for none.
+            One file is replaced as a whole: whenever the process ends, the last checkpoint is whole.
+        checkpoint_every: Steps between them. One more comes at the start, after any MAP optimisation, and one at the
+            end, also after Ctrl-C. Each holds five numbers a parameter at most, and the losses so far.
+        checkpoint_errors: What to do when one cannot be written, for instance to a full disk: `"warn"` and go on, or
+            `"stop"` with the result so far. A directory that cannot be used at all is an error before any work.
+
+    Returns:
+        A `Fit`, or with `replicas` a `Fits`, a tuple of them. Ctrl-C ends it after the step at work, with the result
+        so far; a second Ctrl-C raises no later than Python would. While the constants of `values=MAP()` are sought
+        there is no result yet, and the first one raises.
+
+    Raises:
+        ValueError: If an argument is out of range or the data does not fit the network, before any work.
+        FileExistsError: If `checkpoint` holds the checkpoint of another fit, before any work.
+        OSError: If `checkpoint` cannot be written, before any work.
+        NonFiniteLossError: If the loss of a single fit stops being finite; it holds the last finite state.
+
+    Example:
+        >>> import torch, pyro_sps as sps
+        >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
+        >>> bnn = sps.BNN(sps.mlp([1, 5, 5, 1]), sps.Heavy(), sps.Zero())
+        >>> fit = sps.fit(bnn, x, x**2, num_steps=20, progress=False)
+        >>> fit.losses.shape
+        (20,)
+    """
+    given = locals()
+    asked = FitSettings(**{name: given[name] for name in FitSettings.names()})
+    return run_fit(bnn, x, y, validation, callbacks, asked)
+
+
+def map_estimate(
+    bnn: BNN,
+    x: Any,
+    y: Any,
+    *,
+    num_steps: int = 3000,
+    learning_rate: float = 0.01,
+    batch_size: int | None = None,
+    held_out: float = 0.0,
+    noise_share: float = 0.5,
+    standardize: bool = False,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> dict[str, Tensor]:
+    """Maximum a posteriori weights of a network's model with nothing fixed.
+
+    Args:
+        bnn: A network; its likelihood and prior are used, its masks are not.
+        x: Inputs.
+        y: Targets.
+        num_steps: Steps of Adam.
+        learning_rate: Its step size at the start; it decays to a tenth.
+        batch_size: Rows a step; None or a number of at least the rows for all of them.
+        held_out: As in `MAP`.
+        noise_share: As in `MAP`; of no effect without rows held out.
+        standardize: As in `fit`: use the same there.
+        seed: Seeds the start.
+        device: Where to optimise.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        Weight tensors by name, to be shared among networks as `sps.Given(weights)`.
+
+    Example:
+        >>> import torch, pyro_sps as sps
+        >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
+        >>> net = sps.mlp([1, 5, 5, 1])
+        >>> weights = sps.map_estimate(sps.BNN(net), x, x**2, num_steps=10, progress=False)
+        >>> bnn = sps.BNN(net, scheme=sps.Heavy(), values=sps.Given(weights))
+    """
+    rule = MAP(num_steps, learning_rate, held_out, noise_share)
+    asked = FitSettings(batch_size=batch_size, standardize=standardize, seed=seed, device=device, progress=progress)
+    members = members_of(bnn, x, y, asked)
+    estimate = map_weights(members, rule, asked.rows(len(members[0].x)), seed, progress)[0]
+    return {tensor.name: estimate[tensor.name] for tensor in bnn.topology.tensors}
+
+
+# --- the parts of a fit ----------------------------------------------------------------------------
+
+
+@dataclass
+class _Job:
+    """A fit that has been prepared: all that comes before the first step.
+
+    Attributes:
+        asked: What was asked for.
+        members: The replicas.
+        checks: Validation data of each, or nothing.
+        guide: A guide of the first replica's model, whose layout all share.
+        problem: That layout.
+        own: Unconstrained parameters of the model itself.
+        estimates: MAP weights of the replicas with nothing fixed, where these are what the constants are from.
+        marks: What tells model and data from others, for checkpoints.
+        writer: Where checkpoints go; None for no checkpoints.
+        seconds: Wall time of each part.
+    """
+
+    asked: FitSettings
+    members: list[Replica]
+    checks: list[tuple[Tensor, Tensor]]
+    guide: AutoSPSNormal
+    problem: Problem
+    own: Params
+    estimates: list[Params]
+    marks: dict[str, Any]
+    writer: Writer | None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the data."""
+        return len(self.members[0].x)
+
+    @property
+    def batch(self) -> int:
+        """Rows of a step."""
+        return self.asked.rows(self.rows)
+
+    @property
+    def num_data(self) -> int | None:
+        """Size of the data set, where a step sees a part of it."""
+        return None if self.batch == self.rows else self.rows
+
+    def objective(self, params: Params, noise: Tensor, x: Tensor, y: Tensor, *constants: Tensor) -> Tensor:
+        """Negative ELBO per row of the data set."""
+        with self.members[0].bnn.constants_as(constants):
+            loss = negative_elbo(
+                self.problem,
+                params["loc"],
+                F.softplus(params["rho"]),
+                noise,
+                (x, y),
+                {"num_data": self.num_data},
+                self.problem.constrain(params),
+            )
+        return loss / self.rows
+
+    def start(self, init: str | Mapping[str, Any], index: int) -> Params:
+        """Where a replica starts."""
+        seed = self.asked.seed + index
+        return initial_params(self.members[index], self.problem, self.own, init, self.asked.init_scale, seed)
+
+
+def run_fit(
+    bnn: BNN,
+    x: Any,
+    y: Any,
+    validation: tuple[Any, Any] | None,
+    callbacks: Sequence[Callback],
+    asked: FitSettings,
+    found: Checkpoint | None = None,
+) -> Any:
+    """Fit from the start, or from where a checkpoint was found.
+
+    Args:
+        bnn: The model.
+        x: Inputs.
+        y: Targets.
+        validation: As in `fit`.
+        callbacks: As in `fit`.
+        asked: The other options.
+        found: The checkpoint; None for a new fit.
+
+    Returns:
+        A `Fit`, or with `replicas` a `Fits`.
+    """
+    job = _prepare(bnn, x, y, validation, asked, found)
+    starts, interrupted = _starts(job, found)
+    begun = time.perf_counter()
+    ended = found is not None and (found.stopped != "" or found.done == asked.num_steps)
+    run = _run_of(job, starts, interrupted, ended)
+    watcher = None
+    if job.checks:
+        watcher = Validation(job.checks, job.members, run.layout, job.guide, asked.validate_every, asked.patience)
+    mode = run.step.mode
+    if found is not None:
+        restore(found, run, watcher)
+        job.seconds = {**found.seconds, "prepare": job.seconds["prepare"] + found.seconds.get("prepare", 0.0)}
+        if ended:
+            mode = str(found.environment.get("steps"))
+        else:
+            found.warn_of_environment({**environment(job.members[0].x), "steps": mode})
+    before = job.seconds.get("optimise", 0.0)
+    told = asked.to_dict() | ({} if found is None else {"init": found.settings["init"]})
+
+    def note_time() -> None:
+        job.seconds["optimise"] = before + time.perf_counter() - begun
+
+    def save() -> str:
+        """Write a checkpoint; why to stop, if it cannot be written and that was asked for."""
+        note_time()
+        assert job.writer is not None
+        return job.writer.write(run.done, _header(job, run, told, mode), tensors_of(run, watcher))
+
+    # A start that was interrupted is not the one to go on from.
+    keeps = job.writer is not None and not interrupted and not ended
+    run(callbacks, watcher, save if keeps else None, asked.checkpoint_every)
+    note_time()
+    return _results(job, run, watcher, told, mode)
+
+
+def _prepare(
+    bnn: BNN, x: Any, y: Any, validation: tuple[Any, Any] | None, asked: FitSettings, found: Checkpoint | None
+) -> _Job:
+    """Check everything, find MAP values where they are asked for, and lay out the problem."""
+    started = time.perf_counter()
+    keeps = asked.checkpoint is not None
+    marks = marks_of(bnn) if keeps and isinstance(bnn, BNN) else {}
+    if found is not None:
+        found.require(marks)
+    members = members_of(bnn, x, y, asked, found)
+    checks = validation_data(members, validation, asked.replicas is not None)
+    writer = None
+    if asked.checkpoint is not None:
+        marks |= {"data": digest_of(training_tensors(members)), "validation": digest_of(itertools.chain(*checks))}
+        if found is not None:
+            found.require(marks)
+        writer = Writer.open(asked.checkpoint, asked.checkpoint_every, asked.checkpoint_errors, found is None)
+    first, seconds, estimates = members[0], {}, []
+    rows = len(first.x)
+    batch = asked.rows(rows)
+    if isinstance(first.bnn.values, MAP) and first.bnn.num_fixed:
+        if found is None:
+            begun = time.perf_counter()
+            estimates = map_weights(members, first.bnn.values, batch, asked.seed, asked.progress)
+            seconds["map"] = time.perf_counter() - begun
+        for index, member in enumerate(members):
+            own = estimates[index] if found is None else constants_of(member, found, index)
+            member.bnn.set_fixed(Given({tensor.name: own[tensor.name] for tensor in first.bnn.topology.tensors}))
+    guide = AutoSPSNormal(first.bnn)
+    num_data = None if batch == rows else rows
+    problem, own_params = prepare(first.bnn, guide, first.x[:batch], first.y[:batch], num_data=num_data)
+    job = _Job(asked, members, checks, guide, problem, own_params, estimates, marks, writer, seconds)
+    if keeps:
+        noise = first.x.new_zeros((1, problem.size))
+        with pyro_session(), torch.no_grad():
+            marks["elbo"] = job.objective(job.start("random", 0), noise, first.x[:batch], first.y[:batch]).item()
+        if found is not None:
+            found.require_elbo(marks["elbo"], torch.finfo(first.x.dtype).eps)
+    seconds["prepare"] = time.perf_counter() - started - seconds.get("map", 0.0)
+    return job
+
+
+def _starts(job: _Job, found: Checkpoint | None) -> tuple[list[Params], str]:
+    """Where the replicas start, and what interrupted the search for that."""
+    begun, interrupted, asked = time.perf_counter(), "", job.asked
+    init = asked.init if found is None else "random"  # which a checkpoint replaces
+    if init is None:
+        init = "map" if job.estimates else "random"
+    starts = [job.start(init, index) for index in range(len(job.members))]
+    if init == "map":
+        if job.estimates:  # whose fixed entries are the constants
+            points = [free_entries(m, job.problem, own) for m, own in zip(job.members, job.estimates, strict=True)]
+        else:
+            points, interrupted = maximise_posterior(
+                job.members,
+                job.problem,
+                starts,
+                asked.map_steps,
+                asked.learning_rate,
+                job.batch,
+                asked.seed,
+                asked.progress,
+            )
+        starts = [{**start, **point} for start, point in zip(starts, points, strict=True)]
+        job.seconds["map"] = job.seconds.get("map", 0.0) + time.perf_counter() - begun
+    return starts, interrupted
+
+
+def _run_of(job: _Job, starts: list[Params], interrupted: str, ended: bool) -> Run:
+    """The optimisation, ready to run."""
+    asked, count, topology = job.asked, len(job.members), job.members[0].bnn.topology
+    compile = asked.compile
+    if compile is None:
+        compile = pays_to_compile(asked.num_steps, count * asked.num_particles * job.batch, job.members[0].bnn)
+    width = max(group.size for group in topology.groups)
+    return Run(
+        objective=job.objective,
+        members=job.members,
+        starts=starts,
+        num_steps=asked.num_steps,
+        batch_size=job.batch,
+        noise_shape=(asked.num_particles, job.problem.size),
+        seeds=[asked.seed + index for index in range(count)],
+        rates=decaying_rates(asked.learning_rate, asked.final_learning_rate, asked.num_steps),
+        max_grad_norm=asked.max_grad_norm,
+        compile=compile and not interrupted and not ended,
+        progress=asked.progress,
+        label="fit",
+        group=replicas_at_once(count, asked.num_particles * job.batch * width),
+        paused=interrupted,
+    )
+
+
+def _header(job: _Job, run: Run, told: Mapping[str, Any], mode: str) -> dict[str, Any]:
+    """What a checkpoint says beside its numbers."""
+    return {
+        "settings": {name: plain(value) for name, value in told.items()},
+        "marks": job.marks,
+        "done": run.done,
+        "stopped": run.stopped,
+        "environment": {**environment(job.members[0].x), "steps": mode},
+        "seconds": job.seconds,
+    }
+
+
+def _results(job: _Job, run: Run, watcher: Validation | None, told: Mapping[str, Any], mode: str) -> Any:
+    """The fits of a run that has ended."""
+    losses = run.losses_so_far()
+    final = run.layout.unpack(run.state.params if watcher is None or watcher.best is None else watcher.best)
+    fits = Fits(
+        Fit(
+            bnn=with_params(member.bnn, {name: value[index] for name, value in final.items()}),
+            guide=guide_with(job.guide, member, final["loc"][index], final["rho"][index]),
+            losses=losses[index] * job.rows,
+            standardizer=member.standardizer,
+            seconds=job.seconds,
+            settings={**told, "seed": job.asked.seed + index},
+            validation=watcher.history[index] if watcher else (),
+            stopped=run.stopped or run.paused,
+            mode=mode,
+            x=member.x,
+            y=member.y,
+        )
+        for index, member in enumerate(job.members)
+    )
+    many = job.asked.replicas is not None
+    _report_failures(fits, job, run, many)
+    return fits if many else fits[0]
+
+
+def _report_failures(fits: Fits, job: _Job, run: Run, many: bool) -> None:
+    """Raise for a single fit whose loss is not finite, warn for replicas."""
+    if not run.failed:
+        return
+    if many:
+        steps = ", ".join(f"{replica} (at step {step})" for replica, step in sorted(run.failed.items()))
+        warn_user(
+            f"the loss of replicas {steps} stopped being finite; they hold their last finite states", RuntimeWarning
+        )
+        return
+    step = run.failed[0]
+    site = _culprit(job, run, step)
+    raise NonFiniteLossError(
+        f"the loss is not finite at step {step}, in the term of site {site!r}. Try a lower learning_rate (now "
+        f"{run.rates(step):.3g}), standardize=True, a larger noise scale, a smaller constant c, or dtype float64. "
+        "The exception's attribute `fit` holds the last finite state.",
+        fits[0],
+        step,
+        site,
+    )
+
+
+def _culprit(job: _Job, run: Run, step: int) -> str:
+    """The term that is not finite: the failing step done once more, at the state that it left unchanged."""
+    noise, x, y = next(run.arguments(step))
+    if x.dim() > run.members[0].x.dim():
+        x, y = x[0], y[0]
+    params = {name: value[0] for name, value in run.layout.unpack(run.state.params).items()}
+    assert noise is not None
+    with pyro_session():
+        terms = elbo_terms(
+            job.problem,
+            params["loc"],
+            F.softplus(params["rho"]),
+            noise[0],
+            (x, y),
+            {"num_data": job.num_data},
+            job.problem.constrain(params),
+        )
+    return next((name for name, term in terms.items() if not term.isfinite()), "the gradient")

@@ -1,0 +1,242 @@
+"""Masks that leave no symmetry: the `Rigid` scheme, distinct constants for it, and fixed biases as an alternative."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Generator
+
+from ..network.topology import Masks, Topology
+from .schemes import fixed_count
+from .search import (
+    SEEDS,
+    VARIANTS,
+    ImpossibleError,
+    build,
+    fix,
+    other_group,
+    relations_of,
+    strengthened,
+    too_strong,
+)
+from .values import MAP, Constant, FixedValues, Ladder, RandomConstant, Zero, make_values
+
+
+@dataclass(frozen=True)
+class InputOffsets:
+    """Fix the biases of the hidden layers: input augmentation, an alternative way to tell units apart.
+
+    A hidden unit that gets a constant offset of its own, `values=Ladder()`, cannot be exchanged with another. Nothing
+    else is fixed. Where several biases are added to the same units, as in a residual network, only the first is.
+
+    Raises:
+        ValueError: On use, if a hidden layer has no bias.
+
+    Example:
+        >>> import pyro_sps as sps
+        >>> bnn = sps.BNN(sps.mlp([8, 50, 50, 2]), scheme=sps.InputOffsets(), values=sps.Ladder())
+        >>> bnn.num_fixed, bnn.symmetry().is_rigid
+        (100, True)
+    """
+
+    def __call__(self, topology: Topology, generator: Generator | None = None) -> Masks:
+        """Masks of the biases; the generator is not used."""
+        masks = topology.check_masks({})
+        for index in topology.hidden:
+            names = [t.name for t in topology.tensors if t.groups == (index,)]
+            if not names:
+                raise ValueError(
+                    f"InputOffsets fixes biases, but {topology.groups[index].name} has none; sps.Rigid() fixes weights"
+                )
+            masks[names[0]] = torch.zeros_like(masks[names[0]])
+        return masks
+
+
+@dataclass(frozen=True)
+class Rigid:
+    """As few fixed weights as we can find that leave no permutation of the hidden units, and, if asked, no sign flip.
+
+    `pyro_sps.certify` proves for every mask that is returned that nothing is left. The masks do not rely on the values
+    (but see below): equal constants, all zero or ±c with whatever signs, are enough.
+
+    **Construction.** The fixed weights form a forest. From the input and output units on, which have an identity,
+    each unit that is identified identifies at most one unit of each neighbouring layer, by the single fixed weight
+    between them, and a second one if the first goes on and the second is a dead end. One unit a layer needs no fixed
+    weight: it is the last. Beside this tree there are paths that zigzag between two adjacent hidden layers, of 2, 4,
+    6, … units, each of another length and tied to nothing. In a layer too wide for this, about twice as wide as its
+    neighbours together, the remaining units get different sets of two or more neighbours. Some variants are
+    built, and the smallest that is certified is returned.
+
+    **Bounds.** Let H be the number of hidden units in L layers. Where no layer is too wide, at most H − L weights are
+    fixed, and one less for each path: 89 for 8-50-50-2 (heavy: 1254). Any rigid mask of equal constants fixes at
+    least H − t, where t is the largest number of different trees without symmetry into which the units can be
+    divided. For a single hidden layer the number is the smallest possible: 88 for 8-50-2. With `signs=True` every unit
+    must be tied to a pinned unit, so H is the smallest number possible, and it is reached where no layer is too wide:
+    100 for 8-50-50-2.
+
+    **Distinct constants.** Equal constants can tell n units with m neighbours apart only if n ≤ 2^m, which those of a
+    1-50-1 network are not. With `values=Ladder()` each unit of a layer but one (with `signs=True` each) has one
+    fixed weight, of its own value. Other values are tried in the same way, as drawn, if equal constants cannot do it.
+
+    **Strength.** The pattern of a unit says for each tensor and each neighbour whether the weight between them is
+    fixed. With `strength=k` the patterns of any two units of a hidden layer differ in at least k places. (In a tensor
+    between units of one layer, places of the two units themselves do not count. With `Ladder`, places where both
+    have a fixed weight of another value count too.) Rigidity implies k = 1; a larger k moves almost equal modes apart.
+    From the mask for k = 1 on, weights are added by local search, about k/4 a unit between layers of the same width.
+
+    Args:
+        signs: Whether sign flips (of odd activations) must go too; needs non-zero values.
+        strength: Smallest number of places in which the patterns of two units of a layer must differ.
+
+    Raises:
+        ValueError: If an argument is not valid, or, on use, if no mask was found that is certified: the error names the
+            layer, the reason and what would work.
+
+    Example:
+        >>> import pyro_sps as sps
+        >>> topology = sps.Topology.of(sps.mlp([8, 50, 50, 2]))
+        >>> masks = sps.Rigid()(topology)
+        >>> sps.fixed_count(masks), sps.certify(topology, masks).permutations.is_rigid
+        (89, True)
+        >>> sps.fixed_count(sps.Rigid(signs=True)(topology))
+        100
+    """
+
+    signs: bool = False
+    strength: int = 1
+
+    uses_values: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.signs, bool):
+            raise ValueError(f"signs must be True or False, got {self.signs!r}")
+        if isinstance(self.strength, bool) or not isinstance(self.strength, int) or self.strength < 1:
+            raise ValueError(f"strength must be a positive integer, got {self.strength!r}")
+
+    def __call__(self, topology: Topology, generator: Generator | None = None, values: Any = None) -> Masks:
+        """Rigid masks.
+
+        Args:
+            topology: The network's topology.
+            generator: Not used, but for drawing values where equal constants cannot do it; it is left as it was.
+            values: The rule that will set the fixed weights; None for any equal constants.
+
+        Raises:
+            ValueError: If there is no such mask or none was found.
+        """
+        if self.signs and isinstance(values, Zero) and any(topology.groups[index].odd for index in topology.hidden):
+            raise ValueError(
+                "Rigid(signs=True) cannot remove sign flips with values=Zero(): zero has no sign. "
+                "sps.Constant() or sps.Ladder() can"
+            )
+        if isinstance(values, Ladder):
+            masks = self._by_value(topology)
+            return self._certified(topology, masks, _draw(values, topology, masks, generator))
+        try:
+            return self._by_place(topology, values, generator)
+        except ImpossibleError as problem:
+            if values is not None and not isinstance(values, Zero | Constant | MAP):
+                masks = self._by_value(topology)
+                return self._certified(topology, masks, _draw(values, topology, masks, generator))
+            raise ValueError(
+                f"{problem}. Distinct constants can: sps.Rigid() with values=sps.Ladder(), or fixed distinct biases, "
+                "scheme=sps.InputOffsets() with values=sps.Ladder()"
+            ) from None
+
+    def _by_place(self, topology: Topology, values: Any, generator: Generator | None) -> Masks:
+        """The smallest certified mask that relies on places alone."""
+        problem = ImpossibleError("Rigid() found no mask of equal constants that leaves no symmetry")
+        drafts = []
+        for variant in VARIANTS[-2:] if self.signs else VARIANTS:
+            try:
+                drafts.append((variant.careful, build(topology, self.signs, variant)))
+            except ImpossibleError as error:
+                problem = error
+        drafts.sort(key=lambda item: (item[0], fixed_count(item[1])))
+        for seeds, (_, draft) in itertools.product([(0,)] if self.strength == 1 else SEEDS, drafts):
+            for seed in seeds:
+                masks = draft
+                if self.strength > 1:
+                    masks = strengthened(topology, draft, self.strength, np.random.default_rng(seed))
+                if self._problem(topology, masks, self._worst(topology, masks, values, generator)) is None:
+                    return masks
+        if drafts and self.strength > 1:
+            raise ValueError(f"Rigid(strength={self.strength}) found no mask that is certified; try another strength")
+        raise problem
+
+    def _worst(self, topology: Topology, masks: Masks, values: Any, generator: Generator | None) -> Any:
+        """Values for the certificate such that what it says holds for all that the rule may draw.
+
+        Permutations that keep some values also keep the places, so equal values are the worst case. If they leave none,
+        the sign flips depend on which values are zero only, not on their signs.
+        """
+        if not self.signs or values is None or isinstance(values, Constant | RandomConstant | MAP):
+            return {t.name: torch.full(t.shape, float(self.signs)) for t in topology.tensors}
+        pattern = _draw(values, topology, masks, generator)
+        return {name: (value != 0).to(torch.float64) for name, value in pattern.tensors().items()}
+
+    def _by_value(self, topology: Topology) -> Masks:
+        """Each unit (without `signs`, but one a layer) has `strength` fixed weights of its own values."""
+        masks = topology.check_masks({})
+        done = {index for index, group in enumerate(topology.groups) if group.pinned}
+        waiting = list(topology.hidden)
+        while waiting:
+            # Next to a layer that is done, so that signs are tied to the pinned units.
+            index = next((i for i in waiting if any(other in done for _, _, other in relations_of(topology, i))), None)
+            if index is None:
+                raise ValueError(f"{topology.groups[waiting[0]].name} is not connected to the inputs or outputs")
+            group = topology.groups[index]
+            relations = sorted(relations_of(topology, index), key=lambda relation: relation[2] not in done)
+            places = [(t, axis, j) for t, axis, other in relations for j in range(topology.groups[other].size)]
+            own = [place for place in places if other_group(topology, place) != index]
+            near = sum(other_group(topology, place) in done for place in own)
+            if self.strength > len(own):
+                raise ValueError(too_strong(topology, index, self.strength, len(own)))
+            for unit in range(group.size - (0 if self.signs and group.odd else 1)):
+                # The first is among the neighbours that are done; the others follow.
+                chosen = [own[unit % near]]
+                for step in range(len(own)):
+                    if len(chosen) == self.strength:
+                        break
+                    if (place := own[(unit + step) % len(own)]) not in chosen:
+                        chosen.append(place)
+                for place in chosen:
+                    fix(topology, masks, place, unit)
+            done.add(index)
+            waiting.remove(index)
+        return masks
+
+    def _certified(self, topology: Topology, masks: Masks, values: FixedValues) -> Masks:
+        if problem := self._problem(topology, masks, values):
+            raise ValueError(
+                f"Rigid() found no mask for these values: {problem}. With the distinct values of sps.Ladder() it does"
+            )
+        return masks
+
+    def _problem(self, topology: Topology, masks: Masks, values: Any) -> str | None:
+        """What the certificate has against masks; None if nothing is left."""
+        report = _certify(topology, masks, values)
+        classes = [report.permutations]
+        if self.signs and report.signed_permutations is not None:
+            classes.append(report.signed_permutations)
+        for one in classes:
+            if not one.is_rigid:
+                return f"10^{one.log10_after:.2f} {one.name} would be left, such as: {one.generators[0]}"
+        return None
+
+
+def _draw(values: Any, topology: Topology, masks: Masks, generator: Generator | None) -> FixedValues:
+    if generator is not None:
+        generator = generator.clone_state()
+    return make_values(values, topology, masks, generator)
+
+
+def _certify(topology: Topology, masks: Masks, values: Any) -> Any:
+    """The certificate of what is left, which lies a wing further down."""
+    from ..symmetry.certificate import certify
+
+    return certify(topology, masks, values)

@@ -1,0 +1,385 @@
+"""The search for the smallest masks that leave no symmetry, which `pyro_sps.Rigid` certifies."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..network.topology import Masks, Topology
+
+# A place where a unit of a group can have a fixed weight: (tensor, the group's axis in it, unit on the other axis).
+Place = tuple[int, int, int]
+
+
+class ImpossibleError(Exception):
+    """Equal constants cannot tell the units of a layer apart."""
+
+
+def relations_of(topology: Topology, index: int) -> list[tuple[int, int, int]]:
+    """For a group: each matrix that it is on, its axis there, and the group on the other axis."""
+    return [
+        (t, axis, tensor.groups[1 - axis])
+        for t, tensor in enumerate(topology.tensors)
+        if tensor.is_matrix
+        for axis in (0, 1)
+        if tensor.groups[axis] == index
+    ]
+
+
+def other_group(topology: Topology, place: Place) -> int:
+    """The group of the unit at a place."""
+    return topology.tensors[place[0]].groups[1 - place[1]]
+
+
+def fix(topology: Topology, masks: Masks, place: Place, unit: int) -> None:
+    """Fix the weight between a unit and the one at a place."""
+    t, axis, other = place
+    tensor = topology.tensors[t]
+    row, column = (unit, other) if axis == 0 else (other, unit)
+    masks[tensor.name].view(*tensor.shape[:2], -1)[row, column, 0] = False
+
+
+def too_strong(topology: Topology, index: int, strength: int, places: int) -> str:
+    """Why units cannot differ in so many places."""
+    return (
+        f"Rigid(strength={strength}): two units of {topology.groups[index].name} can differ in no more than "
+        f"{places} places, the number of their neighbours; give a smaller strength"
+    )
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to build a mask for equal constants.
+
+    Attributes:
+        paths: Whether to have paths beside the tree.
+        disjoint: Whether no layer is in paths to two others; the tree may then go on from the paths.
+        reserve: How many units of a layer are kept for the tree.
+        careful: See `_Builder.add_extras`.
+    """
+
+    paths: bool = False
+    disjoint: bool = False
+    reserve: int = 0
+    careful: bool = False
+
+
+# Of the local search for `strength`, which starts anew with the next one where what it found is not certified: two for
+# each draft, then two more.
+SEEDS = tuple((first, first + 1) for first in range(0, 16, 2))
+
+# The last one is proved on paper, the first ones are smaller and left to the certificate.
+VARIANTS = (
+    *(Variant(True, disjoint, reserve) for disjoint in (True, False) for reserve in (1, 0)),
+    Variant(),
+    Variant(careful=True),
+)
+
+
+def build(topology: Topology, signs: bool, variant: Variant) -> Masks:
+    """A mask for equal constants, built in one way; not certified."""
+    builder = _Builder(topology, signs)
+    if variant.paths:
+        builder.add_paths(variant.disjoint, variant.reserve)
+    builder.grow(from_paths=variant.disjoint)
+    builder.add_extras(variant.careful)
+    return builder.masks
+
+
+@dataclass
+class _Builder:
+    """Builds the mask of `Rigid` for equal constants; units of a group are used in order.
+
+    Attributes:
+        topology: The topology.
+        signs: Whether units that can flip their sign must all be tied to a pinned unit.
+        masks: The masks so far.
+        used: For each group how many units are identified.
+        sets: For each identified hidden unit (group, unit) the places where it has a fixed weight.
+        child: The unit that a unit (group, unit) identified in (tensor, its axis).
+    """
+
+    topology: Topology
+    signs: bool
+    masks: Masks = field(init=False)
+    used: dict[int, int] = field(init=False)
+    sets: dict[tuple[int, int], list[Place]] = field(default_factory=dict)
+    child: dict[tuple[int, int, int, int], int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.masks = self.topology.check_masks({})
+        self.used = dict.fromkeys(self.topology.hidden, 0)
+
+    def waiting(self, index: int) -> int:
+        """How many units of a group still need a fixed weight; all but one do."""
+        if index not in self.used:
+            return 0
+        group = self.topology.groups[index]
+        return group.size - (0 if self.signs and group.odd else 1) - self.used[index]
+
+    def new_unit(self, index: int) -> int:
+        self.used[index] += 1
+        self.sets[index, self.used[index] - 1] = []
+        return self.used[index] - 1
+
+    def join(self, place: Place, index: int, unit: int) -> None:
+        """Fix the weight of a unit of group `index` at a place."""
+        t, axis, other = place
+        fix(self.topology, self.masks, place, unit)
+        self.sets[index, unit].append(place)
+        group = other_group(self.topology, place)
+        if group in self.used:
+            self.sets.setdefault((group, other), []).append((t, 1 - axis, unit))
+
+    def add_paths(self, disjoint: bool, reserve: int) -> None:
+        """Paths of 2, 4, 6, … units between two adjacent hidden layers, tied to nothing.
+
+        Args:
+            disjoint: Whether no layer is in two such pairs.
+            reserve: How many units of each layer are left for the tree, to reach the layers behind.
+        """
+        pairs = [
+            (t, *tensor.groups)
+            for t, tensor in enumerate(self.topology.tensors)
+            if tensor.is_matrix and tensor.groups[0] != tensor.groups[1] and all(g in self.used for g in tensor.groups)
+        ]
+        # Several tensors between the same two layers add nothing: one path of each length is enough.
+        pairs = list({pair[1:]: pair for pair in reversed(pairs)}.values())[::-1]
+        if disjoint:
+            every, pairs = sorted(pairs, key=lambda pair: -min(self.waiting(i) for i in pair[1:])), []
+            for pair in every:
+                if not any(set(pair[1:]) & set(other[1:]) for other in pairs):
+                    pairs.append(pair)
+        for length in itertools.count(1):
+            fitting = [pair for pair in pairs if min(map(self.waiting, pair[1:])) >= length + reserve]
+            if not fitting:
+                return
+            for t, first, second in fitting:
+                if min(self.waiting(first), self.waiting(second)) >= length + reserve:
+                    rows = [self.new_unit(first) for _ in range(length)]
+                    columns = [self.new_unit(second) for _ in range(length)]
+                    for row, column in [*zip(rows, columns, strict=True), *zip(rows[1:], columns[:-1], strict=True)]:
+                        self.join((t, 0, column), first, row)
+
+    def grow(self, from_paths: bool) -> None:
+        """Let identified units identify others by one fixed weight, breadth first, then dead ends.
+
+        Args:
+            from_paths: Whether units of paths do so too, where the tree cannot.
+        """
+        queue = deque((i, u) for i, group in enumerate(self.topology.groups) if group.pinned for u in range(group.size))
+        paths = deque(self.sets if from_paths else ())
+        tree = []
+        while queue or paths:
+            index, unit = (queue or paths).popleft()
+            tree.append((index, unit))
+            for t, axis, other in relations_of(self.topology, index):
+                if self.waiting(other) > 0:
+                    new = self.new_unit(other)
+                    self.join((t, 1 - axis, unit), other, new)
+                    self.child[index, unit, t, axis] = new
+                    queue.append((other, new))
+        for index, unit in tree:
+            for t, axis, other in relations_of(self.topology, index):
+                first = self.child.get((index, unit, t, axis))
+                if first is not None and self.waiting(other) > 0 and len(self.sets[other, first]) > 1:
+                    self.join((t, 1 - axis, unit), other, self.new_unit(other))
+
+    def add_extras(self, careful: bool) -> None:
+        """Give the units that are left different sets of neighbours.
+
+        Args:
+            careful: Whether to use only sets with numbers of neighbours that no unit of the forest has, so that an
+                automorphism must map the forest onto itself.
+
+        Raises:
+            ImpossibleError: If there are not enough sets.
+        """
+        for index in self.used:
+            if self.waiting(index) <= 0:
+                continue
+            relations = relations_of(self.topology, index)
+            places = [(t, axis, j) for t, axis, other in relations for j in range(self.topology.groups[other].size)]
+            members = [self.sets[index, unit] for unit in range(self.used[index])]
+            taken = {frozenset(places) for places in members}
+            counts = {_counts(places) for places in members}
+            for chosen in subsets(places):
+                if self.waiting(index) <= 0:
+                    break
+                if frozenset(chosen) not in taken and not (careful and _counts(chosen) in counts):
+                    unit = self.new_unit(index)
+                    for place in chosen:
+                        self.join(place, index, unit)
+            if self.waiting(index) > 0:
+                raise ImpossibleError(self.why(index, len(places)))
+
+    def why(self, index: int, places: int) -> str:
+        group = self.topology.groups[index]
+        others = Counter(self.topology.groups[other].name for _, _, other in relations_of(self.topology, index))
+        names = ", ".join(f"{other.name}: {other.size}" for other in self.topology.groups if other.name in others)
+        told = f"Rigid() cannot tell the {group.size} units of {group.name} apart with equal constants"
+        if self.signs and group.odd:
+            told += " and remove their sign flips"
+        if group.size > 2**places - (self.signs and group.odd):
+            return f"{told}: they have {places} neighbours ({names}), which makes {2**places} sets of fixed weights"
+        return f"{told}: its construction found too few different sets of their {places} neighbours ({names})"
+
+
+def _counts(places: list[Place]) -> frozenset[tuple[tuple[int, int], int]]:
+    """Number of fixed weights by tensor and axis."""
+    return frozenset(Counter(place[:2] for place in places).items())
+
+
+def subsets(places: list[Place]) -> Iterator[list[Place]]:
+    """All non-empty subsets, small ones first, in an order that uses all places about equally often.
+
+    Subsets are taken as rotations of a necklace of gaps, each necklace in its smallest rotation.
+    """
+    n = len(places)
+    for size in range(1, n + 1):
+        for offsets in itertools.combinations(range(1, n), size - 1):
+            gaps = [b - a for a, b in itertools.pairwise((0, *offsets, n))]
+            rotations = [gaps[i:] + gaps[:i] for i in range(1, size)]
+            if any(rotation < gaps for rotation in rotations):
+                continue
+            period = rotations.index(gaps) + 1 if gaps in rotations else size
+            for start in range(sum(gaps[:period])):
+                yield [places[(start + offset) % n] for offset in (0, *offsets)]
+
+
+# --- strength --------------------------------------------------------------------------------------
+
+
+def strengthened(topology: Topology, masks: Masks, strength: int, rng: np.random.Generator) -> Masks:
+    """Fix more weights until the patterns of any two units of a layer differ in `strength` places.
+
+    A local search: the unit that is closest to the others changes where it helps most.
+    """
+    for index in topology.hidden:
+        places = sum(
+            topology.groups[other].size - 2 * (other == index) for _, _, other in relations_of(topology, index)
+        )
+        if strength > places and topology.groups[index].size > 1:
+            raise ValueError(too_strong(topology, index, strength, places))
+    patterns = _Patterns(topology, masks, strength)
+    steps = 50 + 3 * strength * sum(topology.groups[index].size for index in topology.hidden)
+    while (worst := patterns.worst()) is not None:
+        index, unit = worst
+        steps -= 1
+        place = patterns.best_place(index, unit, rng) if steps > 0 else None
+        if place is None:
+            raise ValueError(
+                f"Rigid(strength={strength}) found no mask: unit {unit} of {topology.groups[index].name} could not be "
+                "made to differ enough from the others; give a smaller strength"
+            )
+        patterns.toggle(place, index, unit)
+    result = topology.check_masks({})
+    for t, fixed in patterns.fixed.items():
+        tensor = topology.tensors[t]
+        result[tensor.name].view(*tensor.shape[:2], -1)[..., 0] = torch.from_numpy(~fixed)
+    return result
+
+
+class _Patterns:
+    """Fixed places of all units and the distances between units of a layer.
+
+    Attributes:
+        fixed: For each matrix (by index of the tensor) where it is fixed, shape (rows, columns).
+        kept: Where it was fixed at first, which stays.
+        distance: For each hidden group the number of places where two units differ, shape (units, units).
+    """
+
+    candidates = 64  # places looked at for one change
+
+    def __init__(self, topology: Topology, masks: Masks, strength: int) -> None:
+        self.topology, self.strength = topology, strength
+        self.fixed = {
+            t: ~masks[tensor.name].view(*tensor.shape[:2], -1)[..., 0].numpy()
+            for t, tensor in enumerate(topology.tensors)
+            if tensor.is_matrix
+        }
+        self.kept = {t: fixed.copy() for t, fixed in self.fixed.items()}
+        self.distance = {index: self._distances(index) for index in topology.hidden}
+        self.lacking = {index: self._lack(distance).sum(axis=1) for index, distance in self.distance.items()}
+
+    def _lack(self, distance: Any) -> Any:
+        return np.maximum(self.strength - distance, 0)
+
+    def _distances(self, index: int) -> Any:
+        size = self.topology.groups[index].size
+        distance = np.zeros((size, size), dtype=np.int32)
+        for t, axis, other in relations_of(self.topology, index):
+            pattern = (self.fixed[t] if axis == 0 else self.fixed[t].T).astype(np.float32)
+            number = pattern.sum(axis=1)
+            distance += (number[:, None] + number[None, :] - 2 * pattern @ pattern.T).astype(np.int32)
+            if other == index:  # the places of the two units themselves do not count
+                distance -= (pattern + pattern.T).astype(np.int32)
+        np.fill_diagonal(distance, self.strength)  # a unit need not differ from itself
+        return distance
+
+    def worst(self) -> tuple[int, int] | None:
+        """The unit that most others are too close to."""
+        index = max(self.lacking, key=lambda index: int(self.lacking[index].max()))
+        unit = int(self.lacking[index].argmax())
+        return (index, unit) if self.lacking[index][unit] > 0 else None
+
+    def best_place(self, index: int, unit: int, rng: np.random.Generator) -> Place | None:
+        """Where fixing one more weight of a unit, or freeing one that was added, helps most; else anywhere."""
+        places = [
+            (t, axis, j)
+            for t, axis, other in relations_of(self.topology, index)
+            for j in np.flatnonzero(~(self.kept[t][unit] if axis == 0 else self.kept[t][:, unit])).tolist()
+            if not (other == index and j == unit)
+        ]
+        rng.shuffle(places)
+        for some in (places[: self.candidates], places[self.candidates :]):
+            gains = [self.gain(place, index, unit) for place in some]
+            if gains and max(gains)[0] > 0:
+                return some[gains.index(max(gains))]
+        return places[0] if places else None
+
+    def gain(self, place: Place, index: int, unit: int) -> tuple[int, int]:
+        """By how much a change reduces what is lacking, and minus the number of weights fixed at the place."""
+        t, axis, j = place
+        fixed = self.fixed[t] if axis == 0 else self.fixed[t].T
+        gain = self._gain(index, unit, fixed[:, j] == fixed[unit, j])
+        other = other_group(self.topology, place)
+        if other in self.distance:
+            gain += self._gain(other, j, fixed[unit] == fixed[unit, j])
+        return gain, -int(fixed[:, j].sum())
+
+    def _gain(self, index: int, unit: int, same: Any) -> int:
+        distance = self.distance[index][unit]
+        better, worse = (distance < self.strength) & same, (distance <= self.strength) & ~same
+        return int(better.sum()) - int(worse.sum())
+
+    def toggle(self, place: Place, index: int, unit: int) -> None:
+        """Fix the weight of a unit at a place, or free it."""
+        t, axis, j = place
+        fixed = self.fixed[t] if axis == 0 else self.fixed[t].T
+        other = other_group(self.topology, place)
+        if other == index:  # rare and small: residual networks
+            fixed[unit, j] ^= True
+            self.distance[index] = self._distances(index)
+            self.lacking[index] = self._lack(self.distance[index]).sum(axis=1)
+            return
+        self._update(index, unit, fixed[:, j] == fixed[unit, j])
+        if other in self.distance:
+            self._update(other, j, fixed[unit] == fixed[unit, j])
+        fixed[unit, j] ^= True
+
+    def _update(self, index: int, unit: int, same: Any) -> None:
+        old = self.distance[index][unit]
+        new = old + np.where(same, 1, -1)
+        new[unit] = self.strength
+        change = self._lack(new) - self._lack(old)
+        self.lacking[index] += change
+        self.lacking[index][unit] += change.sum()
+        self.distance[index][unit] = new
+        self.distance[index][:, unit] = new

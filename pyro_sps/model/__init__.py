@@ -1,0 +1,22 @@
+"""The Pyro model.
+
+- `partial`: partially stochastic weights
+- `priors`: their priors
+- `likelihoods`: how targets scatter around the network's outputs
+- `bnn`: the model made of these
+- `guides`: a mean-field guide of it
+- `density`: the model as a pure function: terms of the ELBO, log joint
+"""
+
+from ..base.lazy import exports
+
+__getattr__, __all__ = exports(
+    __name__,
+    {
+        "bnn": ["BNN"],
+        "partial": ["FixWeights", "PartialWeight"],
+        "priors": ["OrderedNormal"],
+        "likelihoods": ["Bernoulli", "Categorical", "Gaussian", "HeteroscedasticGaussian", "Likelihood", "Poisson"],
+        "guides": ["AutoSPSNormal"],
+    },
+)

@@ -1,0 +1,26 @@
+"""What is a network? Its units, the weight tensors between them, and how it runs with given weights.
+
+- `topology`: unit groups and weight tensors, all that the other wings know of a network
+- `trace`: from a network to its topology and to a function of its weights; `tracer` walks its graph
+- `layers`: what each operation does to units and signs, one room a family of layers
+- `run`: that function, which other processes can be sent
+- `build`: networks that are often wanted
+"""
+
+from .build import ACTIVATIONS, mlp
+from .run import NetworkFunction
+from .topology import SUPPORTED, Masks, Topology, UnitGroup, UnsupportedLayerError, WeightTensor
+from .trace import trace
+
+__all__ = [
+    "ACTIVATIONS",
+    "SUPPORTED",
+    "Masks",
+    "NetworkFunction",
+    "Topology",
+    "UnitGroup",
+    "UnsupportedLayerError",
+    "WeightTensor",
+    "mlp",
+    "trace",
+]

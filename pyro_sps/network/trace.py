@@ -1,0 +1,90 @@
+"""From a network to its topology and to a pure function of its weights."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx, nn
+
+from ..base.process import process_lock
+from . import layers as layers  # registers their rules
+from .run import NetworkFunction
+from .topology import SUPPORTED, Topology, UnsupportedLayerError
+from .tracer import Tracer
+
+
+def trace(net: nn.Module) -> tuple[Topology, NetworkFunction]:
+    """Read a network's topology and turn it into a pure function of its weights.
+
+    Args:
+        net: The network.
+
+    Returns:
+        The topology, and a function `(weights, x) -> outputs` with `x` of shape (rows, features) and
+        `weights` a dictionary of tensors, all with the same leading batch dimensions B before the
+        shapes of `Topology.tensors`. The outputs have shape B + (rows, units). All of B runs in one
+        batched product a layer.
+
+    Raises:
+        UnsupportedLayerError: If the network has a layer that is not supported.
+
+    Example:
+        >>> import torch
+        >>> from pyro_sps import mlp
+        >>> from pyro_sps.network.trace import trace
+        >>> topology, function = trace(mlp([8, 50, 2]))
+        >>> draws = {tensor.name: torch.randn(100, *tensor.shape) for tensor in topology.tensors}
+        >>> function(draws, torch.randn(7, 8)).shape
+        torch.Size([100, 7, 2])
+    """
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"net must be a torch.nn.Module, got {type(net).__name__}")
+    for name, module in net.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks:  # torch.fx would not see what they do
+            raise UnsupportedLayerError(
+                f"layer {name or 'network'!r} ({type(module).__name__}) has forward hooks, which are not supported. "
+                f"Supported: {SUPPORTED}"
+            )
+    attributes = set(vars(net))
+    try:
+        with process_lock():
+            graph = _ThreadTracer().trace(net)
+    except Exception as error:
+        raise UnsupportedLayerError(
+            f"torch.fx could not trace the network ({type(error).__name__}: {error}); "
+            f"its forward must not branch on values. Supported: {SUPPORTED}"
+        ) from error
+    finally:
+        for name in set(vars(net)) - attributes:  # torch.fx stores tensors made in forward as attributes
+            delattr(net, name)
+    tracer = Tracer(net)
+    for node in graph.nodes:
+        tracer.visit(node)
+    return tracer.topology(), tracer.function(_function_of)
+
+
+def _function_of(net: nn.Module) -> NetworkFunction:
+    return trace(net)[1]
+
+
+class _ThreadTracer(fx.Tracer):
+    """Tracer of the modules that one thread calls.
+
+    While torch.fx traces, all module calls of the process go through the tracer. Those of other threads go on as ever.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thread = threading.get_ident()
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self.thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)

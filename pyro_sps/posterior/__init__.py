@@ -1,0 +1,19 @@
+"""What comes out of inference.
+
+- `fit`: a fitted mean-field posterior, and several of them
+- `samples`: draws of a sampler
+- `predict`: predictions of both
+- `save`: on disk
+"""
+
+from ..base.lazy import exports
+
+__getattr__, __all__ = exports(
+    __name__,
+    {
+        "fit": ["Fit", "Fits", "NonFiniteLossError"],
+        "samples": ["NutsSamples"],
+        "predict": ["Member", "Prediction"],
+        "save": ["load", "save"],
+    },
+)

@@ -1,0 +1,187 @@
+"""What comes out of a fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.arrays import Standardizer, make_generator
+from ..model.bnn import BNN
+from ..model.density import elbo_terms, prepare, pyro_session
+from ..model.guides import AutoSPSNormal
+from .predict import Member, Prediction
+
+# Activations of a layer, in elements, that estimates of the ELBO have at once: 16 MB of float32.
+ELBO_ELEMENTS = 1 << 22
+
+
+class NonFiniteLossError(FloatingPointError):
+    """The loss became NaN or infinite.
+
+    Attributes:
+        fit: The result with the last finite state.
+        step: The step at which it happened, from 0 on.
+        site: The sample site whose term is not finite, or `KL`.
+
+    Example:
+        >>> import torch, pyro_sps as sps
+        >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
+        >>> bnn = sps.BNN(sps.mlp([1, 5, 5, 1]), sps.Heavy(), sps.Zero())
+        >>> try:
+        ...     sps.fit(bnn, x, x**2 * 1e30, num_steps=5, progress=False)
+        ... except sps.NonFiniteLossError as error:
+        ...     print(error.step, error.site)
+        0 obs
+    """
+
+    def __init__(self, message: str, fit: Fit, step: int, site: str) -> None:
+        super().__init__(message)
+        self.fit, self.step, self.site = fit, step, site
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted Bayesian neural network.
+
+    Attributes:
+        bnn: The fitted model, a copy of the one given to `fit` with learned c and noise in it.
+        guide: The fitted guide.
+        losses: Negative ELBO before each step (sum over the data, in the units of the network), shape (steps,).
+        standardizer: Shift and scale between the user's units and the network's.
+        seconds: Wall time of each part: `prepare`, `map`, `optimise`.
+        settings: What `fit` was asked for.
+        validation: One dict a check: `step`, `rmse`, `lpp`.
+        stopped: Why the fit ended before its last step; empty if it did not.
+        mode: How steps were run: `compiled`, `recorded` or `traced`.
+        x: Training inputs, standardised if that was asked for.
+        y: Training targets, likewise.
+
+    Example:
+        >>> import torch, pyro_sps as sps
+        >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
+        >>> bnn = sps.BNN(sps.mlp([1, 5, 5, 1]), sps.Heavy(), sps.Zero())
+        >>> fit = sps.fit(bnn, x, x**2, num_steps=20, progress=False)
+        >>> fit.predict(x).mean.shape, fit.bnn.num_stochastic == len(fit.guide.loc), fit.settings["num_steps"]
+        (torch.Size([20, 1]), True, 20)
+    """
+
+    bnn: BNN
+    guide: AutoSPSNormal
+    losses: np.ndarray = field(repr=False)
+    standardizer: Standardizer = field(repr=False)
+    seconds: Mapping[str, float]
+    settings: Mapping[str, Any] = field(repr=False)
+    validation: Sequence[Mapping[str, float]] = field(default=(), repr=False)
+    stopped: str = ""
+    mode: str = ""
+    x: Tensor | None = field(default=None, repr=False)
+    y: Tensor | None = field(default=None, repr=False)
+
+    def predict(self, x: Any, num_samples: int = 1000, seed: int = 0) -> Prediction:
+        """The posterior predictive distribution at new inputs.
+
+        Args:
+            x: Inputs in original units, shape (rows, features).
+            num_samples: Number of posterior draws S.
+            seed: Seeds them.
+
+        Returns:
+            A lazy `Prediction`: `mean`, `std`, `interval`, `draws`, `rmse`, `lpp`, `coverage`.
+
+        Raises:
+            ValueError: If `x` does not fit the network.
+        """
+        return Prediction.of([self.member], x, num_samples, seed)
+
+    @property
+    def member(self) -> Member:
+        """What predictions need."""
+        return Member(self.bnn, self.guide, self.standardizer)
+
+    @cached_property
+    def elbo(self) -> float:
+        """The final ELBO on the training data in nats, from 256 fresh draws (seed 0)."""
+        return self.elbo_draws(256).mean().item()
+
+    def elbo_draws(self, num_samples: int, seed: int = 0) -> Tensor:
+        """Single-draw estimates of the ELBO on the whole training data, shape (num_samples,).
+
+        Args:
+            num_samples: Number of draws.
+            seed: Seeds them.
+
+        Raises:
+            ValueError: If the fit was loaded from a file, which does not hold the training data.
+        """
+        if self.x is None or self.y is None:
+            raise ValueError("this fit has no training data (it was loaded from a file); its elbo is not known")
+        guide, bnn, x, y = self.guide, self.bnn, self.x, self.y
+        generator = make_generator(x.device, seed, 2)
+        loc, scale = (value.detach() for value in guide.parameters_of_sites())
+        width = max(group.size for group in bnn.topology.groups)
+        rows = max(1, min(len(x), ELBO_ELEMENTS // width))
+        at_once = max(1, ELBO_ELEMENTS // max(width * rows, len(loc)))
+        problem, _ = prepare(bnn, guide, x[:1], y[:1])
+        values = []
+        with pyro_session(), torch.no_grad():
+            for first in range(0, num_samples, at_once):
+                shape = (min(at_once, num_samples - first), 1, len(loc))
+                noise = torch.randn(shape, generator=generator, dtype=loc.dtype, device=loc.device)
+                total = torch.zeros(len(noise), dtype=torch.float64, device=loc.device)
+                for start in range(0, len(x), rows):
+                    batch = (x[start : start + rows], y[start : start + rows])
+                    terms = torch.func.vmap(partial(elbo_terms, problem, loc, scale, args=batch))(noise)
+                    observed = terms.pop("obs").double()
+                    total = total - observed
+                    if start == 0:
+                        total = total - torch.stack(list(terms.values())).sum(0).double()
+                values.append(total)
+        return torch.cat(values)
+
+    def to_arviz(self, draws: int = 1000, **options: Any) -> Any:
+        """The fit as ArviZ's `InferenceData` or `DataTree`. See `pyro_sps.to_arviz`, which takes the same options."""
+        from ..diagnostics.convert import to_arviz
+
+        return to_arviz(self, draws, **options)
+
+    def save(self, directory: str | Path) -> None:
+        """Write the fit to a directory; `pyro_sps.load` reads it again. See `pyro_sps.posterior.save.save`."""
+        from .save import save
+
+        save(self, directory)
+
+
+class Fits(tuple[Fit, ...]):
+    """Independent fits of one model (replicas), and the mixture of their posteriors.
+
+    Example:
+        >>> import torch, pyro_sps as sps
+        >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
+        >>> bnn = sps.BNN(sps.mlp([1, 5, 5, 1]), sps.Heavy(), sps.Zero())
+        >>> fits = sps.fit(bnn, x, x**2, num_steps=5, progress=False, replicas=2)
+        >>> len(fits), fits.losses.shape, fits.predict(x).mean.shape
+        (2, (2, 5), torch.Size([20, 1]))
+        >>> best = max(fits, key=lambda fit: fit.elbo)
+    """
+
+    def predict(self, x: Any, num_samples: int = 1000, seed: int = 0) -> Prediction:
+        """The mixture's posterior predictive distribution: draws are divided equally among the fits."""
+        return Prediction.of([fit.member for fit in self], x, num_samples, seed)
+
+    def to_arviz(self, draws: int = 1000, **options: Any) -> Any:
+        """The fits as chains of ArviZ's `InferenceData` or `DataTree`. See `pyro_sps.to_arviz`."""
+        from ..diagnostics.convert import to_arviz
+
+        return to_arviz(self, draws, **options)
+
+    @property
+    def losses(self) -> np.ndarray:
+        """Negative ELBO of each fit, shape (replicas, steps)."""
+        return np.stack([fit.losses for fit in self])

@@ -1,0 +1,386 @@
+"""Posterior predictive draws and scores, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..base.process import warn_user
+from ..data.arrays import Standardizer, make_generator
+from ..model.bnn import BNN
+from ..model.checks import check_inputs, check_targets
+from ..model.guides import AutoSPSNormal
+
+# Elements of the largest temporary tensors: 32 MB of float32 each.
+_ELEMENTS = 1 << 23
+
+
+@dataclass(frozen=True)
+class Member:
+    """One fitted network of a mixture: a model, where its posterior draws come from and the units it works in.
+
+    Attributes:
+        bnn: The model.
+        guide: What draws are taken from; None if they are given.
+        standardizer: Shift and scale between the user's units and the network's.
+        sites: Given draws by site name, shape (S,) + the site's; they are used in place of the guide's.
+
+    Example:
+        >>> import torch, pyro_sps as sps
+        >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
+        >>> bnn = sps.BNN(sps.mlp([1, 5, 5, 1]), sps.Heavy(), sps.Zero())
+        >>> fit = sps.fit(bnn, x, x**2, num_steps=5, progress=False)
+        >>> fit.predict(x).members[0].guide is fit.guide
+        True
+    """
+
+    bnn: BNN
+    guide: AutoSPSNormal | None
+    standardizer: Standardizer
+    sites: Mapping[str, Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The posterior predictive distribution at some inputs.
+
+    Nothing is computed before it is asked for, and rows are worked through in chunks: memory is bounded whatever the
+    number of draws and rows, but for `draws` and `function_draws`, which hold what their name says. The same seed
+    gives the same numbers. All numbers are in the original units of the targets. Numbers that left the range of the
+    network's dtype are announced by a `RuntimeWarning`.
+
+    Attributes:
+        members: The fitted networks; draws are divided equally among them.
+        x: Inputs, shape (rows, ...), in original units.
+        num_samples: Number of posterior draws S.
+        seed: Seeds the draws.
+
+    Example:
+        >>> import torch, pyro_sps as sps
+        >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
+        >>> bnn = sps.BNN(sps.mlp([1, 5, 5, 1]), sps.Heavy(), sps.Zero())
+        >>> fit = sps.fit(bnn, x, x**2, num_steps=5, progress=False)
+        >>> prediction = fit.predict(x, num_samples=100)
+        >>> prediction.draws.shape
+        torch.Size([100, 20, 1])
+        >>> lower, upper = prediction.interval(0.9)
+        >>> bool((lower < prediction.mean).all()), bool((prediction.mean < upper).all())
+        (True, True)
+        >>> scores = prediction.rmse(x**2), prediction.lpp(x**2), prediction.coverage(x**2, 0.9)
+    """
+
+    members: Sequence[Member] = field(repr=False)
+    x: Tensor = field(repr=False)
+    num_samples: int
+    seed: int
+
+    @staticmethod
+    def of(members: Sequence[Member], x: Any, num_samples: int, seed: int) -> Prediction:
+        """Check the arguments.
+
+        Raises:
+            ValueError: If `x` does not fit the network, or `num_samples` is not at least the number of members.
+        """
+        bnn = members[0].bnn
+        if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < len(members):
+            raise ValueError(f"num_samples must be an integer of at least {len(members)}, got {num_samples!r}")
+        make_generator("cpu", seed)
+        return Prediction(tuple(members), check_inputs("x", x, bnn), num_samples, seed)
+
+    @property
+    def _bnn(self) -> BNN:
+        return self.members[0].bnn
+
+    @property
+    def _num_outputs(self) -> int:
+        return self._bnn.num_outputs
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    # --- draws ------------------------------------------------------------------------------------
+
+    def _counts(self) -> list[int]:
+        """Draws of each member."""
+        share, rest = divmod(self.num_samples, len(self.members))
+        return [share + (index < rest) for index in range(len(self.members))]
+
+    def _weights(self, index: int) -> Iterator[dict[str, Tensor]]:
+        """Blocks of draws of all weight tensors of one member; a block's size depends on the network alone."""
+        member, count = self.members[index], self._counts()[index]
+        block = max(1, min(64, _ELEMENTS // member.bnn.topology.num_weights))
+        for start in range(0, count, block):
+            size = min(block, count - start)
+            if member.sites is not None:
+                sites = {name: value[start : start + size] for name, value in member.sites.items()}
+            else:
+                assert member.guide is not None
+                generator = make_generator(member.bnn.like.device, self.seed, 0, index, start)
+                sites = member.guide.draws(size, generator)
+            yield member.bnn.assemble(sites)
+
+    @cached_property
+    def _cached_weights(self) -> list[list[dict[str, Tensor]]] | None:
+        """All weight draws, where they are few enough to be kept between chunks of rows."""
+        if self.num_samples * self._bnn.topology.num_weights > 4 * _ELEMENTS:
+            return None
+        return [list(self._weights(index)) for index in range(len(self.members))]
+
+    def _chunks(self) -> Iterator[tuple[int, int, list[tuple[Member, Tensor]]]]:
+        """Outputs of the network for chunks of rows: (start, stop, [(member, (draws, rows, outputs)), ...])."""
+        width = max(group.size for group in self._bnn.topology.groups)
+        rows = max(1, min(1024, _ELEMENTS // (self.num_samples * self._num_outputs), _ELEMENTS // width))
+        cached = self._cached_weights
+        with torch.no_grad():
+            for start in range(0, len(self.x), rows):
+                x = self.x[start : start + rows]
+                outputs = []
+                for index, member in enumerate(self.members):
+                    inputs = member.standardizer.inputs(x)
+                    parts = []
+                    for weights in self._weights(index) if cached is None else cached[index]:
+                        draws = next(iter(weights.values())).shape[0]
+                        step = max(1, _ELEMENTS // (width * len(x)))
+                        for first in range(0, draws, step):
+                            part = {name: value[first : first + step] for name, value in weights.items()}
+                            parts.append(member.bnn.function(part, inputs))
+                    outputs.append((member, torch.cat(parts)))
+                yield start, start + len(x), outputs
+
+    def _draws_of_chunk(self, start: int, outputs: list[tuple[Member, Tensor]]) -> Tensor:
+        """Draws of the targets for one chunk of rows, (draws, rows, targets) or (draws, rows) for labels."""
+        parts = []
+        for index, (member, output) in enumerate(outputs):
+            key = (self.seed, 1, index, start)
+            draws = _sample(member.bnn.likelihood.elementwise(output), make_generator(output.device, *key), key)
+            parts.append(
+                member.standardizer.y_mean + draws * member.standardizer.y_scale if draws.dim() == 3 else draws
+            )
+        return torch.cat(parts)
+
+    @cached_property
+    def draws(self) -> Tensor:
+        """Draws from the posterior predictive, noise included, shape (S, rows, targets), or (S, rows) for labels."""
+        return _announced("draws", torch.cat([draws for _, draws in self.draws_by_rows()], dim=1))
+
+    def draws_by_rows(self) -> Iterator[tuple[slice, Tensor]]:
+        """`draws` in chunks of rows, so that they need not be in memory at once: (which rows, their draws)."""
+        for start, stop, outputs in self._chunks():
+            yield slice(start, stop), self._draws_of_chunk(start, outputs)
+
+    @cached_property
+    def function_draws(self) -> Tensor:
+        """The likelihood's mean under each posterior draw, without noise, shape (S, rows, targets or classes)."""
+        return _announced("function draws", torch.cat([draws for _, draws in self.function_draws_by_rows()], dim=1))
+
+    def function_draws_by_rows(self) -> Iterator[tuple[slice, Tensor]]:
+        """`function_draws` in chunks of rows: (which rows, their draws)."""
+        for start, stop, outputs in self._chunks():
+            yield slice(start, stop), self._means_of_chunk(outputs)
+
+    def _means_of_chunk(self, outputs: list[tuple[Member, Tensor]]) -> Tensor:
+        return torch.cat(
+            [m.standardizer.y_mean + m.bnn.likelihood.mean(o) * m.standardizer.y_scale for m, o in outputs]
+        )
+
+    # --- summaries --------------------------------------------------------------------------------
+
+    @cached_property
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation, computed about `centre` in units of `unit`, so that squares stay in range."""
+        centre = self.members[0].standardizer.y_mean
+        unit = torch.stack([member.standardizer.y_scale for member in self.members]).amax(0)
+        means, stds = [], []
+        for _, _, outputs in self._chunks():
+            draws, noise = [], []
+            for member, output in outputs:
+                likelihood, scale = member.bnn.likelihood, member.standardizer.y_scale / unit
+                draws.append((member.standardizer.y_mean - centre) / unit + likelihood.mean(output) * scale)
+                noise.append(likelihood.variance(output) * scale**2)
+            every = torch.cat(draws)
+            means.append(centre + every.mean(0) * unit)
+            stds.append((torch.cat(noise).mean(0) + every.var(0, unbiased=False)).sqrt() * unit)
+        return _announced("means", torch.cat(means)), _announced("standard deviations", torch.cat(stds))
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of the posterior predictive, shape (rows, targets); class probabilities, (rows, classes), for labels."""
+        return self._moments[0]
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation of the posterior predictive, noise included; same shape as `mean`."""
+        return self._moments[1]
+
+    def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
+        """Central interval of the posterior predictive, noise included, from quantiles of its draws.
+
+        Args:
+            level: Probability inside, in (0, 1).
+
+        Returns:
+            Lower and upper ends, each of shape (rows, targets).
+
+        Raises:
+            ValueError: If `level` is not in (0, 1) or the targets are labels.
+        """
+        if not 0 < level < 1:
+            raise ValueError(f"level must be in (0, 1), got {level!r}")
+        self._require_vectors("interval")
+        levels = self.x.new_tensor([(1 - level) / 2, (1 + level) / 2])
+        ends = [quantiles(draws, levels) for _, draws in self.draws_by_rows()]
+        lower, upper = _announced("intervals", torch.cat(ends, dim=1)).unbind()
+        return lower, upper
+
+    # --- scores -----------------------------------------------------------------------------------
+
+    def log_prob(self, y: Any) -> Tensor:
+        """Log posterior predictive density of targets: log (1/S) Σ p(y | x, w_s), per row and target.
+
+        Args:
+            y: Targets in original units.
+
+        Returns:
+            Shape (rows, targets), or (rows,) for labels; minus infinity where no draw gives a target any density that
+            the network's dtype can hold.
+        """
+        parts = [logs.logsumexp(0) for _, logs in self.log_likelihoods_by_rows(y)]
+        count = torch.tensor(self.num_samples, dtype=torch.float64)
+        return _announced("log densities", torch.cat(parts) - count.log().item(), infinite=True)
+
+    def log_likelihoods_by_rows(self, y: Any) -> Iterator[tuple[slice, Tensor]]:
+        """Log densities of targets under each posterior draw, in chunks of rows: (which rows, log p(y | x, w_s)).
+
+        Args:
+            y: Targets in original units, in which the densities are too.
+
+        Yields:
+            Rows, and tensors of float64 of shape (S, these rows, targets), or (S, these rows) for labels.
+        """
+        y = self.check_targets(y)
+        for start, stop, outputs in self._chunks():
+            logs = []
+            for member, output in outputs:
+                target = member.standardizer.targets(y[start:stop])
+                log = member.bnn.likelihood.elementwise(output).log_prob(target)
+                logs.append(log - member.standardizer.y_scale.log() if log.dim() == 3 else log)
+            yield slice(start, stop), torch.cat(logs).double()
+
+    def rmse(self, y: Any) -> float:
+        """Root mean squared error of the predictive mean, per target, averaged over targets, in their units."""
+        self._require_vectors("rmse")
+        error = (self.mean - self.check_targets(y)).double()
+        return error.square().mean(0).sqrt().mean().item()
+
+    def lpp(self, y: Any) -> float:
+        """Mean over rows and targets of log (1/S) Σ p(y | x, w_s), the log posterior predictive density, in nats."""
+        return self.log_prob(y).mean().item()
+
+    def coverage(self, y: Any, level: float = 0.95) -> float:
+        """Share of targets inside the central interval of that level."""
+        lower, upper = self.interval(level)
+        y = self.check_targets(y)
+        return ((y >= lower) & (y <= upper)).double().mean().item()
+
+    def pit(self, y: Any) -> Tensor:
+        """Probability integral transforms: the rank of each target among its predictive draws, in (0, 1).
+
+        They are uniform if the prediction is calibrated. Ties, as counts have them, are broken at random
+        (Czado, Gneiting and Held 2009, Predictive model assessment for count data).
+
+        Args:
+            y: Targets in original units.
+
+        Returns:
+            Shape (rows, targets).
+
+        Raises:
+            ValueError: If `y` does not fit or holds labels.
+        """
+        self._require_vectors("pit")
+        y = self.check_targets(y)
+        parts = []
+        for start, stop, outputs in self._chunks():
+            draws, target = self._draws_of_chunk(start, outputs), y[start:stop]
+            below, ties = (draws < target).sum(0), (draws == target).sum(0)
+            generator = make_generator(y.device, self.seed, 2, start)
+            place = torch.rand(below.shape, generator=generator, dtype=y.dtype, device=y.device)
+            parts.append((below + place * (ties + 1)) / (self.num_samples + 1))
+        return torch.cat(parts)
+
+    def accuracy(self, y: Any) -> float:
+        """Share of labels that have the highest predictive probability (categorical), or of right yes/no answers."""
+        likelihood = self._bnn.likelihood
+        y = self.check_targets(y)
+        if likelihood.event_dim == 0:
+            return (self.mean.argmax(-1) == y).double().mean().item()
+        if type(likelihood).__name__ != "Bernoulli":
+            raise ValueError(f"accuracy is for labels; with {type(likelihood).__name__} use rmse or lpp")
+        return ((self.mean > 0.5) == (y > 0.5)).double().mean().item()
+
+    def check_targets(self, y: Any) -> Tensor:
+        """Targets at these inputs as a tensor of shape (rows, targets), or (rows,) for labels.
+
+        Raises:
+            ValueError: If they do not fit the network or the rows.
+        """
+        return check_targets("y", y, self._bnn, len(self.x))
+
+    def _require_vectors(self, what: str) -> None:
+        if self._bnn.likelihood.event_dim == 0:
+            raise ValueError(f"{what} is not defined for labels; use lpp or accuracy")
+
+
+def _sample(distribution: Any, generator: torch.Generator, key: tuple[int, ...]) -> Tensor:
+    """A draw of every element, from a generator where torch lets one be given."""
+    if isinstance(distribution, torch.distributions.Normal):
+        noise = torch.randn(
+            distribution.loc.shape, generator=generator, dtype=distribution.loc.dtype, device=distribution.loc.device
+        )
+        return distribution.loc + distribution.scale * noise
+    if isinstance(distribution, torch.distributions.Bernoulli):
+        return torch.bernoulli(distribution.probs, generator=generator)
+    if isinstance(distribution, torch.distributions.Poisson):
+        return torch.poisson(distribution.rate, generator=generator)
+    if isinstance(distribution, torch.distributions.Categorical):
+        flat = distribution.probs.reshape(-1, distribution.probs.shape[-1])
+        return torch.multinomial(flat, 1, generator=generator).reshape(distribution.batch_shape)
+    devices = [generator.device] if generator.device.type != "cpu" else []
+    with torch.random.fork_rng(devices):  # torch.distributions know no generators
+        torch.manual_seed(generator.initial_seed())
+        return distribution.sample()
+
+
+def _announced(what: str, values: Tensor, infinite: bool = False) -> Tensor:
+    """The values, with a warning if there are some that are not finite (not numbers, if infinite ones may be)."""
+    bad = values.isnan() if infinite else ~values.isfinite()
+    if bad.any():
+        warn_user(
+            f"{int(bad.sum())} of {bad.numel()} predictive {what} are not finite in {values.dtype}: inputs or outputs "
+            "of the network are too large; standardize=True or a network of dtype float64 may help",
+            RuntimeWarning,
+        )
+    return values
+
+
+def quantiles(draws: Tensor, levels: Tensor) -> Tensor:
+    """Quantiles over the first dimension, linearly interpolated; `torch.quantile` refuses large tensors.
+
+    Args:
+        draws: Shape (S, ...).
+        levels: Numbers in [0, 1], shape (n,).
+
+    Returns:
+        Shape (n, ...).
+    """
+    ordered = draws.sort(dim=0).values
+    position = levels * (len(draws) - 1)
+    below = position.floor().long()
+    above = (below + 1).clamp(max=len(draws) - 1)
+    weight = (position - below).reshape(-1, *(1,) * (draws.dim() - 1))
+    return torch.lerp(ordered[below], ordered[above], weight)

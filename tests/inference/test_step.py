@@ -1,0 +1,164 @@
+"""The recorded step against torch.optim and against the plain objective."""
+
+import pytest
+import torch
+
+from pyro_sps.inference.step import AdamState, Layout, _rational_tanh, adam_scalars, make_step
+
+TARGET = torch.tensor([[1.0, -2.0, 0.5], [3.0, 0.0, -1.0]], dtype=torch.float64)
+
+
+def objective(params, noise, x, y):
+    return ((params["a"] * x - y) ** 2).sum() + (params["b"] - noise).exp().sum()
+
+
+def start(replicas, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    params = [
+        {
+            "a": torch.randn(3, generator=generator, dtype=torch.float64),
+            "b": torch.randn((), generator=generator, dtype=torch.float64),
+        }
+        for _ in range(replicas)
+    ]
+    layout = Layout.of(params[0])
+    noise = torch.randn(replicas, 2, generator=generator, dtype=torch.float64)
+    return params, layout, AdamState.start(torch.stack([layout.pack(p) for p in params])), noise
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("max_grad_norm", [1e9, 0.1])
+def test_steps_equal_torch_adam(replicas, max_grad_norm):
+    params, layout, state, noise = start(replicas)
+    x, y = torch.ones(3, dtype=torch.float64) * 2, TARGET[0]
+    step = make_step(objective, layout, (state, noise, x, y), (0, None, None), max_grad_norm, compile=False)
+    assert step.mode == "recorded"
+    assert step.reason == ""
+    rates = [0.01 * 0.9**count for count in range(1, 31)]
+    for scalars in adam_scalars(rates, state.params):
+        losses = step.run(state, scalars, noise, x, y)
+    for replica in range(replicas):
+        own = {name: value.clone().requires_grad_() for name, value in params[replica].items()}
+        adam = torch.optim.Adam(own.values())
+        for rate in rates:
+            adam.param_groups[0]["lr"] = rate
+            adam.zero_grad()
+            loss = objective(own, noise[replica], x, y)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(own.values(), max_grad_norm)
+            adam.step()
+        torch.testing.assert_close(losses[replica], loss.detach())
+        unpacked = layout.unpack(state.params)
+        for name, value in own.items():
+            torch.testing.assert_close(unpacked[name][replica], value.detach(), rtol=1e-5, atol=1e-7)
+
+
+def test_data_may_have_a_replica_dimension():
+    params, layout, state, noise = start(2)
+    x, y = torch.ones(2, 3, dtype=torch.float64), TARGET
+    step = make_step(objective, layout, (state, noise, x, y), (0, 0, 0), 1e9, compile=False)
+    losses = step.run(state, adam_scalars([0.0], state.params)[0], noise, x, y)
+    expected = [objective(params[r], noise[r], x[r], y[r]) for r in range(2)]
+    torch.testing.assert_close(losses, torch.stack(expected))
+    torch.testing.assert_close(state.params, torch.stack([layout.pack(p) for p in params]))
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_groups_of_replicas_give_the_same_steps(compile):
+    results = []
+    for group in (None, 1, 2, 4):
+        _, layout, state, noise = start(4)
+        x, y = torch.ones(3, dtype=torch.float64) * 2, TARGET.repeat(2, 1)
+        step = make_step(objective, layout, (state, noise, x, y), (0, None, 0), 1.0, compile, group)
+        for scalars in adam_scalars([0.01] * 5, state.params):
+            losses = step.run(state, scalars, noise, x, y)
+        results.append((state.params, losses))
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0])
+
+
+def test_a_step_that_is_not_finite_changes_nothing_in_its_replica():
+    _, layout, state, noise = start(2)
+    x, y = torch.ones(3, dtype=torch.float64), TARGET[0]
+    step = make_step(objective, layout, (state, noise, x, y), (0, None, None), 1e9, compile=False)
+    before = state.params.clone()
+    noise[1, 0] = float("nan")
+    losses = step.run(state, adam_scalars([0.1], state.params)[0], noise, x, y)
+    assert losses[0].isfinite()
+    assert not losses[1].isfinite()
+    assert torch.equal(state.params[1], before[1])
+    assert not torch.equal(state.params[0], before[0])
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing():
+    # The loss is finite at zero, its derivative is not.
+    def root(params, noise, x, y):
+        return params["a"].abs().sqrt().sum() + 0 * params["b"]
+
+    layout = Layout({"a": torch.Size([3]), "b": torch.Size([])})
+    state = AdamState.start(torch.zeros(1, 4, dtype=torch.float64))
+    arguments = (torch.zeros(1, 1), torch.zeros(1), torch.zeros(1))
+    step = make_step(root, layout, (state, *arguments), (0, None, None), 1e9, compile=False)
+    step.run(state, adam_scalars([0.1], state.params)[0], *arguments)
+    assert torch.equal(state.params, torch.zeros(1, 4, dtype=torch.float64))
+
+
+def test_what_cannot_be_recorded_runs_all_the_same_and_says_why():
+    def branching(params, noise, x, y):
+        loss = objective(params, noise, x, y)
+        return loss if loss.item() > 0 else -loss
+
+    params, layout, state, noise = start(1)
+    x, y = torch.ones(3, dtype=torch.float64), TARGET[0]
+    step = make_step(branching, layout, (state, noise, x, y), (0, None, None), 1e9, compile=True)
+    assert step.mode == "traced" or step.reason
+    losses = step.run(state, adam_scalars([0.1], state.params)[0], noise, x, y)
+    torch.testing.assert_close(losses[0], objective(params[0], noise[0], x, y))
+
+
+def test_compiled_step_equals_recorded_step():
+    results = []
+    for compile in (False, True):
+        _, layout, state, noise = start(2)
+        x, y = torch.ones(3, dtype=torch.float64) * 2, TARGET[0]
+        step = make_step(objective, layout, (state, noise, x, y), (0, None, None), 1.0, compile=compile)
+        if compile and step.mode != "compiled":
+            pytest.skip(f"no compiler here: {step.reason}")
+        for scalars in adam_scalars([0.01] * 5, state.params):
+            losses = step.run(state, scalars, noise, x, y)
+        results.append((state.params, losses))
+    torch.testing.assert_close(results[0], results[1])
+
+
+def test_layout_packs_and_unpacks():
+    layout = Layout({"a": torch.Size([2, 3]), "b": torch.Size([]), "c": torch.Size([4])})
+    params = {name: torch.randn((5, *shape)) for name, shape in layout.shapes.items()}
+    flat = layout.pack(params)
+    assert flat.shape == (5, 11)
+    for name, value in layout.unpack(flat).items():
+        assert torch.equal(value, params[name])
+
+
+def test_rational_tanh_is_tanh_to_three_units_in_the_last_place():
+    x = torch.cat([torch.linspace(-12, 12, 200_001), torch.logspace(-30, 2, 10_001), torch.tensor([0.0, float("inf")])])
+    x = torch.cat([x, -x])
+    exact = x.double().tanh()
+    error = (_rational_tanh(x).double() - exact).abs()
+    assert (error <= 3 * torch.finfo(torch.float32).eps * exact.abs()).all()
+    assert _rational_tanh(torch.tensor([float("nan")])).isnan()
+    assert _rational_tanh(x.double()) is NotImplemented
+
+
+def test_a_compiled_step_runs_with_another_number_of_threads():
+    _, layout, state, noise = start(1)
+    x, y = torch.ones(3, dtype=torch.float64), TARGET[0]
+    step = make_step(objective, layout, (state, noise, x, y), (0, None, None), 1.0, compile=True)
+    if step.mode != "compiled":
+        pytest.skip(f"no compiler here: {step.reason}")
+    scalars, threads = adam_scalars([0.0], state.params)[0], torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 2)
+        more = step.run(state, scalars, noise, x, y)
+    finally:
+        torch.set_num_threads(threads)
+    torch.testing.assert_close(more, step.run(state, scalars, noise, x, y))

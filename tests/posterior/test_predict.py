@@ -1,0 +1,158 @@
+"""Predictions against direct computation."""
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from torch import nn
+
+import pyro_sps as sps
+from pyro_sps.posterior import predict as module
+
+
+@pytest.fixture(scope="module")
+def fit():
+    x = torch.linspace(-2, 2, 30, dtype=torch.float64).unsqueeze(1)
+    y = torch.cat([x.sin(), x.cos()], 1) * 5 + 20
+    bnn = sps.BNN(
+        sps.mlp([1, 6, 6, 2], dtype=torch.float64), sps.Heavy(), sps.Constant(1.0, learn=True), sps.Gaussian(0.2)
+    )
+    return sps.fit(bnn, x, y, num_steps=100, standardize=True, progress=False, num_particles=4), x, y
+
+
+@torch.no_grad()
+def direct(fit, x, num_samples, seed=0):
+    """Function draws in original units, one weight draw at a time, from the guide's own blocks of draws."""
+    prediction = fit.predict(x, num_samples, seed)
+    means = []
+    for block in prediction._weights(0):
+        count = next(iter(block.values())).shape[0]
+        for index in range(count):
+            weights = {name: value[index] for name, value in block.items()}
+            out = fit.bnn.function(weights, fit.standardizer.inputs(x))
+            means.append(out * fit.standardizer.y_scale + fit.standardizer.y_mean)
+    return torch.stack(means)
+
+
+def test_moments_and_scores_equal_direct_computation(fit):
+    fit, x, y = fit
+    prediction = fit.predict(x, num_samples=150, seed=3)
+    means = direct(fit, x, 150, 3)
+    noise = 0.2 * fit.standardizer.y_scale
+    torch.testing.assert_close(prediction.function_draws, means)
+    torch.testing.assert_close(prediction.mean, means.mean(0))
+    torch.testing.assert_close(prediction.std, (means.var(0, unbiased=False) + noise**2).sqrt())
+    assert prediction.rmse(y) == pytest.approx(((means.mean(0) - y) ** 2).mean(0).sqrt().mean().item())
+    density = scipy.stats.norm.pdf(y.numpy(), means.numpy(), noise.numpy()).mean(0)
+    assert prediction.lpp(y) == pytest.approx(np.log(density).mean())
+    lower, upper = prediction.interval(0.9)
+    expected = np.quantile(prediction.draws.numpy(), [0.05, 0.95], axis=0)
+    np.testing.assert_allclose(torch.stack([lower, upper]).numpy(), expected)
+    inside = ((y >= lower) & (y <= upper)).double().mean().item()
+    assert prediction.coverage(y, 0.9) == pytest.approx(inside)
+    assert len(prediction) == 30
+
+
+def test_draws_scatter_around_the_function_with_the_noise(fit):
+    fit, x, _ = fit
+    prediction = fit.predict(x, num_samples=2000)
+    residual = (prediction.draws - prediction.function_draws) / (0.2 * fit.standardizer.y_scale)
+    count = residual.numel()
+    assert abs(residual.mean()) < 4 / count**0.5
+    assert abs(residual.var() - 1) < 4 * (2 / count) ** 0.5
+
+
+def test_chunks_do_not_change_anything(fit, monkeypatch):
+    fit, x, y = fit
+    whole = fit.predict(x, num_samples=70)
+    results = whole.mean, whole.std, whole.lpp(y)
+    monkeypatch.setattr(module, "_ELEMENTS", 70 * 2 * 7)
+    parts = fit.predict(x, num_samples=70)
+    assert len(list(parts._chunks())) > 3
+    # The blocks of weight draws depend on the budget for this network size, so compare through the same draws.
+    parts.__dict__["_cached_weights"] = whole._cached_weights
+    for one, other in zip(results, (parts.mean, parts.std, parts.lpp(y)), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_memory_is_bounded_by_the_chunk(fit, monkeypatch):
+    fit, _, _ = fit
+    monkeypatch.setattr(module, "_ELEMENTS", 1 << 14)
+    largest = 0
+    original = fit.bnn.function
+
+    class Watched:
+        def __call__(self, weights, x):
+            nonlocal largest
+            result = original(weights, x)
+            largest = max(largest, result.numel() * 3)  # width 6, 2 outputs
+            return result
+
+    monkeypatch.setitem(fit.bnn.__dict__, "_function", (Watched(),))
+    prediction = fit.predict(torch.zeros(5000, 1), num_samples=100)
+    assert prediction.mean.shape == (5000, 2)
+    assert largest <= 1 << 14
+
+
+def test_same_seed_same_draws_and_other_seed_others(fit):
+    fit, x, _ = fit
+    assert torch.equal(fit.predict(x, 20, 1).draws, fit.predict(x, 20, 1).draws)
+    assert not torch.equal(fit.predict(x, 20, 1).draws, fit.predict(x, 20, 2).draws)
+
+
+@pytest.mark.parametrize("likelihood", [sps.Bernoulli(), sps.Poisson(), sps.Categorical()])
+def test_discrete_draws_have_the_predictive_mean(likelihood):
+    bnn = sps.BNN(sps.mlp([1, 4, 3]), scheme=sps.Unmasked(), likelihood=likelihood)
+    x = torch.linspace(-1, 1, 5).unsqueeze(1)
+    y = torch.zeros(5) if isinstance(likelihood, sps.Categorical) else torch.zeros(5, 3)
+    fit = sps.fit(bnn, x, y, num_steps=5, progress=False)
+    samples = 4000
+    prediction = fit.predict(x, samples)
+    draws = prediction.draws
+    if isinstance(likelihood, sps.Categorical):
+        assert draws.shape == (samples, 5)
+        draws = nn.functional.one_hot(draws, 3).float()
+    error = prediction.std / samples**0.5
+    assert ((draws.mean(0) - prediction.mean).abs() < 5 * error).all()
+    if not isinstance(likelihood, sps.Poisson):
+        assert 0 <= prediction.accuracy(y) <= 1
+    if isinstance(likelihood, sps.Categorical):
+        for call in (lambda: prediction.rmse(y), prediction.interval):
+            with pytest.raises(ValueError, match="not defined for labels"):
+                call()
+    else:
+        assert 0 <= prediction.coverage(y) <= 1
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda fit, x, y: fit.predict(x, 0), "num_samples must be an integer of at least 1, got 0"),
+        (lambda fit, x, y: fit.predict(x[:, :0]), "x is empty"),
+        (lambda fit, x, y: fit.predict(x.expand(-1, 2)), "x must have 1 features a row"),
+        (lambda fit, x, y: fit.predict(x).rmse(y[:3]), "y must have as many rows as x, 30, got 3"),
+        (lambda fit, x, y: fit.predict(x).interval(1.0), r"level must be in \(0, 1\), got 1.0"),
+        (lambda fit, x, y: fit.predict(x).accuracy(y), "accuracy is for labels"),
+        (lambda fit, x, y: fit.predict(x, seed=-1), "seed must be"),
+    ],
+)
+def test_bad_arguments(fit, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(*fit)
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "poisson"])
+def test_pit_is_uniform_for_targets_from_the_prediction(fit, likelihood):
+    fit, x, y = fit
+    if likelihood == "poisson":  # counts with many ties
+        bnn = sps.BNN(sps.mlp([1, 4, 2], dtype=torch.float64), scheme=sps.Unmasked(), likelihood=sps.Poisson())
+        fit = sps.fit(bnn, x, torch.ones_like(y), num_steps=5, progress=False)
+    x = x.repeat(40, 1)
+    rows = torch.arange(len(x))
+    drawn = fit.predict(x, num_samples=len(x), seed=8).draws[rows, rows]  # a draw of the weights for every row
+    ranks = fit.predict(x, num_samples=200).pit(drawn)
+    assert ranks.shape == drawn.shape
+    assert ((ranks > 0) & (ranks < 1)).all()
+    # Targets of one row share a draw of the weights, so that one output is tested.
+    assert scipy.stats.kstest(ranks[:, 0].numpy(), "uniform").pvalue > 1e-3
+    assert torch.equal(ranks, fit.predict(x, num_samples=200).pit(drawn))
