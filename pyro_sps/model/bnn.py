@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
-from pyro import poutine
 from pyro.distributions import constraints
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
 from ..base.checks import require_positive
-from ..base.process import process_lock, silenced, warn_user
+from ..base.process import silenced, warn_user
 from ..masks.schemes import Random, Scheme, SymmetryWarning, Unmasked, make_masks
 from ..masks.values import MAP, RandomConstant, Values, Zero, make_values
 from ..network.topology import WeightTensor
@@ -27,7 +24,8 @@ from ..symmetry.certificate import certify, warn_of_symmetries
 from ..symmetry.report import SymmetryReport
 from .likelihoods import Gaussian, Likelihood
 from .partial import PartialWeight
-from .priors import OrderedNormal, Prior, _free_entries
+from .priors import Prior
+from .weights import Priors, Scaled, with_equal_batches, with_scales
 
 # The recipe that study/README.md chose on validation rows.
 _DEFAULT_SCHEME, _DEFAULT_VALUES = Random(like=0.85), MAP()
@@ -103,8 +101,6 @@ class BNN(PyroModule):
         self.scheme, self.values = scheme, values
         self.prior_scale, self.scale_by_fan_in, self.ordered_biases = prior_scale, scale_by_fan_in, ordered_biases
         self.prior = prior
-        if isinstance(prior, Mapping) and (unknown := set(prior) - {t.name for t in self.topology.tensors}):
-            raise ValueError(f"prior names {sorted(unknown)}, which the network does not have")
 
         # In a tuple, so that it is no submodule. Only elementwise modules are referred to: no tensor of the net's.
         self._function = (function,)
@@ -130,7 +126,7 @@ class BNN(PyroModule):
             self.fixed_scale = PyroParam(scale, constraint=constraints.positive)
         self.to(device=device, dtype=like.dtype)
         self.check_scales()
-        self._check_priors()
+        self.priors.check(self.topology, self.weights)
         self._warn_of_symmetries()
 
     @property
@@ -146,7 +142,7 @@ class BNN(PyroModule):
     @property
     def fixed(self) -> dict[str, Tensor]:
         """Current constants by tensor name, in full shape; zero where the weight is stochastic."""
-        return {w.name: (w.fixed if c is None else w.fixed * c).detach() for w, c in self._with_scales()}
+        return {w.name: (w.fixed if c is None else w.fixed * c).detach() for w, c in self._scaled_weights}
 
     @property
     def weights(self) -> list[PartialWeight]:
@@ -182,13 +178,18 @@ class BNN(PyroModule):
         """Names of the weight tensors that have fixed entries, in the order of the scales of `per_layer`."""
         return [weight.name for weight in self.weights if weight.num_free < weight.mask.numel()]
 
-    def _with_scales(self) -> list[tuple[PartialWeight, Tensor | None]]:
-        """The weight tensors, each with the learned factor of its constants."""
-        scale = self.constant_scale()
-        if scale is None or not self._scale_per_layer:
-            return [(weight, scale) for weight in self.weights]
-        of = dict(zip(self.scaled, scale.unbind(-1), strict=True))
-        return [(weight, of.get(weight.name)) for weight in self.weights]
+    @property
+    def _scaled_weights(self) -> list[Scaled]:
+        return with_scales(self.weights, self.constant_scale(), self.scaled if self._scale_per_layer else None)
+
+    @property
+    def priors(self) -> Priors:
+        """The priors of the weight tensors."""
+        return Priors(self.prior, self.prior_scale, self.scale_by_fan_in, self._ordered, self.like)
+
+    def prior_of(self, tensor: WeightTensor) -> torch.distributions.Distribution:
+        """The prior of the entries of one weight tensor."""
+        return self.priors.of(tensor)
 
     def copy(self) -> BNN:
         """A copy with parameters of its own; masks and constants are shared with this one."""
@@ -241,21 +242,6 @@ class BNN(PyroModule):
             for weight, value in zip(self.weights, own, strict=True):
                 weight.fixed = value
 
-    def prior_of(self, tensor: WeightTensor) -> torch.distributions.Distribution:
-        """The prior of the entries of one weight tensor."""
-        prior = self.prior.get(tensor.name) if isinstance(self.prior, Mapping) else self.prior
-        if prior is None:
-            scale = self.prior_scale / (math.sqrt(tensor.fan_in) if self.scale_by_fan_in else 1)
-            like = self.like
-            return dist.Normal(like.new_zeros(()), like.new_full((), scale))
-        if isinstance(prior, torch.distributions.Distribution):
-            return prior
-        if not callable(prior):
-            raise ValueError(
-                f"the prior must be a distribution or a function from a WeightTensor to one, got {prior!r}"
-            )
-        return prior(tensor)
-
     @property
     def num_outputs(self) -> int:
         """Number of the network's outputs."""
@@ -270,21 +256,8 @@ class BNN(PyroModule):
         Returns:
             Tensors of shape B + shape, by name.
         """
-        full = {weight.name: weight.assemble(sites.get(weight.name), c) for weight, c in self._with_scales()}
-        return self._with_equal_batches(full, lambda batch: batch)
-
-    def _with_equal_batches(
-        self, weights: Mapping[str, Tensor], trim: Callable[[torch.Size], torch.Size]
-    ) -> dict[str, Tensor]:
-        """Weight tensors whose batch shapes are trimmed and then expanded to one."""
-        batches = {
-            t.name: trim(weights[t.name].shape[: weights[t.name].dim() - len(t.shape)]) for t in self.topology.tensors
-        }
-        common = torch.broadcast_shapes(*batches.values())
-        return {
-            t.name: weights[t.name].reshape(batches[t.name] + t.shape).expand(common + t.shape)
-            for t in self.topology.tensors
-        }
+        full = {weight.name: weight.assemble(sites.get(weight.name), c) for weight, c in self._scaled_weights}
+        return with_equal_batches(self.topology, full)
 
     def sample_weights(self) -> dict[str, Tensor]:
         """Sample every stochastic weight and put the tensors together.
@@ -293,19 +266,16 @@ class BNN(PyroModule):
             Weight tensors by name, each with the leading batch dimensions (particles, posterior draws) of the
             sample sites but without the dimension of the `data` plate.
         """
-        weights = {}
-        for tensor, (weight, scale) in zip(self.topology.tensors, self._with_scales(), strict=True):
-            if tensor.name in self._ordered and weight.num_free:
-                prior: Any = self.prior_of(tensor)
-                loc, scale_of_prior = prior.loc.to(self.like), prior.scale.to(self.like)
-                weights[tensor.name] = pyro.sample(tensor.name, OrderedNormal(loc, scale_of_prior, weight.num_free))
-            elif weight.num_free:
-                weights[tensor.name] = weight(self.prior_of(tensor), scale)
-            else:
-                weights[tensor.name] = weight.assemble(None, scale)
+        priors = self.priors
+        weights = {
+            tensor.name: priors.sample(tensor, weight, scale)
+            for tensor, (weight, scale) in zip(self.topology.tensors, self._scaled_weights, strict=True)
+        }
         # Dimension -1 is that of the `data` plate, of size 1. `Predictive` reshapes draws to (draws, entries) as if
         # entries were a plate: nothing is dropped there.
-        return self._with_equal_batches(weights, lambda batch: batch[:-1] if batch and batch[-1] == 1 else batch)
+        return with_equal_batches(
+            self.topology, weights, lambda batch: batch[:-1] if batch and batch[-1] == 1 else batch
+        )
 
     def forward(self, x: Tensor, y: Tensor | None = None, num_data: int | None = None) -> Tensor:
         """The Pyro model.
@@ -391,27 +361,6 @@ class BNN(PyroModule):
         for name, value in scales.items():
             if value is not None and not (value.isfinite() & (value > 0)).all():
                 raise ValueError(f"{name} must be positive and finite in {self.like.dtype}, got {value.tolist()}")
-
-    def _check_priors(self) -> None:
-        """Make every prior once, so that one that does not fit is told now and not during a fit."""
-        devices = [self.like.device] if self.like.is_cuda else []
-        # A function may sample hyperpriors: neither handlers, parameters nor the random state shall know of this call.
-        with process_lock(), poutine.block(), pyro.get_param_store().scope(), torch.random.fork_rng(devices):
-            for tensor, weight in zip(self.topology.tensors, self.weights, strict=True):
-                try:
-                    self._check_prior(tensor, weight)
-                except ValueError as error:
-                    raise ValueError(f"prior of {tensor.name!r}: {error}") from error
-
-    def _check_prior(self, tensor: WeightTensor, weight: PartialWeight) -> None:
-        ordered = tensor.name in self._ordered
-        if ordered and weight.num_free != tensor.numel:
-            raise ValueError("ordered_biases needs stochastic biases, but the masks fix some of them")
-        if weight.num_free:
-            prior = self.prior_of(tensor)
-            _free_entries(prior, weight.mask, weight.index, weight.fixed)
-            if ordered and (not isinstance(prior, torch.distributions.Normal) or prior.batch_shape):
-                raise ValueError(f"ordered_biases needs one normal prior for all biases of a layer, got {prior}")
 
     def _warn_of_symmetries(self) -> None:
         """Certify what a symmetry-breaking scheme left and warn of it."""

@@ -10,7 +10,7 @@ import torch
 from pyro.infer.reparam.reparam import Reparam
 from torch import Tensor, nn
 
-from .priors import _free_entries
+from .priors import free_entries
 
 
 class PartialWeight(nn.Module):
@@ -110,7 +110,7 @@ class PartialWeight(nn.Module):
         """
         if self.num_free == 0:
             return self.assemble(None, scale)
-        return self.assemble(pyro.sample(self.name, _free_entries(prior, self.mask, self.index, self.fixed)), scale)
+        return self.assemble(pyro.sample(self.name, free_entries(prior, self.mask, self.index, self.fixed)), scale)
 
     def extra_repr(self) -> str:
         """What `print` shows."""
@@ -164,7 +164,7 @@ class FixWeights(Reparam):
         if prior.event_shape != weight.mask.shape:
             raise ValueError(f"site {name!r} has shape {tuple(prior.event_shape)}, its mask {tuple(weight.mask.shape)}")
         try:
-            free_prior = _free_entries(prior, weight.mask, weight.index, weight.fixed)
+            free_prior = free_entries(prior, weight.mask, weight.index, weight.fixed)
         except ValueError as error:
             raise ValueError(f"site {name!r} cannot be partially fixed: {error}") from error
 

@@ -18,7 +18,7 @@ from ..network.topology import WeightTensor
 Prior = torch.distributions.Distribution | Callable[[WeightTensor], torch.distributions.Distribution]
 
 
-def _free_entries(
+def free_entries(
     prior: torch.distributions.Distribution, mask: Tensor, index: Tensor, like: Tensor
 ) -> dist.TorchDistribution:
     """The prior of the free entries of a tensor, as one vector.

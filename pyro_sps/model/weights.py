@@ -1,0 +1,142 @@
+"""The weights of a model: their priors, and putting sampled and fixed entries together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from ..base.process import process_lock
+from ..network.topology import Topology, WeightTensor
+from .partial import PartialWeight
+from .priors import OrderedNormal, Prior, free_entries
+
+# A weight tensor with the learned factor of its constants, or None.
+Scaled = tuple[PartialWeight, Tensor | None]
+
+
+@dataclass(frozen=True)
+class Priors:
+    """The priors of all weight tensors of a network.
+
+    Attributes:
+        given: What the user gave: a distribution, a function of a tensor, a dict of these by name, or None.
+        scale: Standard deviation of the default prior.
+        by_fan_in: Whether that is divided by √fan-in.
+        ordered: Names of the biases that are constrained to increase.
+        like: A tensor whose device and dtype default priors follow.
+    """
+
+    given: Prior | Mapping[str, Prior] | None
+    scale: float
+    by_fan_in: bool
+    ordered: tuple[str, ...]
+    like: Tensor
+
+    def of(self, tensor: WeightTensor) -> torch.distributions.Distribution:
+        """The prior of the entries of a weight tensor.
+
+        Raises:
+            ValueError: If what was given is neither a distribution nor a function.
+        """
+        prior = self.given.get(tensor.name) if isinstance(self.given, Mapping) else self.given
+        if prior is None:
+            scale = self.scale / (math.sqrt(tensor.fan_in) if self.by_fan_in else 1)
+            return dist.Normal(self.like.new_zeros(()), self.like.new_full((), scale))
+        if isinstance(prior, torch.distributions.Distribution):
+            return prior
+        if not callable(prior):
+            raise ValueError(
+                f"the prior must be a distribution or a function from a WeightTensor to one, got {prior!r}"
+            )
+        return prior(tensor)
+
+    def sample(self, tensor: WeightTensor, weight: PartialWeight, scale: Tensor | None) -> Tensor:
+        """Sample the stochastic entries of a tensor and put it together.
+
+        Args:
+            tensor: The tensor.
+            weight: Its mask and constants.
+            scale: Factor of the constants; None for 1.
+
+        Returns:
+            The tensor, with the batch dimensions of the site on the left.
+        """
+        if not weight.num_free:
+            return weight.assemble(None, scale)
+        if tensor.name not in self.ordered:
+            return weight(self.of(tensor), scale)
+        prior: Any = self.of(tensor)
+        loc, width = prior.loc.to(self.like), prior.scale.to(self.like)
+        value: Tensor = pyro.sample(tensor.name, OrderedNormal(loc, width, weight.num_free))
+        return value
+
+    def check(self, topology: Topology, weights: Sequence[PartialWeight]) -> None:
+        """Make every prior once, so that one that does not fit is told now and not during a fit.
+
+        Args:
+            topology: The network's topology.
+            weights: Masks and constants of its tensors.
+
+        Raises:
+            ValueError: If a prior does not fit its tensor.
+        """
+        names = [tensor.name for tensor in topology.tensors]
+        if isinstance(self.given, Mapping) and (unknown := set(self.given) - set(names)):
+            raise ValueError(f"prior names {sorted(unknown)}, which the network does not have")
+        devices = [self.like.device] if self.like.is_cuda else []
+        # A function may sample hyperpriors: neither handlers, parameters nor the random state shall know of this call.
+        with process_lock(), poutine.block(), pyro.get_param_store().scope(), torch.random.fork_rng(devices):
+            for tensor, weight in zip(topology.tensors, weights, strict=True):
+                try:
+                    self._check(tensor, weight)
+                except ValueError as error:
+                    raise ValueError(f"prior of {tensor.name!r}: {error}") from error
+
+    def _check(self, tensor: WeightTensor, weight: PartialWeight) -> None:
+        ordered = tensor.name in self.ordered
+        if ordered and weight.num_free != tensor.numel:
+            raise ValueError("ordered_biases needs stochastic biases, but the masks fix some of them")
+        if weight.num_free:
+            prior = self.of(tensor)
+            free_entries(prior, weight.mask, weight.index, weight.fixed)
+            if ordered and (not isinstance(prior, torch.distributions.Normal) or prior.batch_shape):
+                raise ValueError(f"ordered_biases needs one normal prior for all biases of a layer, got {prior}")
+
+
+def with_scales(weights: Sequence[PartialWeight], scale: Tensor | None, names: Sequence[str] | None) -> list[Scaled]:
+    """Weight tensors, each with the learned factor of its constants.
+
+    Args:
+        weights: The tensors.
+        scale: The factor, shape (); with `names` one a tensor, shape (len(names),); None if none is learned.
+        names: Names of the tensors that have a factor of their own.
+    """
+    if scale is None or names is None:
+        return [(weight, scale) for weight in weights]
+    of = dict(zip(names, scale.unbind(-1), strict=True))
+    return [(weight, of.get(weight.name)) for weight in weights]
+
+
+def with_equal_batches(
+    topology: Topology, weights: Mapping[str, Tensor], trim: Callable[[torch.Size], torch.Size] = lambda batch: batch
+) -> dict[str, Tensor]:
+    """Weight tensors whose batch shapes are trimmed and then expanded to one.
+
+    Args:
+        topology: The network's topology.
+        weights: Tensors by name, each of a batch shape and its own.
+        trim: What to make of a batch shape.
+    """
+    batches = {t.name: trim(weights[t.name].shape[: weights[t.name].dim() - len(t.shape)]) for t in topology.tensors}
+    common = torch.broadcast_shapes(*batches.values())
+    return {
+        t.name: weights[t.name].reshape(batches[t.name] + t.shape).expand(common + t.shape) for t in topology.tensors
+    }
