@@ -27,7 +27,7 @@ _MOVED = {
     "maximum": ["inference.maximum"],
     "nn": ["model.bnn", "model.partial", "model.priors"],
     "nuts": ["inference.nuts", "posterior.samples", "model.density"],
-    "predict": ["posterior.predict"],
+    "predict": ["posterior.predict", "posterior.outputs"],
     "process": ["base.process"],
     "report": ["symmetry.report"],
     "rigid": ["masks.rigid", "masks.values", "symmetry.table"],

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..posterior.fit import Fit
-from ..posterior.predict import Member, Prediction
+from ..posterior.outputs import Member
+from ..posterior.predict import Prediction
 from .density import Draws
 from .generations import rank_rhat
 

@@ -16,7 +16,8 @@ from ..data.arrays import Standardizer
 from ..model.bnn import BNN
 from ..model.likelihoods import Gaussian
 from ..posterior.fit import Fit
-from ..posterior.predict import Member, Prediction
+from ..posterior.outputs import Member
+from ..posterior.predict import Prediction
 from ..posterior.samples import NutsSamples
 from ..version import __version__
 from .density import chain_seed, check_data, draw, log_joint, prior_draws, training_data

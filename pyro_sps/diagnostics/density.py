@@ -18,7 +18,8 @@ from ..model.checks import check_inputs, check_targets
 from ..model.density import pyro_session
 from ..model.guides import AutoSPSNormal, site_distribution
 from ..posterior.fit import Fit
-from ..posterior.predict import Member, Prediction
+from ..posterior.outputs import Member
+from ..posterior.predict import Prediction
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..posterior.predict import Member, Prediction
+from ..posterior.outputs import Member
+from ..posterior.predict import Prediction
 from .density import Draws
 from .generations import pareto_smoothed
 

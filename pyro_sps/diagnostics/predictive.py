@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..posterior.predict import Prediction, quantiles
+from ..posterior.outputs import quantiles
+from ..posterior.predict import Prediction
 
 LEVELS = (0.5, 0.8, 0.9, 0.95, 0.99)
 

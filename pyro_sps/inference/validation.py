@@ -10,7 +10,8 @@ from torch import Tensor
 from ..data.arrays import is_stacked
 from ..model.checks import check_inputs, check_targets
 from ..model.guides import AutoSPSNormal
-from ..posterior.predict import Member, Prediction
+from ..posterior.outputs import Member
+from ..posterior.predict import Prediction
 from .loop import Replica, with_params
 from .step import AdamState, Layout
 

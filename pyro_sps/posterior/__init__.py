@@ -2,7 +2,7 @@
 
 - `fit`: a fitted mean-field posterior, and several of them
 - `samples`: draws of a sampler
-- `predict`: predictions of both
+- `predict`: predictions of both; `outputs` runs the networks
 - `save`: on disk
 """
 
@@ -13,7 +13,8 @@ __getattr__, __all__ = exports(
     {
         "fit": ["Fit", "Fits", "NonFiniteLossError"],
         "samples": ["NutsSamples"],
-        "predict": ["Member", "Prediction"],
+        "outputs": ["Member"],
+        "predict": ["Prediction"],
         "save": ["load", "save"],
     },
 )

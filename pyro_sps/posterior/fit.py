@@ -16,7 +16,8 @@ from ..data.arrays import Standardizer, make_generator
 from ..model.bnn import BNN
 from ..model.density import elbo_terms, prepare, pyro_session
 from ..model.guides import AutoSPSNormal
-from .predict import Member, Prediction
+from .outputs import Member
+from .predict import Prediction
 
 # Activations of a layer, in elements, that estimates of the ELBO have at once: 16 MB of float32.
 ELBO_ELEMENTS = 1 << 22

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -10,39 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..base.process import warn_user
-from ..data.arrays import Standardizer, make_generator
+from ..data.arrays import make_generator
 from ..model.bnn import BNN
 from ..model.checks import check_inputs, check_targets
-from ..model.guides import AutoSPSNormal
-
-# Elements of the largest temporary tensors: 32 MB of float32 each.
-_ELEMENTS = 1 << 23
-
-
-@dataclass(frozen=True)
-class Member:
-    """One fitted network of a mixture: a model, where its posterior draws come from and the units it works in.
-
-    Attributes:
-        bnn: The model.
-        guide: What draws are taken from; None if they are given.
-        standardizer: Shift and scale between the user's units and the network's.
-        sites: Given draws by site name, shape (S,) + the site's; they are used in place of the guide's.
-
-    Example:
-        >>> import torch, pyro_sps as sps
-        >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
-        >>> bnn = sps.BNN(sps.mlp([1, 5, 5, 1]), sps.Heavy(), sps.Zero())
-        >>> fit = sps.fit(bnn, x, x**2, num_steps=5, progress=False)
-        >>> fit.predict(x).members[0].guide is fit.guide
-        True
-    """
-
-    bnn: BNN
-    guide: AutoSPSNormal | None
-    standardizer: Standardizer
-    sites: Mapping[str, Tensor] | None = None
+from .outputs import Member, Outputs, announced, quantiles
 
 
 @dataclass(frozen=True)
@@ -96,97 +67,34 @@ class Prediction:
     def _bnn(self) -> BNN:
         return self.members[0].bnn
 
-    @property
-    def _num_outputs(self) -> int:
-        return self._bnn.num_outputs
+    @cached_property
+    def _outputs(self) -> Outputs:
+        return Outputs(self.members, self.x, self.num_samples, self.seed)
 
     def __len__(self) -> int:
         return len(self.x)
 
     # --- draws ------------------------------------------------------------------------------------
 
-    def _counts(self) -> list[int]:
-        """Draws of each member."""
-        share, rest = divmod(self.num_samples, len(self.members))
-        return [share + (index < rest) for index in range(len(self.members))]
-
-    def _weights(self, index: int) -> Iterator[dict[str, Tensor]]:
-        """Blocks of draws of all weight tensors of one member; a block's size depends on the network alone."""
-        member, count = self.members[index], self._counts()[index]
-        block = max(1, min(64, _ELEMENTS // member.bnn.topology.num_weights))
-        for start in range(0, count, block):
-            size = min(block, count - start)
-            if member.sites is not None:
-                sites = {name: value[start : start + size] for name, value in member.sites.items()}
-            else:
-                assert member.guide is not None
-                generator = make_generator(member.bnn.like.device, self.seed, 0, index, start)
-                sites = member.guide.draws(size, generator)
-            yield member.bnn.assemble(sites)
-
-    @cached_property
-    def _cached_weights(self) -> list[list[dict[str, Tensor]]] | None:
-        """All weight draws, where they are few enough to be kept between chunks of rows."""
-        if self.num_samples * self._bnn.topology.num_weights > 4 * _ELEMENTS:
-            return None
-        return [list(self._weights(index)) for index in range(len(self.members))]
-
-    def _chunks(self) -> Iterator[tuple[int, int, list[tuple[Member, Tensor]]]]:
-        """Outputs of the network for chunks of rows: (start, stop, [(member, (draws, rows, outputs)), ...])."""
-        width = max(group.size for group in self._bnn.topology.groups)
-        rows = max(1, min(1024, _ELEMENTS // (self.num_samples * self._num_outputs), _ELEMENTS // width))
-        cached = self._cached_weights
-        with torch.no_grad():
-            for start in range(0, len(self.x), rows):
-                x = self.x[start : start + rows]
-                outputs = []
-                for index, member in enumerate(self.members):
-                    inputs = member.standardizer.inputs(x)
-                    parts = []
-                    for weights in self._weights(index) if cached is None else cached[index]:
-                        draws = next(iter(weights.values())).shape[0]
-                        step = max(1, _ELEMENTS // (width * len(x)))
-                        for first in range(0, draws, step):
-                            part = {name: value[first : first + step] for name, value in weights.items()}
-                            parts.append(member.bnn.function(part, inputs))
-                    outputs.append((member, torch.cat(parts)))
-                yield start, start + len(x), outputs
-
-    def _draws_of_chunk(self, start: int, outputs: list[tuple[Member, Tensor]]) -> Tensor:
-        """Draws of the targets for one chunk of rows, (draws, rows, targets) or (draws, rows) for labels."""
-        parts = []
-        for index, (member, output) in enumerate(outputs):
-            key = (self.seed, 1, index, start)
-            draws = _sample(member.bnn.likelihood.elementwise(output), make_generator(output.device, *key), key)
-            parts.append(
-                member.standardizer.y_mean + draws * member.standardizer.y_scale if draws.dim() == 3 else draws
-            )
-        return torch.cat(parts)
-
     @cached_property
     def draws(self) -> Tensor:
         """Draws from the posterior predictive, noise included, shape (S, rows, targets), or (S, rows) for labels."""
-        return _announced("draws", torch.cat([draws for _, draws in self.draws_by_rows()], dim=1))
+        return announced("draws", torch.cat([draws for _, draws in self.draws_by_rows()], dim=1))
 
     def draws_by_rows(self) -> Iterator[tuple[slice, Tensor]]:
         """`draws` in chunks of rows, so that they need not be in memory at once: (which rows, their draws)."""
-        for start, stop, outputs in self._chunks():
-            yield slice(start, stop), self._draws_of_chunk(start, outputs)
+        for start, stop, outputs in self._outputs.chunks():
+            yield slice(start, stop), self._outputs.targets_of(start, outputs)
 
     @cached_property
     def function_draws(self) -> Tensor:
         """The likelihood's mean under each posterior draw, without noise, shape (S, rows, targets or classes)."""
-        return _announced("function draws", torch.cat([draws for _, draws in self.function_draws_by_rows()], dim=1))
+        return announced("function draws", torch.cat([draws for _, draws in self.function_draws_by_rows()], dim=1))
 
     def function_draws_by_rows(self) -> Iterator[tuple[slice, Tensor]]:
         """`function_draws` in chunks of rows: (which rows, their draws)."""
-        for start, stop, outputs in self._chunks():
-            yield slice(start, stop), self._means_of_chunk(outputs)
-
-    def _means_of_chunk(self, outputs: list[tuple[Member, Tensor]]) -> Tensor:
-        return torch.cat(
-            [m.standardizer.y_mean + m.bnn.likelihood.mean(o) * m.standardizer.y_scale for m, o in outputs]
-        )
+        for start, stop, outputs in self._outputs.chunks():
+            yield slice(start, stop), self._outputs.means_of(outputs)
 
     # --- summaries --------------------------------------------------------------------------------
 
@@ -196,7 +104,7 @@ class Prediction:
         centre = self.members[0].standardizer.y_mean
         unit = torch.stack([member.standardizer.y_scale for member in self.members]).amax(0)
         means, stds = [], []
-        for _, _, outputs in self._chunks():
+        for _, _, outputs in self._outputs.chunks():
             draws, noise = [], []
             for member, output in outputs:
                 likelihood, scale = member.bnn.likelihood, member.standardizer.y_scale / unit
@@ -205,7 +113,7 @@ class Prediction:
             every = torch.cat(draws)
             means.append(centre + every.mean(0) * unit)
             stds.append((torch.cat(noise).mean(0) + every.var(0, unbiased=False)).sqrt() * unit)
-        return _announced("means", torch.cat(means)), _announced("standard deviations", torch.cat(stds))
+        return announced("means", torch.cat(means)), announced("standard deviations", torch.cat(stds))
 
     @property
     def mean(self) -> Tensor:
@@ -234,7 +142,7 @@ class Prediction:
         self._require_vectors("interval")
         levels = self.x.new_tensor([(1 - level) / 2, (1 + level) / 2])
         ends = [quantiles(draws, levels) for _, draws in self.draws_by_rows()]
-        lower, upper = _announced("intervals", torch.cat(ends, dim=1)).unbind()
+        lower, upper = announced("intervals", torch.cat(ends, dim=1)).unbind()
         return lower, upper
 
     # --- scores -----------------------------------------------------------------------------------
@@ -251,7 +159,7 @@ class Prediction:
         """
         parts = [logs.logsumexp(0) for _, logs in self.log_likelihoods_by_rows(y)]
         count = torch.tensor(self.num_samples, dtype=torch.float64)
-        return _announced("log densities", torch.cat(parts) - count.log().item(), infinite=True)
+        return announced("log densities", torch.cat(parts) - count.log().item(), infinite=True)
 
     def log_likelihoods_by_rows(self, y: Any) -> Iterator[tuple[slice, Tensor]]:
         """Log densities of targets under each posterior draw, in chunks of rows: (which rows, log p(y | x, w_s)).
@@ -263,7 +171,7 @@ class Prediction:
             Rows, and tensors of float64 of shape (S, these rows, targets), or (S, these rows) for labels.
         """
         y = self.check_targets(y)
-        for start, stop, outputs in self._chunks():
+        for start, stop, outputs in self._outputs.chunks():
             logs = []
             for member, output in outputs:
                 target = member.standardizer.targets(y[start:stop])
@@ -305,8 +213,8 @@ class Prediction:
         self._require_vectors("pit")
         y = self.check_targets(y)
         parts = []
-        for start, stop, outputs in self._chunks():
-            draws, target = self._draws_of_chunk(start, outputs), y[start:stop]
+        for start, stop, outputs in self._outputs.chunks():
+            draws, target = self._outputs.targets_of(start, outputs), y[start:stop]
             below, ties = (draws < target).sum(0), (draws == target).sum(0)
             generator = make_generator(y.device, self.seed, 2, start)
             place = torch.rand(below.shape, generator=generator, dtype=y.dtype, device=y.device)
@@ -334,53 +242,3 @@ class Prediction:
     def _require_vectors(self, what: str) -> None:
         if self._bnn.likelihood.event_dim == 0:
             raise ValueError(f"{what} is not defined for labels; use lpp or accuracy")
-
-
-def _sample(distribution: Any, generator: torch.Generator, key: tuple[int, ...]) -> Tensor:
-    """A draw of every element, from a generator where torch lets one be given."""
-    if isinstance(distribution, torch.distributions.Normal):
-        noise = torch.randn(
-            distribution.loc.shape, generator=generator, dtype=distribution.loc.dtype, device=distribution.loc.device
-        )
-        return distribution.loc + distribution.scale * noise
-    if isinstance(distribution, torch.distributions.Bernoulli):
-        return torch.bernoulli(distribution.probs, generator=generator)
-    if isinstance(distribution, torch.distributions.Poisson):
-        return torch.poisson(distribution.rate, generator=generator)
-    if isinstance(distribution, torch.distributions.Categorical):
-        flat = distribution.probs.reshape(-1, distribution.probs.shape[-1])
-        return torch.multinomial(flat, 1, generator=generator).reshape(distribution.batch_shape)
-    devices = [generator.device] if generator.device.type != "cpu" else []
-    with torch.random.fork_rng(devices):  # torch.distributions know no generators
-        torch.manual_seed(generator.initial_seed())
-        return distribution.sample()
-
-
-def _announced(what: str, values: Tensor, infinite: bool = False) -> Tensor:
-    """The values, with a warning if there are some that are not finite (not numbers, if infinite ones may be)."""
-    bad = values.isnan() if infinite else ~values.isfinite()
-    if bad.any():
-        warn_user(
-            f"{int(bad.sum())} of {bad.numel()} predictive {what} are not finite in {values.dtype}: inputs or outputs "
-            "of the network are too large; standardize=True or a network of dtype float64 may help",
-            RuntimeWarning,
-        )
-    return values
-
-
-def quantiles(draws: Tensor, levels: Tensor) -> Tensor:
-    """Quantiles over the first dimension, linearly interpolated; `torch.quantile` refuses large tensors.
-
-    Args:
-        draws: Shape (S, ...).
-        levels: Numbers in [0, 1], shape (n,).
-
-    Returns:
-        Shape (n, ...).
-    """
-    ordered = draws.sort(dim=0).values
-    position = levels * (len(draws) - 1)
-    below = position.floor().long()
-    above = (below + 1).clamp(max=len(draws) - 1)
-    weight = (position - below).reshape(-1, *(1,) * (draws.dim() - 1))
-    return torch.lerp(ordered[below], ordered[above], weight)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..data.arrays import Standardizer
 from ..model.bnn import BNN
-from .predict import Member, Prediction
+from .outputs import Member
+from .predict import Prediction
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Which symmetries are left?
 
 - `certificate`: counts them exactly
-- `automorphisms`: the automorphism groups of coloured graphs, by which it counts
+- `automorphisms`: the automorphism groups of coloured graphs, by which it counts, in steps: `refinement`, `bliss`
 - `report`: what it says, and a check of that on numbers
 - `table`: what each scheme leaves
 """

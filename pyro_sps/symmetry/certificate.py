@@ -23,17 +23,8 @@ from ..base.process import warn_user
 from ..masks.schemes import SymmetryWarning
 from ..masks.values import FixedValues
 from ..network.topology import Topology, WeightTensor
-from .automorphisms import (
-    Entries,
-    Floats,
-    Graph,
-    Group,
-    Ints,
-    OutOfTimeError,
-    automorphisms,
-    connected_components,
-    refine,
-)
+from .automorphisms import Group, automorphisms
+from .refinement import Entries, Floats, Graph, Ints, OutOfTimeError, connected_components, refine
 from .report import Move, SymmetryClass, SymmetryReport
 
 

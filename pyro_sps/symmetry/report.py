@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..network.run import NetworkFunction
 from ..network.topology import Topology
-from .automorphisms import connected_components
+from .refinement import connected_components
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 import pyro_sps as sps
 from pyro_sps import plots
 from pyro_sps.data.arrays import Standardizer
-from pyro_sps.posterior.predict import Member, Prediction
+from pyro_sps.posterior.outputs import Member
+from pyro_sps.posterior.predict import Prediction
 
 HIDDEN = [1, 4, 4, 1]
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import pyro_sps as sps
-from pyro_sps.posterior import predict as module
+from pyro_sps.posterior import outputs as module
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def direct(fit, x, num_samples, seed=0):
     """Function draws in original units, one weight draw at a time, from the guide's own blocks of draws."""
     prediction = fit.predict(x, num_samples, seed)
     means = []
-    for block in prediction._weights(0):
+    for block in prediction._outputs._weights(0):
         count = next(iter(block.values())).shape[0]
         for index in range(count):
             weights = {name: value[index] for name, value in block.items()}
@@ -68,7 +68,7 @@ def test_chunks_do_not_change_anything(fit, monkeypatch):
     results = whole.mean, whole.std, whole.lpp(y)
     monkeypatch.setattr(module, "_ELEMENTS", 70 * 2 * 7)
     parts = fit.predict(x, num_samples=70)
-    assert len(list(parts._chunks())) > 3
+    assert len(list(parts._outputs.chunks())) > 3
     # The blocks of weight draws depend on the budget for this network size, so compare through the same draws.
     parts.__dict__["_cached_weights"] = whole._cached_weights
     for one, other in zip(results, (parts.mean, parts.std, parts.lpp(y)), strict=True):

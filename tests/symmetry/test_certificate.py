@@ -20,7 +20,7 @@ from torch import nn
 import pyro_sps as sps
 from pyro_sps.network.topology import Topology, UnitGroup, WeightTensor
 from pyro_sps.network.trace import trace
-from pyro_sps.symmetry import Move, automorphisms, certify, check_moves, warn_of_symmetries
+from pyro_sps.symmetry import Move, certify, check_moves, refinement, warn_of_symmetries
 
 pytestmark = pytest.mark.filterwarnings("ignore::pyro_sps.masks.schemes.SymmetryWarning")
 
@@ -236,7 +236,7 @@ def test_the_order_divides_that_without_masks(seed):
 
 def test_a_collision_of_all_hashes_makes_work_but_no_mistake(monkeypatch):
     """Even if refinement saw nothing at all, decomposition and search would count right."""
-    monkeypatch.setattr(automorphisms, "_hash_value", lambda value, salt: np.zeros(len(value), dtype=np.uint64))
+    monkeypatch.setattr(refinement, "_hash_value", lambda value, salt: np.zeros(len(value), dtype=np.uint64))
     rng = np.random.default_rng(3)
     searched = 0
     for _ in range(150):
