@@ -48,12 +48,13 @@ def numpyro_run(part, options):
 
     import pyro_sps as sps
     from pyro_sps.inference.maximum import initial_params
-    from pyro_sps.inference.members import _members
-    from pyro_sps.inference.variational import prepare
+    from pyro_sps.inference.members import members_of
+    from pyro_sps.inference.settings import FitSettings
+    from pyro_sps.model.density import prepare
 
     x, y, x_test, y_test = (np.asarray(one) for one in part)
     bnn = sps.BNN(sps.mlp(WIDTHS), sps.Heavy(), sps.Constant(1.0, learn=True), sps.Gaussian(NOISE), prior_scale=1.0)
-    member = _members(bnn, *part[:2], 1, False, False, None)[0]
+    member = members_of(bnn, *part[:2], FitSettings(standardize=False))[0]
     problem, own = prepare(member.bnn, sps.AutoSPSNormal(member.bnn), *(torch.as_tensor(one[:1]) for one in part[:2]))
     loc = initial_params(member, problem, own, "random", 0.05, 0)["loc"]
     start = {site.name: jnp.asarray(site.view(loc).numpy()) for site in problem.sites}

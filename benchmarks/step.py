@@ -49,34 +49,23 @@ def network(job):
 
 def ours(job, compile, replicas=1, particles=PARTICLES):
     """What `fit` runs: the same calls, with its step built once and timed block by block."""
-    from pyro_sps.inference.loop import Run, decaying_rates, replicas_at_once
-    from pyro_sps.inference.maximum import initial_params
-    from pyro_sps.inference.members import _members
-    from pyro_sps.inference.variational import _vi_objective
-    from pyro_sps.model.density import prepare
-    from pyro_sps.model.guides import AutoSPSNormal
+    from pyro_sps.inference.settings import FitSettings
+    from pyro_sps.inference.variational import _prepare, _run_of, _starts
 
-    x, y = data(job)
-    batch = job.get("batch", len(x))
-    num_data = None if batch == len(x) else len(x)
-    members = _members(network(job), x, y, replicas, True, False, None)
-    bnn, guide = members[0].bnn, AutoSPSNormal(members[0].bnn)
-    problem, own = prepare(bnn, guide, x[:batch], y[:batch], num_data=num_data)
-    run = Run(
-        objective=lambda params, noise, x, y: _vi_objective(problem, params, noise, x, y, job["rows"], num_data),
-        members=members,
-        starts=[initial_params(m, problem, own, "random", 0.05, seed) for seed, m in enumerate(members)],
+    asked = FitSettings(
         num_steps=1,
-        batch_size=batch,
-        noise_shape=(particles, problem.size),
-        seeds=list(range(replicas)),
-        rates=decaying_rates(RATE, RATE, 10),
-        max_grad_norm=1e3,
-        compile=compile,
+        num_particles=particles,
+        batch_size=job.get("batch"),
+        learning_rate=RATE,
+        final_learning_rate=RATE,
+        init="random",
+        standardize=False,
         progress=False,
-        label="benchmark",
-        group=replicas_at_once(replicas, particles * batch * max(job["widths"])),
+        compile=compile,
+        replicas=replicas,
     )
+    prepared = _prepare(network(job), *data(job), None, asked, None)
+    run = _run_of(prepared, *_starts(prepared, None), ended=False)
 
     def block(steps):
         run.num_steps, run.done = steps, 0

@@ -70,7 +70,7 @@ def test_chunks_do_not_change_anything(fit, monkeypatch):
     parts = fit.predict(x, num_samples=70)
     assert len(list(parts._outputs.chunks())) > 3
     # The blocks of weight draws depend on the budget for this network size, so compare through the same draws.
-    parts.__dict__["_cached_weights"] = whole._cached_weights
+    parts._outputs.__dict__["_cached_weights"] = whole._outputs._cached_weights
     for one, other in zip(results, (parts.mean, parts.std, parts.lpp(y)), strict=True):
         torch.testing.assert_close(one, other)
 
