@@ -33,7 +33,8 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:obj", ".*"),
     ("py:class", r"(torch|nn|pyro|numpy|arviz|xarray|matplotlib|collections|pathlib)\..*"),
-    ("py:class", "Tensor|MCMC|Axes|Scheme|Values|Prior|Source"),
+    ("py:class", "Tensor|MCMC|Axes|Scheme|Values|Prior|Source|Callback|Path"),
+    ("py:class", r"pyro_sps\.(model\.weights\.Priors|symmetry\.report\.PartialNetwork)"),
 ]
 autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_preserve_defaults = True

@@ -41,6 +41,7 @@ _get, _names = exports(
 _MODULES = {
     "datasets": "data.datasets",
     "likelihoods": "model.likelihoods",
+    "networks": "network.architectures",
     "plots": "plots",
     "schemes": "masks.schemes",
     "tables": "data.tables",
