@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..inference.settings import FitSettings
 from .files import FORMAT, MAX_LAYERS, MAX_WEIGHTS, METRICS, MODEL, claim, require_file, too_large, write_json
 from .options import (
     NAMES,
@@ -58,10 +59,30 @@ MIN_ROWS = 5
     "--noise", help="Gaussian noise: a standard deviation (standardised, if data is), or 'learned'.  [default: learned]"
 )
 @click.option("--prior-scale", type=float, help="Prior standard deviation of a weight.  [default: 2/√fan-in]")
-@click.option("--steps", type=click.IntRange(1), default=5_000, show_default=True, help="Steps of Adam.")
-@click.option("--particles", type=click.IntRange(1), default=4, show_default=True, help="Posterior draws a step.")
-@click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Rows a step, at most.")
-@click.option("--learning-rate", type=float, default=0.01, show_default=True, help="At the start; it decays to 0.3.")
+@click.option(
+    "--steps", type=click.IntRange(1), default=FitSettings.num_steps, show_default=True, help="Steps of Adam."
+)
+@click.option(
+    "--particles",
+    type=click.IntRange(1),
+    default=FitSettings.num_particles,
+    show_default=True,
+    help="Posterior draws a step.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    default=FitSettings.batch_size,
+    show_default=True,
+    help="Rows a step, at most.",
+)
+@click.option(
+    "--learning-rate",
+    type=float,
+    default=FitSettings.learning_rate,
+    show_default=True,
+    help="At the start; it decays to 0.3.",
+)
 @click.option("--init", type=click.Choice(["random", "map"]), help="Start.  [default: map with --values map]")
 @click.option(
     "--test-fraction", type=click.FloatRange(0, 1, max_open=True), default=0.2, show_default=True, help="Held out."
