@@ -18,7 +18,7 @@ _get, _names = exports(
         "network.build": ["mlp"],
         "masks.schemes": ["Heavy", "Light", "Random", "SymmetryWarning", "Unmasked", "fixed_count"],
         "masks.rigid": ["InputOffsets", "Rigid"],
-        "masks.values": ["MAP", "Constant", "FixedValues", "Given", "Ladder", "RandomConstant", "Zero"],
+        "masks.values": ["MAP", "Constant", "FixedValues", "Given", "Ladder", "Point", "RandomConstant", "Zero"],
         "symmetry.certificate": ["certify"],
         "symmetry.report": ["SymmetryReport"],
         "model.bnn": ["BNN"],

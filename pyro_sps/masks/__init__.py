@@ -12,6 +12,16 @@ __getattr__, __all__ = exports(
     {
         "schemes": ["Heavy", "Light", "Random", "SymmetryWarning", "Unmasked", "fixed_count", "make_masks"],
         "rigid": ["InputOffsets", "Rigid"],
-        "values": ["MAP", "Constant", "FixedValues", "Given", "Ladder", "RandomConstant", "Zero", "make_values"],
+        "values": [
+            "MAP",
+            "Constant",
+            "FixedValues",
+            "Given",
+            "Ladder",
+            "Point",
+            "RandomConstant",
+            "Zero",
+            "make_values",
+        ],
     },
 )

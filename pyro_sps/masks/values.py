@@ -239,6 +239,30 @@ class MAP:
         return Zero()(topology, masks, generator)
 
 
+@dataclass(frozen=True)
+class Point:
+    """Fixed weights are parameters: point estimates, optimised with the ELBO beside the posterior of the rest.
+
+    Their log prior density is part of the objective, so that they are maximum a posteriori estimates beside that
+    posterior. They start at the network's own weights: pretrained ones, or PyTorch's initialisation. With
+    `BNN(net, deterministic=...)` this makes a network that is stochastic in some layers and deterministic in others,
+    such as a Bayesian last layer on features that are learned with it (Sharma et al. 2023, Do Bayesian neural networks
+    need to be fully stochastic?). A sampler holds them at the values that they have.
+
+    Example:
+        >>> import pyro_sps as sps
+        >>> bnn = sps.BNN(sps.mlp([8, 50, 2]), scheme=sps.Unmasked(), deterministic=["0"], values=sps.Point())
+        >>> bnn.num_stochastic, bnn.num_fixed
+        (102, 450)
+    """
+
+    def __call__(
+        self, topology: Topology, masks: Mapping[str, Tensor], generator: Generator | None = None
+    ) -> FixedValues:
+        """Zeros; `pyro_sps.BNN` makes parameters of them."""
+        return Zero()(topology, masks, generator)
+
+
 def make_values(
     values: Values,
     topology: Topology,

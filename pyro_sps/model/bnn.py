@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import pyro
@@ -17,20 +18,46 @@ from torch import Tensor, nn
 from ..base.checks import require_positive
 from ..base.process import silenced, warn_user
 from ..masks.schemes import Random, Scheme, SymmetryWarning, Unmasked, make_masks
-from ..masks.values import MAP, RandomConstant, Values, Zero, make_values
-from ..network.topology import WeightTensor
+from ..masks.values import MAP, Point, RandomConstant, Values, Zero, make_values
+from ..network.select import parameters_of
+from ..network.topology import Topology, WeightTensor
 from ..network.trace import trace
 from ..symmetry.certificate import certify, warn_of_symmetries
 from ..symmetry.report import SymmetryReport
 from .likelihoods import Gaussian, Likelihood
 from .partial import PartialWeight
 from .priors import Prior
-from .weights import Priors, Scaled, with_equal_batches, with_scales
+from .weights import Part, Priors, parts_of, with_equal_batches
 
 # The recipe that study/README.md chose on validation rows.
 _DEFAULT_SCHEME, _DEFAULT_VALUES = Random(like=0.85), MAP()
 
 _DEFAULT_PRIOR_SCALE = 2.0  # divided by √fan-in
+
+
+def _deterministic_tensors(net: nn.Module, asked: Any, topology: Topology) -> dict[str, Point | None]:
+    """Names of the tensors without a posterior, each with what becomes of it."""
+    if isinstance(asked, str | type):
+        raise TypeError(f"deterministic must be a list or dict of names and types of submodules; write [{asked!r}]")
+    rules = asked if isinstance(asked, Mapping) else dict.fromkeys(asked)
+    for part, rule in rules.items():
+        if rule is not None and not isinstance(rule, Point):
+            raise ValueError(f"deterministic[{part!r}] must be None (as it is in net) or sps.Point(), got {rule!r}")
+    found = parameters_of("deterministic", net, list(rules))
+    chosen = {name: rules[part] for part, names in found.items() for name in names}
+    if len(chosen) == len(topology.tensors):
+        raise ValueError("deterministic names all weights of the network, so that nothing is left to infer")
+    return {tensor.name: chosen[tensor.name] for tensor in topology.tensors if tensor.name in chosen}
+
+
+def _own_weights(parameters: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
+    """Weights that some tensors of a network have."""
+    if missing := [name for name in names if parameters[name].is_meta]:
+        raise ValueError(
+            f"{sorted(missing)} keep or start from the weights of net, which are on the meta device and have no "
+            "values; make net on a real device"
+        )
+    return {name: parameters[name].detach().cpu() for name in names}
 
 
 class BNN(PyroModule):
@@ -54,12 +81,16 @@ class BNN(PyroModule):
         scale_by_fan_in: Whether a given `prior_scale` is divided by √fan-in (which is 1 for biases).
         ordered_biases: Whether the biases of each hidden layer are constrained to increase, another way to
             break the permutations. Needs stochastic biases with a normal prior.
+        deterministic: Parts of the network without a posterior: names of submodules (`"backbone"`), types of modules
+            (`nn.BatchNorm2d`) or names of parameters. Their weights stay as they are in `net`, or with `values=Point()`
+            are optimised with the posterior of the rest. A dict says for each part `None` (as they are) or `Point()`.
         seed: Seeds the random signs, draws and places of scheme and values.
 
     Attributes:
         topology: The network's `Topology`.
         masks: Stochastic masks by tensor name.
         likelihood: The observation model.
+        deterministic: Names of the tensors without a posterior.
 
     Raises:
         UnsupportedLayerError: If the network has a layer that is not supported.
@@ -76,6 +107,10 @@ class BNN(PyroModule):
         torch.Size([5, 2])
     """
 
+    # What models pickled by version 0.1 lack.
+    deterministic: tuple[str, ...] = ()
+    _point_names: Mapping[str, str] = MappingProxyType({})
+
     def __init__(
         self,
         net: nn.Module,
@@ -86,6 +121,7 @@ class BNN(PyroModule):
         prior_scale: float | None = None,
         scale_by_fan_in: bool = False,
         ordered_biases: bool = False,
+        deterministic: Sequence[Any] | Mapping[Any, Any] = (),
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -111,11 +147,19 @@ class BNN(PyroModule):
         generator = torch.Generator().manual_seed(seed)
         with silenced(SymmetryWarning):  # the certificate below says more than the scheme's own count
             masks = make_masks(scheme, self.topology, values, generator)
+        chosen = _deterministic_tensors(net, deterministic, self.topology)
+        self.deterministic = tuple(chosen)
+        masks |= {name: torch.ones_like(masks[name]) for name in chosen}  # of which scheme and values know nothing
         fixed = make_values(values, self.topology, masks, generator)
-        self._awaits_map = isinstance(values, MAP) and any(not mask.all() for mask in masks.values())
-        self.learns_scale = fixed.learn and any(not mask.all() for mask in masks.values())
-        self._scale_per_layer = fixed.per_layer
+        masked = [name for name, mask in masks.items() if not mask.all()]
+        self._awaits_map = isinstance(values, MAP) and bool(masked)
+        self.learns_scale = fixed.learn and bool(masked)
         constants = fixed.pattern if self.learns_scale else fixed.tensors(like.dtype)
+        masks |= {name: torch.zeros_like(masks[name]) for name in chosen}
+        points = [name for name, rule in chosen.items() if isinstance(rule, Point)]
+        if isinstance(values, Point):
+            points = [name for name, mask in masks.items() if not mask.all()]
+        constants |= _own_weights(parameters, {*chosen, *points})
         self.partial = nn.ModuleList(
             PartialWeight(tensor.name, masks[tensor.name], constants[tensor.name].to(like.dtype))
             for tensor in self.topology.tensors
@@ -124,6 +168,12 @@ class BNN(PyroModule):
             shape = (len(self.scaled),) if fixed.per_layer else ()
             scale = torch.tensor(fixed.scale, dtype=like.dtype).expand(shape).clone()
             self.fixed_scale = PyroParam(scale, constraint=constraints.positive)
+        self._point_names = {name: f"p{index}" for index, name in enumerate(points)}
+        if points:
+            self.point_values = PyroModule("point_values")
+            for weight in self.weights:
+                if own := self._point_names.get(weight.name):
+                    setattr(self.point_values, own, PyroParam(weight.fixed.flatten()[weight.fixed_index].clone()))
         self.to(device=device, dtype=like.dtype)
         self.check_scales()
         self.priors.check(self.topology, self.weights)
@@ -142,7 +192,7 @@ class BNN(PyroModule):
     @property
     def fixed(self) -> dict[str, Tensor]:
         """Current constants by tensor name, in full shape; zero where the weight is stochastic."""
-        return {w.name: (w.fixed if c is None else w.fixed * c).detach() for w, c in self._scaled_weights}
+        return {part.weight.name: part.constants().detach() for part in self._parts}
 
     @property
     def weights(self) -> list[PartialWeight]:
@@ -175,12 +225,20 @@ class BNN(PyroModule):
 
     @property
     def scaled(self) -> list[str]:
-        """Names of the weight tensors that have fixed entries, in the order of the scales of `per_layer`."""
-        return [weight.name for weight in self.weights if weight.num_free < weight.mask.numel()]
+        """Names of the weight tensors that the scheme fixes entries of, in the order of the scales of `per_layer`."""
+        return [w.name for w in self.weights if w.num_free < w.mask.numel() and w.name not in self.deterministic]
 
     @property
-    def _scaled_weights(self) -> list[Scaled]:
-        return with_scales(self.weights, self.constant_scale(), self.scaled if self._scale_per_layer else None)
+    def _parts(self) -> list[Part]:
+        points = {
+            name: getattr(self.point_values, own) for name, own in self._point_names.items()
+        }  # asks Pyro for them
+        return parts_of(self.weights, self.constant_scale(), self.scaled, points)
+
+    @property
+    def points(self) -> tuple[str, ...]:
+        """Names of the tensors whose fixed entries are parameters; see `pyro_sps.Point`."""
+        return tuple(self._point_names)
 
     @property
     def priors(self) -> Priors:
@@ -198,13 +256,15 @@ class BNN(PyroModule):
         return copy.deepcopy(self, shared)
 
     def unmasked(self) -> BNN:
-        """A copy in which every weight is stochastic."""
+        """A copy in which every weight is stochastic that the scheme fixed; deterministic parts stay so."""
         free = self.copy()
         free.scheme, free.values, free.learns_scale, free._awaits_map = Unmasked(), Zero(), False, False
         free.__dict__["_pyro_params"].pop("fixed_scale", None)
         free._parameters.pop("fixed_scale_unconstrained", None)
         free.partial = nn.ModuleList(
-            PartialWeight(weight.name, torch.ones_like(weight.mask), torch.zeros_like(weight.fixed))
+            weight
+            if weight.name in self.deterministic
+            else PartialWeight(weight.name, torch.ones_like(weight.mask), torch.zeros_like(weight.fixed))
             for weight in self.weights
         )
         return free
@@ -220,11 +280,15 @@ class BNN(PyroModule):
         """
         if self.learns_scale:
             raise ValueError("the fixed values have a learned scale; give sps.Given(values) to BNN instead")
-        new = make_values(values, self.topology, self.masks).tensors(self.like.dtype)
+        if isinstance(self.values, Point):
+            raise ValueError("the fixed weights are parameters, sps.Point(); give sps.Given(values) to BNN instead")
+        masks = {w.name: torch.ones_like(w.mask) if w.name in self.deterministic else w.mask for w in self.weights}
+        new = make_values(values, self.topology, masks).tensors(self.like.dtype)
         self._awaits_map = False
         for weight in self.weights:
-            # A new tensor, since copies of the network may share the old one.
-            weight.fixed = new[weight.name].to(weight.fixed)
+            if weight.name not in self.deterministic:
+                # A new tensor, since copies of the network may share the old one.
+                weight.fixed = new[weight.name].to(weight.fixed)
 
     @contextmanager
     def constants_as(self, fixed: Sequence[Tensor]) -> Iterator[None]:
@@ -256,7 +320,7 @@ class BNN(PyroModule):
         Returns:
             Tensors of shape B + shape, by name.
         """
-        full = {weight.name: weight.assemble(sites.get(weight.name), c) for weight, c in self._scaled_weights}
+        full = {part.weight.name: part.assemble(sites.get(part.weight.name)) for part in self._parts}
         return with_equal_batches(self.topology, full)
 
     def sample_weights(self) -> dict[str, Tensor]:
@@ -268,8 +332,8 @@ class BNN(PyroModule):
         """
         priors = self.priors
         weights = {
-            tensor.name: priors.sample(tensor, weight, scale)
-            for tensor, (weight, scale) in zip(self.topology.tensors, self._scaled_weights, strict=True)
+            tensor.name: priors.sample(tensor, part)
+            for tensor, part in zip(self.topology.tensors, self._parts, strict=True)
         }
         # Dimension -1 is that of the `data` plate, of size 1. `Predictive` reshapes draws to (draws, entries) as if
         # entries were a plate: nothing is dropped there.
@@ -329,9 +393,12 @@ class BNN(PyroModule):
         """
         # With a learned scale, `fixed` of the weights is the sign pattern: c counts as one value.
         pattern = {weight.name: weight.fixed for weight in self.weights}
-        if self._awaits_map:  # MAP values are all different with probability one
+        unknown = set(self._point_names)
+        if self._awaits_map:
+            unknown |= set(self.scaled)
+        if unknown:  # values that an optimisation finds are all different with probability one
             stand_in = RandomConstant()(self.topology, self.masks, torch.Generator().manual_seed(0))
-            pattern = stand_in.tensors(self.like.dtype)
+            pattern |= {name: value for name, value in stand_in.tensors(self.like.dtype).items() if name in unknown}
         report = certify(self.topology, self.masks, pattern, time_limit=time_limit, ordered=self._ordered)
         if self._awaits_map:
             note = "The fixed weights have no MAP values yet; they are counted as all different."

@@ -86,9 +86,15 @@ def prepare(model: Callable[..., Any], guide: AutoSPSNormal, *args: Any, **kwarg
         trace = _trace(model, guide, args, kwargs)
         known = pyro.get_param_store().get_state()["constraints"]
     names = [name for name, node in trace.nodes.items() if node["type"] == "param"]
-    params = {name: trace.nodes[name]["value"].unconstrained().detach() for name in names}  # type: ignore[union-attr]
+    params = {name: _unconstrained(trace.nodes[name]["value"]).detach() for name in names}
     constraints = {name: known[name] for name in names}
     return Problem(model, guide.sites, _nesting(trace), constraints), params
+
+
+def _unconstrained(parameter: Any) -> Tensor:
+    """A parameter as it is optimised; one without a constraint is just that."""
+    unconstrained: Tensor = parameter.unconstrained() if hasattr(parameter, "unconstrained") else parameter
+    return unconstrained
 
 
 def negative_elbo(

@@ -67,17 +67,25 @@ class PartialWeight(nn.Module):
         """Number of stochastic entries."""
         return len(self.index)
 
-    def assemble(self, free: Tensor | None, scale: Tensor | None = None) -> Tensor:
+    @property
+    def fixed_index(self) -> Tensor:
+        """Flat positions of the fixed entries."""
+        return (~self.mask).flatten().nonzero().flatten()
+
+    def assemble(self, free: Tensor | None, scale: Tensor | None = None, point: Tensor | None = None) -> Tensor:
         """The full tensor from its free entries.
 
         Args:
             free: Tensor of shape B + (num_free,); None if every entry is fixed.
             scale: Factor of the fixed entries, of shape () or B.
+            point: Values of the fixed entries in their order, shape (number of them,), in place of the constants.
 
         Returns:
             Tensor of shape B + mask.shape.
         """
         fixed = self.fixed.flatten()
+        if point is not None:
+            fixed = torch.zeros_like(fixed).scatter(0, self.fixed_index, point)
         if scale is not None:
             fixed = fixed * scale.unsqueeze(-1)
         if free is None or self.num_free == 0:
@@ -93,7 +101,9 @@ class PartialWeight(nn.Module):
             full = free.new_zeros((*batch, self.mask.numel())).scatter(-1, index, free) + fixed
         return full.reshape((*batch, *self.mask.shape))
 
-    def forward(self, prior: torch.distributions.Distribution, scale: Tensor | None = None) -> Tensor:
+    def forward(
+        self, prior: torch.distributions.Distribution, scale: Tensor | None = None, point: Tensor | None = None
+    ) -> Tensor:
         """Sample the free entries at the site `name` and put the tensor together.
 
         Args:
@@ -101,6 +111,7 @@ class PartialWeight(nn.Module):
                 (entries of the prior at fixed weights are not used), with batch dimensions to the left of it: a
                 sampled scale `s` common to all entries enters as `Normal(0.0, s[..., None, None])` for a matrix.
             scale: Factor of the fixed entries, such as a learned c; shape () or the batch shape of the site.
+            point: Values of the fixed entries, in place of the constants.
 
         Returns:
             The weight tensor, with the batch dimensions of the site (particles, posterior draws) on the left.
@@ -109,8 +120,9 @@ class PartialWeight(nn.Module):
             ValueError: If the prior is not univariate and continuous, or its shape does not fit.
         """
         if self.num_free == 0:
-            return self.assemble(None, scale)
-        return self.assemble(pyro.sample(self.name, free_entries(prior, self.mask, self.index, self.fixed)), scale)
+            return self.assemble(None, scale, point)
+        free = pyro.sample(self.name, free_entries(prior, self.mask, self.index, self.fixed))
+        return self.assemble(free, scale, point)
 
     def extra_repr(self) -> str:
         """What `print` shows."""

@@ -18,8 +18,31 @@ from ..network.topology import Topology, WeightTensor
 from .partial import PartialWeight
 from .priors import OrderedNormal, Prior, free_entries
 
-# A weight tensor with the learned factor of its constants, or None.
-Scaled = tuple[PartialWeight, Tensor | None]
+
+@dataclass(frozen=True)
+class Part:
+    """A weight tensor, and what its fixed entries are made of beside constants.
+
+    Attributes:
+        weight: Mask and constants.
+        scale: Learned factor of the constants; None for 1.
+        point: The fixed entries where they are parameters; None where they are constants.
+    """
+
+    weight: PartialWeight
+    scale: Tensor | None = None
+    point: Tensor | None = None
+
+    def constants(self) -> Tensor:
+        """The fixed entries in full shape, zero where the tensor is stochastic."""
+        if self.point is not None:
+            flat = torch.zeros_like(self.weight.fixed).flatten().scatter(0, self.weight.fixed_index, self.point)
+            return flat.reshape(self.weight.mask.shape)
+        return self.weight.fixed if self.scale is None else self.weight.fixed * self.scale
+
+    def assemble(self, free: Tensor | None) -> Tensor:
+        """The full tensor from its free entries; None if there are none."""
+        return self.weight.assemble(free, self.scale, self.point)
 
 
 @dataclass(frozen=True)
@@ -58,23 +81,28 @@ class Priors:
             )
         return prior(tensor)
 
-    def sample(self, tensor: WeightTensor, weight: PartialWeight, scale: Tensor | None) -> Tensor:
+    def sample(self, tensor: WeightTensor, part: Part) -> Tensor:
         """Sample the stochastic entries of a tensor and put it together.
+
+        Fixed entries that are parameters have their log prior density added to the model's.
 
         Args:
             tensor: The tensor.
-            weight: Its mask and constants.
-            scale: Factor of the constants; None for 1.
+            part: Its mask and fixed entries.
 
         Returns:
             The tensor, with the batch dimensions of the site on the left.
         """
+        weight = part.weight
+        if part.point is not None:
+            prior = free_entries(self.of(tensor), ~weight.mask, weight.fixed_index, weight.fixed)
+            pyro.factor(f"{tensor.name}_point", prior.log_prob(part.point))
         if not weight.num_free:
-            return weight.assemble(None, scale)
+            return part.assemble(None)
         if tensor.name not in self.ordered:
-            return weight(self.of(tensor), scale)
-        prior: Any = self.of(tensor)
-        loc, width = prior.loc.to(self.like), prior.scale.to(self.like)
+            return weight(self.of(tensor), part.scale, part.point)
+        normal: Any = self.of(tensor)
+        loc, width = normal.loc.to(self.like), normal.scale.to(self.like)
         value: Tensor = pyro.sample(tensor.name, OrderedNormal(loc, width, weight.num_free))
         return value
 
@@ -111,18 +139,21 @@ class Priors:
                 raise ValueError(f"ordered_biases needs one normal prior for all biases of a layer, got {prior}")
 
 
-def with_scales(weights: Sequence[PartialWeight], scale: Tensor | None, names: Sequence[str] | None) -> list[Scaled]:
-    """Weight tensors, each with the learned factor of its constants.
+def parts_of(
+    weights: Sequence[PartialWeight], scale: Tensor | None, names: Sequence[str], points: Mapping[str, Tensor]
+) -> list[Part]:
+    """Weight tensors with what their fixed entries are made of.
 
     Args:
         weights: The tensors.
-        scale: The factor, shape (); with `names` one a tensor, shape (len(names),); None if none is learned.
-        names: Names of the tensors that have a factor of their own.
+        scale: The learned factor of constants, shape (), or one a tensor, shape (len(names),); None if none is learned.
+        names: Names of the tensors whose constants have it.
+        points: Fixed entries that are parameters, by tensor name.
     """
-    if scale is None or names is None:
-        return [(weight, scale) for weight in weights]
-    of = dict(zip(names, scale.unbind(-1), strict=True))
-    return [(weight, of.get(weight.name)) for weight in weights]
+    factors: dict[str, Tensor] = {}
+    if scale is not None:
+        factors = dict(zip(names, scale.unbind(-1) if scale.dim() else [scale] * len(names), strict=True))
+    return [Part(weight, factors.get(weight.name), points.get(weight.name)) for weight in weights]
 
 
 def with_equal_batches(

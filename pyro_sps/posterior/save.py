@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,13 @@ from ..base.files import (
     write_atomically,
 )
 from ..data.arrays import Standardizer
-from ..masks.values import FixedValues
+from ..masks.values import FixedValues, Point
 from ..model.bnn import BNN
 from ..model.density import prepare
 from ..model.guides import AutoSPSNormal
 from ..model.likelihoods import LIKELIHOODS, Likelihood
 from ..model.priors import Prior
+from ..network.select import replace_parameter
 from ..network.topology import Topology
 from ..version import __version__
 from .fit import Fit
@@ -185,6 +186,8 @@ def _header(fit: Fit) -> dict[str, Any]:
         "prior": {"own": bnn.prior is not None, "scale": bnn.prior_scale, "scale_by_fan_in": bnn.scale_by_fan_in},
         "ordered_biases": bnn.ordered_biases,
         "learned_scale": None if scale is None else scale.tolist(),  # a list if there is one a layer
+        "deterministic": list(bnn.deterministic),
+        "points": list(bnn.points),
         "scheme": type(bnn.scheme).__name__,
         "values": type(bnn.values).__name__,
         "input_shape": None if fit.x is None else list(fit.x.shape[1:]),
@@ -312,6 +315,14 @@ def _rebuild(
     )
 
 
+def _names_of(directory: Path, header: Mapping[str, Any], part: str, known: Collection[str]) -> list[str]:
+    """Names of weight tensors; versions before 0.2 wrote none."""
+    names = header.get(part, [])
+    if not isinstance(names, list) or not all(isinstance(name, str) and name in known for name in names):
+        raise LoadError(f"{directory} is damaged: {part} is {str(names)[:80]!r}")
+    return names
+
+
 def _model_of(
     directory: Path,
     header: Mapping[str, Any],
@@ -340,15 +351,22 @@ def _model_of(
         net = net.to(device)
     shapes = {tensor.name: tensor.shape for tensor in Topology.of(net).tensors}
     pattern = {name: numbers.take(f"fixed.{name}", dtype, shape) for name, shape in shapes.items()}
+    deterministic, points = (_names_of(directory, header, part, shapes) for part in ("deterministic", "points"))
+    for name in {*deterministic, *points}:
+        replace_parameter(net, name, pattern[name] if device is None else pattern[name].to(device))
+    values: Any = FixedValues(pattern, start, scale is not None, isinstance(scale, list))
+    if set(points) - set(deterministic):
+        values = Point()
     bnn = BNN(
         net,
         scheme={name: numbers.take(f"mask.{name}", torch.bool, shape) for name, shape in shapes.items()},
-        values=FixedValues(pattern, start, scale is not None, isinstance(scale, list)),
+        values=values,
         likelihood=likelihood,
         prior=prior,
         prior_scale=header["prior"]["scale"],
         scale_by_fan_in=header["prior"]["scale_by_fan_in"],
         ordered_biases=header["ordered_biases"],
+        deterministic={name: Point() if name in points else None for name in deterministic},
     )
     own = {name: value for name, value in bnn.state_dict().items() if not name.startswith("partial.")}
     state = {name: numbers.take(f"state.{name}", value.dtype, value.shape) for name, value in own.items()}
