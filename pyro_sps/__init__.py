@@ -22,6 +22,7 @@ _get, _names = exports(
         "symmetry.certificate": ["certify"],
         "symmetry.report": ["SymmetryReport"],
         "model.bnn": ["BNN"],
+        "model.hierarchy": ["Hierarchical"],
         "model.partial": ["FixWeights", "PartialWeight"],
         "model.likelihoods": ["Bernoulli", "Categorical", "Gaussian", "HeteroscedasticGaussian", "Poisson"],
         "model.guides": ["AutoSPSNormal"],

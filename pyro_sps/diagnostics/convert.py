@@ -59,7 +59,8 @@ def to_arviz(
     observation: its log likelihood is that of all its targets. With C chains, S draws, N rows, T targets and n
     stochastic weights, the groups take up, with 4 bytes a number for networks of single precision:
 
-    - `posterior`, `prior`: `w` (C, S, n), 4·C·S·n bytes; with `layout="tensors"` fixed weights too;
+    - `posterior`, `prior`: `w` (C, S, n), 4·C·S·n bytes; with `layout="tensors"` fixed weights too; latent sites
+      that are no weight tensors (hyperparameters) are variables of their own;
     - `posterior_predictive`, `prior_predictive`: `obs` (C, S, N, T), 4·C·S·N·T bytes;
     - `log_likelihood`: `obs` (C, S, N) in double precision, 8·C·S·N bytes;
     - `sample_stats`: `lp` log joint density, `lq` log density of the guide, `elbo` = lp - lq, whose mean over draws is
@@ -133,7 +134,7 @@ def from_mcmc(
     """A finished run of Pyro's MCMC on a `BNN` as ArviZ's `InferenceData` or `DataTree`.
 
     The groups are those of `to_arviz`, with all of MCMC's draws and chains. `sample_stats` has `lp`, and `diverging`
-    where the kernel knows it. Latent sites that are no weight tensors (hyperparameters) are variables of their own.
+    where the kernel knows it.
 
     Args:
         mcmc: After `mcmc.run(x, y)`, or what `sample_nuts` returned (whose standardizer is the default).
@@ -323,10 +324,8 @@ def _weights(members: Sequence[Member], layout: str, coords: _Coords) -> _Group:
     free = [weight for weight in bnn.weights if weight.num_free]
     group: _Group = {}
     if layout == "flat":
-        parts = []
-        for weight in free:
-            stacked = _stack(members, weight.name)
-            parts.append(stacked.reshape(*stacked.shape[:2], weight.num_free))
+        every = [member.bnn.free_weights(member.sites or {}) for member in members]
+        parts = [np.stack([_array(own[weight.name]).reshape(-1, weight.num_free) for own in every]) for weight in free]
         coords["weight"] = weight_labels(bnn)
         group["w"] = (("chain", "draw", "weight"), np.concatenate(parts, axis=-1))
     else:
@@ -335,7 +334,7 @@ def _weights(members: Sequence[Member], layout: str, coords: _Coords) -> _Group:
             dims = _axes(bnn, tensor.name, coords)
             values = np.stack([_array(weights[tensor.name]) for weights in full])
             group[tensor.name] = (("chain", "draw", *dims), values)
-    for name in set(sites) - {weight.name for weight in free}:
+    for name in sorted(set(sites) - {weight.name for weight in free}):
         stacked = _stack(members, name)
         group[name] = (("chain", "draw", *(f"{name}_dim_{axis}" for axis in range(stacked.ndim - 2))), stacked)
     return group

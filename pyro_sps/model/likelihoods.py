@@ -43,6 +43,10 @@ class Likelihood(PyroModule):
         """Number of target columns that this many network outputs describe."""
         return num_outputs
 
+    def kinds(self, num_outputs: int) -> tuple[int, ...]:
+        """What each output of the network is for, numbered from 0: means of targets 0, scales of noise 1."""
+        return (0,) * num_outputs
+
     def forward(self, outputs: Tensor) -> dist.TorchDistribution:
         """Distribution of the targets of every row, batch shape B + (rows,)."""
         return self.elementwise(outputs).to_event(self.event_dim)
@@ -173,6 +177,11 @@ class HeteroscedasticGaussian(Likelihood):
         if num_outputs % 2:
             raise ValueError(f"HeteroscedasticGaussian needs an even number of network outputs, got {num_outputs}")
         return num_outputs // 2
+
+    def kinds(self, num_outputs: int) -> tuple[int, ...]:
+        """Means first, then scales."""
+        first = -(-num_outputs // 2)
+        return (0,) * first + (1,) * (num_outputs - first)
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments, for saving."""
