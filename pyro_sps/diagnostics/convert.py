@@ -14,7 +14,6 @@ from torch import Tensor
 from ..base.files import plain_settings
 from ..data.arrays import Standardizer
 from ..model.bnn import BNN
-from ..model.likelihoods import Gaussian
 from ..posterior.fit import Fit
 from ..posterior.outputs import Member
 from ..posterior.predict import Prediction
@@ -60,14 +59,15 @@ def to_arviz(
     stochastic weights, the groups take up, with 4 bytes a number for networks of single precision:
 
     - `posterior`, `prior`: `w` (C, S, n), 4·C·S·n bytes; with `layout="tensors"` fixed weights too; latent sites
-      that are no weight tensors (hyperparameters) are variables of their own;
+      that are no weight tensors (hyperparameters) are variables of their own, and `noise_scale` (C, S, T) is what a
+      sampled scale of the noise is in original units;
     - `posterior_predictive`, `prior_predictive`: `obs` (C, S, N, T), 4·C·S·N·T bytes;
     - `log_likelihood`: `obs` (C, S, N) in double precision, 8·C·S·N bytes;
     - `sample_stats`: `lp` log joint density, `lq` log density of the guide, `elbo` = lp - lq, whose mean over draws is
       the ELBO (in original units; `Fit.elbo` is in those of the network), each (C, S);
     - `observed_data`: `obs`; `constant_data`: inputs `x`, masks (`0.weight.mask`), and what each chain has fixed
       (`0.weight.fixed`, zero at stochastic entries) or estimated by a point: `learned_c` (C,), or one a weight tensor,
-      and for Gaussian likelihoods `noise_scale`.
+      and where there is one `noise_scale`.
 
     `groups=("posterior", "sample_stats", "log_likelihood")` is enough for `az.summary` and `az.loo`. Attributes say
     how it was made: versions, seeds, scheme, values, settings and the symmetry certificate.
@@ -337,6 +337,8 @@ def _weights(members: Sequence[Member], layout: str, coords: _Coords) -> _Group:
     for name in sorted(set(sites) - {weight.name for weight in free}):
         stacked = _stack(members, name)
         group[name] = (("chain", "draw", *(f"{name}_dim_{axis}" for axis in range(stacked.ndim - 2))), stacked)
+    if hasattr(bnn.likelihood, "noise_scale") and bnn.likelihood.sampled:
+        group["noise_scale"] = (("chain", "draw", "target"), np.stack([_array(_noise(member)) for member in members]))
     return group
 
 
@@ -404,18 +406,18 @@ def _constants(members: Sequence[Member], x: Tensor, coords: _Coords) -> _Group:
         group["learned_c"] = (("chain", "fixed_tensor")[: learned.ndim], learned)
         if learned.ndim == 2:
             coords["fixed_tensor"] = bnn.scaled
-    if isinstance(bnn.likelihood, Gaussian):
+    if hasattr(bnn.likelihood, "noise_scale") and not bnn.likelihood.sampled:
         noise = np.stack([_array(_noise(member)) for member in members])
         group["noise_scale"] = (("chain", "target"), noise)
     return group
 
 
 def _noise(member: Member) -> Tensor:
-    """Standard deviation of a Gaussian likelihood in original units, shape (targets,)."""
-    likelihood = member.bnn.likelihood
-    assert isinstance(likelihood, Gaussian)
-    scale = likelihood.noise_scale.detach() * member.standardizer.y_scale
-    return scale.expand(member.bnn.num_outputs)
+    """Scale of the noise in original units, shape (targets,), or (draws, targets) where it is sampled."""
+    scale: Any = member.bnn.likelihood.at(member.sites or {}).noise_scale
+    scale = scale.detach() * member.standardizer.y_scale
+    scale = scale.squeeze(-2) if scale.dim() > 1 else scale
+    return scale.expand(*scale.shape[:-1], member.bnn.num_outputs)
 
 
 def _attributes(bnn: BNN) -> dict[str, Any]:

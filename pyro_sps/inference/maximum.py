@@ -27,6 +27,7 @@ def initial_params(
     generator = make_generator("cpu", seed, 3)
     loc, width = torch.zeros(problem.size), torch.ones(problem.size)
     tensors = {tensor.name: tensor for tensor in bnn.topology.tensors}
+    starts = bnn.likelihood.starts()
     for site in problem.sites:
         tensor = tensors.get(site.name)  # other sites are hyperparameters
         unit = 1 / math.sqrt(tensor.fan_in) if tensor is not None and tensor.is_matrix else 1.0
@@ -34,7 +35,7 @@ def initial_params(
         value = spread * torch.randn(site.shape, generator=generator)
         if tensor is not None and site.support is not None:  # ordered biases
             value = site.unconstrain(value.sort(-1).values)
-        loc[site.start : site.stop] = value.flatten()
+        loc[site.start : site.stop] = starts.get(site.name, value).flatten()
         width[site.start : site.stop] = unit
         if isinstance(init, Mapping):
             given = torch.as_tensor(init.get(site.name, torch.empty(0))).detach().cpu()
@@ -248,7 +249,8 @@ class _EarlyStop(_Averaging):
                     name: transform_to(self.problem.constraints[name]).inv(scale).to(own[name]) for name in self.held
                 }
                 return squared.log().mean().item(), noise
-            likelihood = with_params(bnn.copy(), own).likelihood  # the model's own is what the next run starts from
+            # The model's own is what the next run starts from.
+            likelihood = with_params(bnn.copy(), own).likelihood.at(sites)
             return -likelihood.elementwise(outputs).log_prob(y).mean().item(), {}
 
 

@@ -17,7 +17,16 @@ __getattr__, __all__ = exports(
         "partial": ["FixWeights", "PartialWeight"],
         "priors": ["OrderedNormal"],
         "hierarchy": ["Hierarchical"],
-        "likelihoods": ["Bernoulli", "Categorical", "Gaussian", "HeteroscedasticGaussian", "Likelihood", "Poisson"],
+        "likelihoods": [
+            "Bernoulli",
+            "Categorical",
+            "Gaussian",
+            "HeteroscedasticGaussian",
+            "Likelihood",
+            "Ordinal",
+            "Poisson",
+            "StudentT",
+        ],
         "guides": ["AutoSPSNormal"],
     },
 )

@@ -40,6 +40,7 @@ class BNN(PyroModule):
     Calling it samples the stochastic weights (one site a weight tensor, named as in `net.named_parameters()`, of
     the tensor's free entries as a vector), runs the network and observes `y` at the site `obs` in a plate `data`.
     With `prior=Hierarchical()` there are sites of scales too, and those of tensors hold weights before they are scaled.
+    What the likelihood learns is a parameter, or with `likelihood.sampled` a site, `likelihood.NAME`.
 
     Args:
         net: Any supported `nn.Module`. It is read and left as it was; its parameters are a skeleton only: their
@@ -320,6 +321,32 @@ class BNN(PyroModule):
             self.topology, weights, lambda batch: batch[:-1] if batch and batch[-1] == 1 else batch
         )
 
+    def noise_head(self) -> dict[str, Tensor]:
+        """The stochastic weights that do nothing but let the scale of the noise depend on the inputs.
+
+        Set to zero they leave noise of one scale, if the constants beside them are zero too. Biases are not among them.
+
+        Returns:
+            Boolean tensors of shape (free entries,), by name of the weight tensors that lead to the outputs. Empty
+            unless some outputs are for the noise, as with `HeteroscedasticGaussian`.
+        """
+        priors = self.priors
+        if max(priors.kinds) == 0:
+            return {}
+        kinds, found = torch.tensor(priors.kinds, device=self.like.device), {}
+        for tensor, weight in zip(self.topology.tensors, self.weights, strict=True):
+            if tensor.is_matrix and tensor.groups[0] == priors.outputs and weight.num_free:
+                found[tensor.name] = kinds[weight.index // tensor.fan_in] == 1
+        return found
+
+    def sample_latents(self) -> tuple[dict[str, Tensor], Likelihood]:
+        """Sample all that is stochastic but the targets: the weights, and what the likelihood samples.
+
+        Returns:
+            The weights as `sample_weights` gives them, and the likelihood to observe targets under.
+        """
+        return self.sample_weights(), self.likelihood.sample()
+
     def forward(self, x: Tensor, y: Tensor | None = None, num_data: int | None = None) -> Tensor:
         """The Pyro model.
 
@@ -345,13 +372,14 @@ class BNN(PyroModule):
             )
         if num_data is not None and num_data < rows:
             raise ValueError(f"num_data must be at least the number of rows of x, {rows}, got {num_data}")
-        outputs = self.function(self.sample_weights(), x)
-        observation = self.likelihood(outputs)
+        weights, likelihood = self.sample_latents()
+        outputs = self.function(weights, x)
+        observation = likelihood(outputs)
         if y is not None:
             expected = (rows, *observation.event_shape)
             if y.shape[-len(expected) :] != expected:  # it could be broadcast, silently and wrongly
                 raise ValueError(f"y must have shape {expected}, got {tuple(y.shape)}")
-            if self.likelihood.event_dim:  # numbers, not labels: 0 and 1 may come as integers
+            if likelihood.event_dim:  # numbers, not labels: 0 and 1 may come as integers
                 y = y.to(outputs.dtype)
         index = torch.arange(rows, device=x.device)
         with pyro.plate("data", rows if num_data is None else num_data, subsample=index, dim=-1, device=str(x.device)):
@@ -394,7 +422,7 @@ class BNN(PyroModule):
         Raises:
             ValueError: If one has left its range.
         """
-        noise = self.likelihood.noise_scale if isinstance(self.likelihood, Gaussian) else None
+        noise: Tensor | None = getattr(self.likelihood, "noise_scale", None)
         prior = torch.tensor(float(self.prior_scale), dtype=torch.float64).to(self.like.dtype)
         scales = {
             "prior_scale": prior,
