@@ -141,6 +141,46 @@ def is_stacked(x: Any, count: int, features: int) -> bool:
     return np.ndim(x) >= 3 and len(x) == count and math.prod(np.shape(x)[2:]) == features
 
 
+def grid_of(values: Tensor) -> Tensor:
+    """The step of the grid that each column of numbers lies on: 1 for whole numbers, and 0 where there is none.
+
+    The step is the largest number of which all differences are multiples, up to rounding. Only columns in which values
+    repeat count: any few numbers lie on some grid.
+
+    Args:
+        values: Shape (rows, columns), in any units: standardised whole numbers lie on a grid too.
+
+    Returns:
+        Shape (columns,), float64.
+
+    Example:
+        >>> import torch
+        >>> from pyro_sps.data.arrays import grid_of
+        >>> grid_of(torch.tensor([[0.0, 2.71828], [20.0, 1.41421], [30.0, 2.71828], [30.0, 3.14159]]))
+        tensor([10.,  0.], dtype=torch.float64)
+    """
+    eps = torch.finfo(values.dtype).eps if values.is_floating_point() else 0.0
+    return torch.tensor([_step_of(column.double(), eps) for column in values.T], dtype=torch.float64)
+
+
+def _step_of(values: Tensor, eps: float) -> float:
+    """The step of the grid of one column, whose numbers were rounded with a relative error of `eps`; 0 for none."""
+    distinct = values.unique()
+    if len(distinct) in (1, len(values)):
+        return 0.0
+    places = distinct - distinct[0]
+    # In double precision there is room for what standardisation rounds off numbers that are far from zero.
+    rounding = max(4 * eps, 1e-10) * distinct.abs().max().item()
+    step, error, span = places.diff().min().item(), rounding, places[-1].item()
+    # Euclid's algorithm on all numbers at once. An error of the step counts as often as the span has steps.
+    while (spread := rounding + error * span / step) < step / 10:
+        rest = (places - step * (places / step).round()).abs()
+        if (rest <= spread).all():
+            return span / round(span / step)
+        step, error = rest[rest > spread].min().item(), spread
+    return 0.0
+
+
 @dataclass(frozen=True)
 class Standardizer:
     """Shift and scale of inputs and targets, from training data.

@@ -194,4 +194,5 @@ def _shortened(draws: Draws) -> Member:
 def _flat(member: Member) -> np.ndarray:
     """Draws of all stochastic weights, shape (draws, weights)."""
     assert member.sites is not None
-    return torch.cat([value.flatten(1) for value in member.sites.values()], dim=1).cpu().numpy()
+    weights = member.bnn.free_weights(member.sites)
+    return torch.cat([value.flatten(1) for value in weights.values()], dim=1).cpu().numpy()

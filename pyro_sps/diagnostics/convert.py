@@ -14,7 +14,6 @@ from torch import Tensor
 from ..base.files import plain_settings
 from ..data.arrays import Standardizer
 from ..model.bnn import BNN
-from ..model.likelihoods import Gaussian
 from ..posterior.fit import Fit
 from ..posterior.outputs import Member
 from ..posterior.predict import Prediction
@@ -59,14 +58,16 @@ def to_arviz(
     observation: its log likelihood is that of all its targets. With C chains, S draws, N rows, T targets and n
     stochastic weights, the groups take up, with 4 bytes a number for networks of single precision:
 
-    - `posterior`, `prior`: `w` (C, S, n), 4·C·S·n bytes; with `layout="tensors"` fixed weights too;
+    - `posterior`, `prior`: `w` (C, S, n), 4·C·S·n bytes; with `layout="tensors"` fixed weights too; latent sites
+      that are no weight tensors (hyperparameters) are variables of their own, and `noise_scale` (C, S, T) is what a
+      sampled scale of the noise is in original units;
     - `posterior_predictive`, `prior_predictive`: `obs` (C, S, N, T), 4·C·S·N·T bytes;
     - `log_likelihood`: `obs` (C, S, N) in double precision, 8·C·S·N bytes;
     - `sample_stats`: `lp` log joint density, `lq` log density of the guide, `elbo` = lp - lq, whose mean over draws is
       the ELBO (in original units; `Fit.elbo` is in those of the network), each (C, S);
     - `observed_data`: `obs`; `constant_data`: inputs `x`, masks (`0.weight.mask`), and what each chain has fixed
       (`0.weight.fixed`, zero at stochastic entries) or estimated by a point: `learned_c` (C,), or one a weight tensor,
-      and for Gaussian likelihoods `noise_scale`.
+      and where there is one `noise_scale`.
 
     `groups=("posterior", "sample_stats", "log_likelihood")` is enough for `az.summary` and `az.loo`. Attributes say
     how it was made: versions, seeds, scheme, values, settings and the symmetry certificate.
@@ -133,7 +134,7 @@ def from_mcmc(
     """A finished run of Pyro's MCMC on a `BNN` as ArviZ's `InferenceData` or `DataTree`.
 
     The groups are those of `to_arviz`, with all of MCMC's draws and chains. `sample_stats` has `lp`, and `diverging`
-    where the kernel knows it. Latent sites that are no weight tensors (hyperparameters) are variables of their own.
+    where the kernel knows it.
 
     Args:
         mcmc: After `mcmc.run(x, y)`, or what `sample_nuts` returned (whose standardizer is the default).
@@ -323,10 +324,8 @@ def _weights(members: Sequence[Member], layout: str, coords: _Coords) -> _Group:
     free = [weight for weight in bnn.weights if weight.num_free]
     group: _Group = {}
     if layout == "flat":
-        parts = []
-        for weight in free:
-            stacked = _stack(members, weight.name)
-            parts.append(stacked.reshape(*stacked.shape[:2], weight.num_free))
+        every = [member.bnn.free_weights(member.sites or {}) for member in members]
+        parts = [np.stack([_array(own[weight.name]).reshape(-1, weight.num_free) for own in every]) for weight in free]
         coords["weight"] = weight_labels(bnn)
         group["w"] = (("chain", "draw", "weight"), np.concatenate(parts, axis=-1))
     else:
@@ -335,9 +334,11 @@ def _weights(members: Sequence[Member], layout: str, coords: _Coords) -> _Group:
             dims = _axes(bnn, tensor.name, coords)
             values = np.stack([_array(weights[tensor.name]) for weights in full])
             group[tensor.name] = (("chain", "draw", *dims), values)
-    for name in set(sites) - {weight.name for weight in free}:
+    for name in sorted(set(sites) - {weight.name for weight in free}):
         stacked = _stack(members, name)
         group[name] = (("chain", "draw", *(f"{name}_dim_{axis}" for axis in range(stacked.ndim - 2))), stacked)
+    if hasattr(bnn.likelihood, "noise_scale") and bnn.likelihood.sampled:
+        group["noise_scale"] = (("chain", "draw", "target"), np.stack([_array(_noise(member)) for member in members]))
     return group
 
 
@@ -405,18 +406,18 @@ def _constants(members: Sequence[Member], x: Tensor, coords: _Coords) -> _Group:
         group["learned_c"] = (("chain", "fixed_tensor")[: learned.ndim], learned)
         if learned.ndim == 2:
             coords["fixed_tensor"] = bnn.scaled
-    if isinstance(bnn.likelihood, Gaussian):
+    if hasattr(bnn.likelihood, "noise_scale") and not bnn.likelihood.sampled:
         noise = np.stack([_array(_noise(member)) for member in members])
         group["noise_scale"] = (("chain", "target"), noise)
     return group
 
 
 def _noise(member: Member) -> Tensor:
-    """Standard deviation of a Gaussian likelihood in original units, shape (targets,)."""
-    likelihood = member.bnn.likelihood
-    assert isinstance(likelihood, Gaussian)
-    scale = likelihood.noise_scale.detach() * member.standardizer.y_scale
-    return scale.expand(member.bnn.num_outputs)
+    """Scale of the noise in original units, shape (targets,), or (draws, targets) where it is sampled."""
+    scale: Any = member.bnn.likelihood.at(member.sites or {}).noise_scale
+    scale = scale.detach() * member.standardizer.y_scale
+    scale = scale.squeeze(-2) if scale.dim() > 1 else scale
+    return scale.expand(*scale.shape[:-1], member.bnn.num_outputs)
 
 
 def _attributes(bnn: BNN) -> dict[str, Any]:

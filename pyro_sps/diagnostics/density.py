@@ -85,7 +85,7 @@ def log_prior(bnn: BNN, sites: Mapping[str, Tensor]) -> Tensor:
     # A dimension of size 1 in the place of the model's plate, as guides and samplers have it.
     values = {name: value.unsqueeze(1) for name, value in sites.items()}
     with pyro_session():
-        trace = poutine.block(poutine.trace(poutine.condition(bnn.sample_weights, data=values)).get_trace)()
+        trace = poutine.block(poutine.trace(poutine.condition(bnn.sample_latents, data=values)).get_trace)()
     total = torch.zeros(len(next(iter(sites.values()))), dtype=torch.float64, device=bnn.like.device)
     for node in trace.nodes.values():
         if node["type"] == "sample" and node["name"] in values:
@@ -135,7 +135,7 @@ def prior_draws(bnn: BNN, num_draws: int, seed: int) -> dict[str, Tensor]:
 
     def many() -> None:
         with pyro.plate("draws", num_draws, dim=-2):  # -1 is the place of the model's plate
-            bnn.sample_weights()
+            bnn.sample_latents()
 
     devices = [bnn.like.device] if bnn.like.is_cuda else []
     with pyro_session(), torch.no_grad(), torch.random.fork_rng(devices):

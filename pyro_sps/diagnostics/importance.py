@@ -78,9 +78,10 @@ class Importance:
         return torch.tensordot(weights, values, dims=1)
 
     def weight_means(self) -> dict[str, Tensor]:
-        """Corrected posterior means of the stochastic weights, by sample site."""
+        """Corrected posterior means of the stochastic weights, by name of the weight tensor."""
         assert self.member.sites is not None
-        return {name: self.expectation(value) for name, value in self.member.sites.items()}
+        weights = self.member.bnn.free_weights(self.member.sites)
+        return {name: self.expectation(value) for name, value in weights.items()}
 
     def predictive_mean(self, x: Any) -> Tensor:
         """Corrected mean of the posterior predictive.

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..base.files import LoadError, Numbers, seal, unseal, write_atomically
 from ..base.process import warn_user
 from ..model.bnn import BNN
+from ..model.hierarchy import Hierarchical
 from ..version import __version__
 
 FORMAT = 1
@@ -217,7 +218,9 @@ def marks_of(bnn: BNN) -> dict[str, Any]:
         bnn: The model.
     """
     likelihood = bnn.likelihood
-    priors = {"scale": bnn.prior_scale, "by fan-in": bnn.scale_by_fan_in, "own": bnn.prior is not None}
+    priors: dict[str, Any] = {"scale": bnn.prior_scale, "by fan-in": bnn.scale_by_fan_in, "own": bnn.prior is not None}
+    if isinstance(bnn.prior, Hierarchical):
+        priors["hierarchical"] = bnn.prior.config()
     return {
         "weights": [[tensor.name, list(tensor.shape)] for tensor in bnn.topology.tensors],
         "dtypes": str(bnn.like.dtype),

@@ -26,14 +26,17 @@ def initial_params(
     bnn = member.bnn
     generator = make_generator("cpu", seed, 3)
     loc, width = torch.zeros(problem.size), torch.ones(problem.size)
+    tensors = {tensor.name: tensor for tensor in bnn.topology.tensors}
+    starts = bnn.likelihood.starts()
     for site in problem.sites:
-        tensor = bnn.topology[site.name]
-        spread = 1 / math.sqrt(tensor.fan_in) if tensor.is_matrix else 0.1
+        tensor = tensors.get(site.name)  # other sites are hyperparameters
+        unit = 1 / math.sqrt(tensor.fan_in) if tensor is not None and tensor.is_matrix else 1.0
+        spread = unit if tensor is not None and tensor.is_matrix else 0.1
         value = spread * torch.randn(site.shape, generator=generator)
-        if site.support is not None:  # ordered biases
+        if tensor is not None and site.support is not None:  # ordered biases
             value = site.unconstrain(value.sort(-1).values)
-        loc[site.start : site.stop] = value.flatten()
-        width[site.start : site.stop] = 1 / math.sqrt(tensor.fan_in) if tensor.is_matrix else 1.0
+        loc[site.start : site.stop] = starts.get(site.name, value).flatten()
+        width[site.start : site.stop] = unit
         if isinstance(init, Mapping):
             given = torch.as_tensor(init.get(site.name, torch.empty(0))).detach().cpu()
             if given.numel() != site.stop - site.start:
@@ -105,7 +108,11 @@ def maximise_posterior(
 
 
 def map_weights(members: list[Replica], rule: MAP, batch: int, seed: int, progress: bool) -> list[Params]:
-    """MAP estimates of the members' models without masks: weight tensors and the model's unconstrained parameters."""
+    """MAP estimates of the members' models without masks.
+
+    Returns:
+        For each member, by name: weight tensors, sites of hyperparameters, unconstrained parameters of the model.
+    """
     free = [Replica(m.bnn.unmasked(), m.x, m.y, m.standardizer) for m in members]
     guide = AutoSPSNormal(free[0].bnn)
 
@@ -141,7 +148,9 @@ def map_weights(members: list[Replica], rule: MAP, batch: int, seed: int, progre
     for point in points:
         sites = {site.name: site.constrain(site.view(point["loc"])) for site in problem.sites}
         own = {name: value for name, value in point.items() if name != "loc"}
-        estimates.append(own | {name: w.detach().clone() for name, w in free[0].bnn.assemble(sites).items()})
+        weights = {name: weight.clone() for name, weight in free[0].bnn.assemble(sites).items()}
+        # Sites that are no weight tensors hold hyperparameters.
+        estimates.append({name: value.detach() for name, value in (own | sites | weights).items()})
     return estimates
 
 
@@ -240,7 +249,8 @@ class _EarlyStop(_Averaging):
                     name: transform_to(self.problem.constraints[name]).inv(scale).to(own[name]) for name in self.held
                 }
                 return squared.log().mean().item(), noise
-            likelihood = with_params(bnn.copy(), own).likelihood  # the model's own is what the next run starts from
+            # The model's own is what the next run starts from.
+            likelihood = with_params(bnn.copy(), own).likelihood.at(sites)
             return -likelihood.elementwise(outputs).log_prob(y).mean().item(), {}
 
 
@@ -263,8 +273,8 @@ class _StopAt(_Averaging):
 def free_entries(member: Replica, problem: Problem, estimate: Params) -> Params:
     """Of an estimate of a network with nothing fixed, the start of one with fixed entries."""
     loc = member.bnn.like.new_zeros(problem.size)
-    index_of = {weight.name: weight.index for weight in member.bnn.weights}
+    sites = {**estimate, **member.bnn.sites_of(estimate, estimate)}
     for site in problem.sites:
-        value = estimate[site.name].flatten()[index_of[site.name]].reshape(site.shape)
+        value = sites[site.name].reshape(site.shape)
         loc[site.start : site.stop] = site.unconstrain(value).flatten()
     return {"loc": loc, **{name: estimate[name] for name in problem.constraints if name in estimate}}

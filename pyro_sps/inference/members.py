@@ -57,6 +57,7 @@ def members_of(bnn: BNN, x: Any, y: Any, asked: FitSettings, found: Checkpoint |
             if found is not None:  # another number of threads might round the moments differently
                 scaling = scaling_of(found, scaling, index)
             inputs, targets = scaling.inputs(inputs), scaling.targets(targets)
+        copy.likelihood.adapt(targets)
         members.append(Replica(copy, inputs, targets, scaling))
     return members
 

@@ -7,7 +7,8 @@ to Boolean tensors, True where the weight is stochastic. A dictionary of masks w
 two layers that it joins. The block couples m units of the one with m of the other: those with the lowest indices in
 both layers for the first, third, ... matrix, those with the highest for the second, fourth, ...; they are ranked
 0 ... m - 1 from that end. So a layer gets its patterns from opposite ends on its two sides, and few of its units stay
-fully connected.
+fully connected. A path from the inputs to the outputs beside the hidden layers is left stochastic: no fixed weight of
+it would break a symmetry.
 """
 
 from __future__ import annotations
@@ -188,7 +189,9 @@ def make_masks(
 def _blocks(topology: Topology, mark: Callable[[Tensor], object]) -> Masks:
     """Masks from a rule that marks the fixed entries of a (m, m) block, indexed [rank out, rank in]."""
     masks = {tensor.name: torch.ones(tensor.shape, dtype=torch.bool) for tensor in topology.tensors}
-    for position, tensor in enumerate(topology.matrices):
+    hidden = set(topology.hidden)
+    matrices = [tensor for tensor in topology.matrices if not hidden or hidden & set(tensor.groups)]
+    for position, tensor in enumerate(matrices):
         size = min(tensor.shape)
         block = torch.zeros(size, size, dtype=torch.bool)
         mark(block)

@@ -1,7 +1,7 @@
 """The Pyro model.
 
 - `partial`: partially stochastic weights
-- `priors`: their priors
+- `priors`, `hierarchy`: their priors
 - `likelihoods`: how targets scatter around the network's outputs
 - `bnn`: the model made of these
 - `guides`: a mean-field guide of it
@@ -16,7 +16,17 @@ __getattr__, __all__ = exports(
         "bnn": ["BNN"],
         "partial": ["FixWeights", "PartialWeight"],
         "priors": ["OrderedNormal"],
-        "likelihoods": ["Bernoulli", "Categorical", "Gaussian", "HeteroscedasticGaussian", "Likelihood", "Poisson"],
+        "hierarchy": ["Hierarchical"],
+        "likelihoods": [
+            "Bernoulli",
+            "Categorical",
+            "Gaussian",
+            "HeteroscedasticGaussian",
+            "Likelihood",
+            "Ordinal",
+            "Poisson",
+            "StudentT",
+        ],
         "guides": ["AutoSPSNormal"],
     },
 )

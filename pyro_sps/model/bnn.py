@@ -24,6 +24,7 @@ from ..network.topology import Topology, WeightTensor
 from ..network.trace import trace
 from ..symmetry.certificate import certify, warn_of_symmetries
 from ..symmetry.report import SymmetryReport
+from .hierarchy import Hierarchical
 from .likelihoods import Gaussian, Likelihood
 from .partial import PartialWeight
 from .priors import Prior
@@ -65,6 +66,8 @@ class BNN(PyroModule):
 
     Calling it samples the stochastic weights (one site a weight tensor, named as in `net.named_parameters()`, of
     the tensor's free entries as a vector), runs the network and observes `y` at the site `obs` in a plate `data`.
+    With `prior=Hierarchical()` there are sites of scales too, and those of tensors hold weights before they are scaled.
+    What the likelihood learns is a parameter, or with `likelihood.sampled` a site, `likelihood.NAME`.
 
     Args:
         net: Any supported `nn.Module`. It is read and left as it was; its parameters are a skeleton only: their
@@ -75,7 +78,7 @@ class BNN(PyroModule):
             needs `pyro_sps.fit`, or `set_fixed(map_estimate(...))` before any other inference.
         likelihood: Observation model; default `Gaussian(0.1, learn=True)`.
         prior: Prior of every stochastic weight: a univariate Pyro distribution, a function from a `WeightTensor`
-            to one, or a dict of these by tensor name. Default: a normal around zero.
+            to one, a dict of these by tensor name, or `Hierarchical()`. Default: a normal around zero.
         prior_scale: Standard deviation of the default prior. Default: 2/√fan-in for weights and 2 for biases, so that
             what a unit reads has a scale that does not depend on how many units there are before it.
         scale_by_fan_in: Whether a given `prior_scale` is divided by √fan-in (which is 1 for biases).
@@ -117,7 +120,7 @@ class BNN(PyroModule):
         scheme: Scheme | Mapping[str, Tensor] = _DEFAULT_SCHEME,
         values: Values = _DEFAULT_VALUES,
         likelihood: Likelihood | None = None,
-        prior: Prior | Mapping[str, Prior] | None = None,
+        prior: Prior | Hierarchical | Mapping[str, Prior] | None = None,
         prior_scale: float | None = None,
         scale_by_fan_in: bool = False,
         ordered_biases: bool = False,
@@ -131,6 +134,11 @@ class BNN(PyroModule):
         device = torch.device("cpu") if like.device.type == "meta" else like.device
         if not like.is_floating_point():
             raise ValueError(f"net must have real floating-point parameters, got {like.dtype}")
+        if isinstance(prior, Hierarchical) and (prior_scale is not None or scale_by_fan_in):
+            raise ValueError(
+                "prior_scale and scale_by_fan_in are of no effect with prior=Hierarchical(); write "
+                "Hierarchical(scale=..., bias_scale=...), of which the first is divided by √fan-in"
+            )
         if prior_scale is None:
             prior_scale, scale_by_fan_in = _DEFAULT_PRIOR_SCALE, True
         require_positive("prior_scale", prior_scale)
@@ -243,10 +251,11 @@ class BNN(PyroModule):
     @property
     def priors(self) -> Priors:
         """The priors of the weight tensors."""
-        return Priors(self.prior, self.prior_scale, self.scale_by_fan_in, self._ordered, self.like)
+        kinds, outputs = self.likelihood.kinds(self.num_outputs), self.topology.matrices[-1].groups[0]
+        return Priors(self.prior, self.prior_scale, self.scale_by_fan_in, self._ordered, self.like, kinds, outputs)
 
     def prior_of(self, tensor: WeightTensor) -> torch.distributions.Distribution:
-        """The prior of the entries of one weight tensor."""
+        """The prior of the entries of one weight tensor; under a hierarchical one, of its site's."""
         return self.priors.of(tensor)
 
     def copy(self) -> BNN:
@@ -315,13 +324,48 @@ class BNN(PyroModule):
         """All weight tensors from values of the sample sites, outside of any handler.
 
         Args:
-            sites: By site name, values of shape B + (free entries,).
+            sites: By site name, values of shape B + the site's.
 
         Returns:
             Tensors of shape B + shape, by name.
         """
-        full = {part.weight.name: part.assemble(sites.get(part.weight.name)) for part in self._parts}
+        priors, tensors = self.priors, self.topology.tensors
+        full = {
+            tensor.name: part.assemble(priors.free(tensor, part.weight, sites))
+            for tensor, part in zip(tensors, self._parts, strict=True)
+        }
         return with_equal_batches(self.topology, full)
+
+    def free_weights(self, sites: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The stochastic weights from values of the sample sites, which differ from them under a hierarchical prior.
+
+        Args:
+            sites: By site name, values of shape B + the site's.
+
+        Returns:
+            Tensors of shape B + (free entries,), by name of the weight tensor; those with nothing stochastic are left
+            out.
+        """
+        priors, every = self.priors, zip(self.topology.tensors, self.weights, strict=True)
+        found = {tensor.name: priors.free(tensor, weight, sites) for tensor, weight in every if weight.num_free}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def sites_of(self, weights: Mapping[str, Tensor], sites: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Values of the sample sites of weights: the opposite of `assemble`.
+
+        Args:
+            weights: Weight tensors of shape B + shape, by name. What they have at fixed entries is not looked at.
+            sites: Under a hierarchical prior, values of the sites of scales.
+
+        Returns:
+            By site name, values of shape B + (free entries,).
+        """
+        priors, values = self.priors, {}
+        for tensor, weight in zip(self.topology.tensors, self.weights, strict=True):
+            if weight.num_free:
+                free = weights[tensor.name].flatten(-len(tensor.shape))[..., weight.index]
+                values[tensor.name] = priors.site_of(tensor, weight, free, sites or {})
+        return values
 
     def sample_weights(self) -> dict[str, Tensor]:
         """Sample every stochastic weight and put the tensors together.
@@ -340,6 +384,32 @@ class BNN(PyroModule):
         return with_equal_batches(
             self.topology, weights, lambda batch: batch[:-1] if batch and batch[-1] == 1 else batch
         )
+
+    def noise_head(self) -> dict[str, Tensor]:
+        """The stochastic weights that do nothing but let the scale of the noise depend on the inputs.
+
+        Set to zero they leave noise of one scale, if the constants beside them are zero too. Biases are not among them.
+
+        Returns:
+            Boolean tensors of shape (free entries,), by name of the weight tensors that lead to the outputs. Empty
+            unless some outputs are for the noise, as with `HeteroscedasticGaussian`.
+        """
+        priors = self.priors
+        if max(priors.kinds) == 0:
+            return {}
+        kinds, found = torch.tensor(priors.kinds, device=self.like.device), {}
+        for tensor, weight in zip(self.topology.tensors, self.weights, strict=True):
+            if tensor.is_matrix and tensor.groups[0] == priors.outputs and weight.num_free:
+                found[tensor.name] = kinds[weight.index // tensor.fan_in] == 1
+        return found
+
+    def sample_latents(self) -> tuple[dict[str, Tensor], Likelihood]:
+        """Sample all that is stochastic but the targets: the weights, and what the likelihood samples.
+
+        Returns:
+            The weights as `sample_weights` gives them, and the likelihood to observe targets under.
+        """
+        return self.sample_weights(), self.likelihood.sample()
 
     def forward(self, x: Tensor, y: Tensor | None = None, num_data: int | None = None) -> Tensor:
         """The Pyro model.
@@ -366,13 +436,14 @@ class BNN(PyroModule):
             )
         if num_data is not None and num_data < rows:
             raise ValueError(f"num_data must be at least the number of rows of x, {rows}, got {num_data}")
-        outputs = self.function(self.sample_weights(), x)
-        observation = self.likelihood(outputs)
+        weights, likelihood = self.sample_latents()
+        outputs = self.function(weights, x)
+        observation = likelihood(outputs)
         if y is not None:
             expected = (rows, *observation.event_shape)
             if y.shape[-len(expected) :] != expected:  # it could be broadcast, silently and wrongly
                 raise ValueError(f"y must have shape {expected}, got {tuple(y.shape)}")
-            if self.likelihood.event_dim:  # numbers, not labels: 0 and 1 may come as integers
+            if likelihood.event_dim:  # numbers, not labels: 0 and 1 may come as integers
                 y = y.to(outputs.dtype)
         index = torch.arange(rows, device=x.device)
         with pyro.plate("data", rows if num_data is None else num_data, subsample=index, dim=-1, device=str(x.device)):
@@ -418,7 +489,7 @@ class BNN(PyroModule):
         Raises:
             ValueError: If one has left its range.
         """
-        noise = self.likelihood.noise_scale if isinstance(self.likelihood, Gaussian) else None
+        noise: Tensor | None = getattr(self.likelihood, "noise_scale", None)
         prior = torch.tensor(float(self.prior_scale), dtype=torch.float64).to(self.like.dtype)
         scales = {
             "prior_scale": prior,

@@ -321,8 +321,9 @@ class Target:
 
     def log_likelihood(self, flat: Tensor) -> Tensor:
         """Log density of the targets given the weights, shape B for B + (n,)."""
-        weights = self.bnn.assemble(self.sites(flat))
-        return self.bnn.likelihood(self.bnn.function(weights, self.x)).log_prob(self.y).sum(-1)
+        sites = self.sites(flat)
+        outputs = self.bnn.function(self.bnn.assemble(sites), self.x)
+        return self.bnn.likelihood.at(sites)(outputs).log_prob(self.y).sum(-1)
 
     def flat(self, sites: Mapping[str, Tensor]) -> Tensor:
         """The opposite of `sites`.

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..base.process import process_lock
 from ..network.topology import Topology, WeightTensor
+from .hierarchy import Hierarchical
 from .partial import PartialWeight
 from .priors import OrderedNormal, Prior, free_entries
 
@@ -50,25 +51,32 @@ class Priors:
     """The priors of all weight tensors of a network.
 
     Attributes:
-        given: What the user gave: a distribution, a function of a tensor, a dict of these by name, or None.
+        given: What the user gave: a distribution, a function of a tensor, a dict of these by name, `Hierarchical()`, or
+            None.
         scale: Standard deviation of the default prior.
         by_fan_in: Whether that is divided by √fan-in.
         ordered: Names of the biases that are constrained to increase.
         like: A tensor whose device and dtype default priors follow.
+        kinds: For each output of the network which kind of output it is, from 0 on.
+        outputs: The group of the outputs.
     """
 
-    given: Prior | Mapping[str, Prior] | None
+    given: Prior | Hierarchical | Mapping[str, Prior] | None
     scale: float
     by_fan_in: bool
     ordered: tuple[str, ...]
     like: Tensor
+    kinds: tuple[int, ...] = (0,)
+    outputs: int = -1
 
     def of(self, tensor: WeightTensor) -> torch.distributions.Distribution:
-        """The prior of the entries of a weight tensor.
+        """The prior of the entries of a weight tensor; under a hierarchical one, of the entries before they are scaled.
 
         Raises:
             ValueError: If what was given is neither a distribution nor a function.
         """
+        if isinstance(self.given, Hierarchical):
+            return self.given.base(tensor, self.like)
         prior = self.given.get(tensor.name) if isinstance(self.given, Mapping) else self.given
         if prior is None:
             scale = self.scale / (math.sqrt(tensor.fan_in) if self.by_fan_in else 1)
@@ -99,12 +107,56 @@ class Priors:
             pyro.factor(f"{tensor.name}_point", prior.log_prob(part.point))
         if not weight.num_free:
             return part.assemble(None)
+        if isinstance(self.given, Hierarchical):
+            factor = self.given.sample(tensor.name, self._num_scales(tensor), self.like)
+            free = pyro.sample(tensor.name, free_entries(self.of(tensor), weight.mask, weight.index, weight.fixed))
+            return part.assemble(free * self._by_entry(tensor, weight, factor))
         if tensor.name not in self.ordered:
             return weight(self.of(tensor), part.scale, part.point)
         normal: Any = self.of(tensor)
         loc, width = normal.loc.to(self.like), normal.scale.to(self.like)
         value: Tensor = pyro.sample(tensor.name, OrderedNormal(loc, width, weight.num_free))
         return value
+
+    def free(self, tensor: WeightTensor, weight: PartialWeight, sites: Mapping[str, Tensor]) -> Tensor | None:
+        """The stochastic entries of a tensor from values of the sample sites.
+
+        Args:
+            tensor: The tensor.
+            weight: Its mask.
+            sites: Values by site name, of shape B + the site's.
+
+        Returns:
+            Shape B + (free entries,); None if there is no value of its site.
+        """
+        free = sites.get(tensor.name)
+        if free is None or not weight.num_free or not isinstance(self.given, Hierarchical):
+            return free
+        return free * self._by_entry(tensor, weight, self.given.factor(tensor.name, sites))
+
+    def site_of(self, tensor: WeightTensor, weight: PartialWeight, free: Tensor, sites: Mapping[str, Tensor]) -> Tensor:
+        """The value of a tensor's site that gives some stochastic entries: the opposite of `free`.
+
+        Args:
+            tensor: The tensor.
+            weight: Its mask.
+            free: The entries, shape B + (free entries,).
+            sites: Values of the sites of scales, if there are some.
+        """
+        if not isinstance(self.given, Hierarchical):
+            return free
+        return free / self._by_entry(tensor, weight, self.given.factor(tensor.name, sites))
+
+    def _num_scales(self, tensor: WeightTensor) -> int:
+        """Number of scales of a tensor under a hierarchical prior: one for each kind of outputs that it leads to."""
+        return max(self.kinds) + 1 if tensor.groups[0] == self.outputs else 1
+
+    def _by_entry(self, tensor: WeightTensor, weight: PartialWeight, factor: Tensor) -> Tensor:
+        """Factors of the free entries, from those of the kinds of outputs."""
+        if factor.shape[-1] == 1:  # common to all
+            return factor
+        kinds = torch.tensor(self.kinds, device=factor.device)
+        return factor[..., kinds[weight.index // tensor.fan_in]]
 
     def check(self, topology: Topology, weights: Sequence[PartialWeight]) -> None:
         """Make every prior once, so that one that does not fit is told now and not during a fit.
@@ -116,6 +168,8 @@ class Priors:
         Raises:
             ValueError: If a prior does not fit its tensor.
         """
+        if isinstance(self.given, Hierarchical) and self.ordered:
+            raise ValueError("ordered_biases needs a normal prior of given scale, but the prior is hierarchical")
         names = [tensor.name for tensor in topology.tensors]
         if isinstance(self.given, Mapping) and (unknown := set(self.given) - set(names)):
             raise ValueError(f"prior names {sorted(unknown)}, which the network does not have")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,10 @@ from ..base.process import warn_user
 from ..data.arrays import Standardizer, make_generator
 from ..model.bnn import BNN
 from ..model.guides import AutoSPSNormal
+from ..model.likelihoods import Likelihood
+
+# Draws of all weight tensors, and of what the likelihood samples with them, by site.
+_Block = tuple[dict[str, Tensor], dict[str, Tensor]]
 
 # Elements of the largest temporary tensors: 32 MB of float32 each.
 _ELEMENTS = 1 << 23
@@ -44,6 +48,20 @@ class Member:
     sites: Mapping[str, Tensor] | None = None
 
 
+class Part(NamedTuple):
+    """What one member has at some rows.
+
+    Attributes:
+        member: The member.
+        likelihood: Its likelihood; where it samples something, with a value for each draw.
+        outputs: Outputs of the network, shape (draws, rows, outputs).
+    """
+
+    member: Member
+    likelihood: Likelihood
+    outputs: Tensor
+
+
 @dataclass(frozen=True)
 class Outputs:
     """What the networks of a mixture give at some inputs, row by row and draw by draw.
@@ -69,8 +87,8 @@ class Outputs:
         share, rest = divmod(self.num_samples, len(self.members))
         return [share + (index < rest) for index in range(len(self.members))]
 
-    def _weights(self, index: int) -> Iterator[dict[str, Tensor]]:
-        """Blocks of draws of all weight tensors of one member; a block's size depends on the network alone."""
+    def _blocks(self, index: int) -> Iterator[_Block]:
+        """Blocks of draws of one member; a block's size depends on the network alone."""
         member, count = self.members[index], self._counts()[index]
         block = max(1, min(64, _ELEMENTS // member.bnn.topology.num_weights))
         for start in range(0, count, block):
@@ -81,52 +99,53 @@ class Outputs:
                 assert member.guide is not None
                 generator = make_generator(member.bnn.like.device, self.seed, 0, index, start)
                 sites = member.guide.draws(size, generator)
-            yield member.bnn.assemble(sites)
+            noise = {name: sites[name] for name in member.bnn.likelihood.starts()}
+            yield member.bnn.assemble(sites), noise
 
     @cached_property
-    def _cached_weights(self) -> list[list[dict[str, Tensor]]] | None:
-        """All weight draws, where they are few enough to be kept between chunks of rows."""
+    def _cached_blocks(self) -> list[list[_Block]] | None:
+        """All draws, where they are few enough to be kept between chunks of rows."""
         if self.num_samples * self._bnn.topology.num_weights > 4 * _ELEMENTS:
             return None
-        return [list(self._weights(index)) for index in range(len(self.members))]
+        return [list(self._blocks(index)) for index in range(len(self.members))]
 
-    def chunks(self) -> Iterator[tuple[int, int, list[tuple[Member, Tensor]]]]:
-        """Outputs of the network for chunks of rows: (start, stop, [(member, (draws, rows, outputs)), ...])."""
+    def chunks(self) -> Iterator[tuple[int, int, list[Part]]]:
+        """Outputs of the networks for chunks of rows: (start, stop, what each member has there)."""
         width = max(group.size for group in self._bnn.topology.groups)
         rows = max(1, min(1024, _ELEMENTS // (self.num_samples * self._bnn.num_outputs), _ELEMENTS // width))
-        cached = self._cached_weights
+        cached = self._cached_blocks
         with torch.no_grad():
             for start in range(0, len(self.x), rows):
                 x = self.x[start : start + rows]
                 outputs = []
                 for index, member in enumerate(self.members):
                     inputs = member.standardizer.inputs(x)
-                    parts = []
-                    for weights in self._weights(index) if cached is None else cached[index]:
+                    parts, noises = [], []
+                    for weights, noise in self._blocks(index) if cached is None else cached[index]:
+                        noises.append(noise)
                         draws = next(iter(weights.values())).shape[0]
                         step = max(1, _ELEMENTS // (width * len(x)))
                         for first in range(0, draws, step):
                             part = {name: value[first : first + step] for name, value in weights.items()}
                             parts.append(member.bnn.function(part, inputs))
-                    outputs.append((member, torch.cat(parts)))
+                    noise = {name: torch.cat([own[name] for own in noises]) for name in noises[0]}
+                    outputs.append(Part(member, member.bnn.likelihood.at(noise), torch.cat(parts)))
                 yield start, start + len(x), outputs
 
-    def targets_of(self, start: int, outputs: list[tuple[Member, Tensor]]) -> Tensor:
+    def targets_of(self, start: int, outputs: list[Part]) -> Tensor:
         """Draws of the targets for one chunk of rows, (draws, rows, targets) or (draws, rows) for labels."""
         parts = []
-        for index, (member, output) in enumerate(outputs):
+        for index, (member, likelihood, output) in enumerate(outputs):
             key = (self.seed, 1, index, start)
-            draws = sample_elements(member.bnn.likelihood.elementwise(output), make_generator(output.device, *key), key)
+            draws = sample_elements(likelihood.elementwise(output), make_generator(output.device, *key), key)
             parts.append(
                 member.standardizer.y_mean + draws * member.standardizer.y_scale if draws.dim() == 3 else draws
             )
         return torch.cat(parts)
 
-    def means_of(self, outputs: list[tuple[Member, Tensor]]) -> Tensor:
+    def means_of(self, outputs: list[Part]) -> Tensor:
         """The likelihood's mean under each draw for one chunk of rows, (draws, rows, targets)."""
-        return torch.cat(
-            [m.standardizer.y_mean + m.bnn.likelihood.mean(o) * m.standardizer.y_scale for m, o in outputs]
-        )
+        return torch.cat([m.standardizer.y_mean + own.mean(o) * m.standardizer.y_scale for m, own, o in outputs])
 
 
 def sample_elements(distribution: Any, generator: torch.Generator, key: tuple[int, ...]) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..data.arrays import make_generator
 from ..model.bnn import BNN
 from ..model.checks import check_inputs, check_targets
+from ..model.likelihoods import Bernoulli, Ordinal
 from .outputs import Member, Outputs, announced, quantiles
 
 
@@ -106,8 +107,8 @@ class Prediction:
         means, stds = [], []
         for _, _, outputs in self._outputs.chunks():
             draws, noise = [], []
-            for member, output in outputs:
-                likelihood, scale = member.bnn.likelihood, member.standardizer.y_scale / unit
+            for member, likelihood, output in outputs:
+                scale = member.standardizer.y_scale / unit
                 draws.append((member.standardizer.y_mean - centre) / unit + likelihood.mean(output) * scale)
                 noise.append(likelihood.variance(output) * scale**2)
             every = torch.cat(draws)
@@ -124,6 +125,25 @@ class Prediction:
     def std(self) -> Tensor:
         """Standard deviation of the posterior predictive, noise included; same shape as `mean`."""
         return self._moments[1]
+
+    @cached_property
+    def probabilities(self) -> Tensor:
+        """Predictive probabilities: of classes, (rows, classes), or of grades (`Ordinal`), (rows, targets, grades).
+
+        Raises:
+            ValueError: If the targets are neither.
+        """
+        if self._bnn.likelihood.event_dim == 0:
+            return self.mean
+        if not isinstance(self._bnn.likelihood, Ordinal):
+            name = type(self._bnn.likelihood).__name__
+            raise ValueError(f"probabilities are those of classes or grades; {name} has neither")
+        return torch.cat(
+            [
+                torch.cat([part.likelihood.probabilities(part.outputs) for part in outputs]).mean(0)
+                for _, _, outputs in self._outputs.chunks()
+            ]
+        )
 
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
         """Central interval of the posterior predictive, noise included, from quantiles of its draws.
@@ -173,9 +193,9 @@ class Prediction:
         y = self.check_targets(y)
         for start, stop, outputs in self._outputs.chunks():
             logs = []
-            for member, output in outputs:
+            for member, likelihood, output in outputs:
                 target = member.standardizer.targets(y[start:stop])
-                log = member.bnn.likelihood.elementwise(output).log_prob(target)
+                log = likelihood.elementwise(output).log_prob(target)
                 logs.append(log - member.standardizer.y_scale.log() if log.dim() == 3 else log)
             yield slice(start, stop), torch.cat(logs).double()
 
@@ -222,13 +242,16 @@ class Prediction:
         return torch.cat(parts)
 
     def accuracy(self, y: Any) -> float:
-        """Share of labels that have the highest predictive probability (categorical), or of right yes/no answers."""
+        """Share of labels or grades that have the highest predictive probability, or of right yes/no answers."""
         likelihood = self._bnn.likelihood
         y = self.check_targets(y)
         if likelihood.event_dim == 0:
             return (self.mean.argmax(-1) == y).double().mean().item()
-        if type(likelihood).__name__ != "Bernoulli":
-            raise ValueError(f"accuracy is for labels; with {type(likelihood).__name__} use rmse or lpp")
+        if isinstance(likelihood, Ordinal):
+            best = self.mean.new_tensor(likelihood.levels)[self.probabilities.argmax(-1)]
+            return (best == y).double().mean().item()
+        if not isinstance(likelihood, Bernoulli):
+            raise ValueError(f"accuracy is for labels and grades; with {type(likelihood).__name__} use rmse or lpp")
         return ((self.mean > 0.5) == (y > 0.5)).double().mean().item()
 
     def check_targets(self, y: Any) -> Tensor:

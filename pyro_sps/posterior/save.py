@@ -28,6 +28,7 @@ from ..masks.values import FixedValues, Point
 from ..model.bnn import BNN
 from ..model.density import prepare
 from ..model.guides import AutoSPSNormal
+from ..model.hierarchy import Hierarchical
 from ..model.likelihoods import LIKELIHOODS, Likelihood
 from ..model.priors import Prior
 from ..network.select import replace_parameter
@@ -107,7 +108,7 @@ def load(
     directory: str | Path,
     net: nn.Module,
     *,
-    prior: Prior | Mapping[str, Prior] | None = None,
+    prior: Prior | Hierarchical | Mapping[str, Prior] | None = None,
     likelihood: Likelihood | None = None,
     device: torch.device | str | None = None,
 ) -> Fit:
@@ -183,7 +184,7 @@ def _header(fit: Fit) -> dict[str, Any]:
         "topology": str(bnn.topology),
         "dtype": str(bnn.like.dtype).removeprefix("torch."),
         "likelihood": {"name": known, "arguments": bnn.likelihood.config() if known else {}},
-        "prior": {"own": bnn.prior is not None, "scale": bnn.prior_scale, "scale_by_fan_in": bnn.scale_by_fan_in},
+        "prior": _prior_header(bnn),
         "ordered_biases": bnn.ordered_biases,
         "learned_scale": None if scale is None else scale.tolist(),  # a list if there is one a layer
         "deterministic": list(bnn.deterministic),
@@ -198,6 +199,12 @@ def _header(fit: Fit) -> dict[str, Any]:
         # Only if it was asked for before: saving must neither wait for it nor fail with it.
         "elbo": vars(fit).get("elbo"),
     }
+
+
+def _prior_header(bnn: BNN) -> dict[str, Any]:
+    if isinstance(bnn.prior, Hierarchical):
+        return {"own": False, "scale": 1.0, "scale_by_fan_in": True, "hierarchical": bnn.prior.config()}
+    return {"own": bnn.prior is not None, "scale": bnn.prior_scale, "scale_by_fan_in": bnn.scale_by_fan_in}
 
 
 def _tensors(fit: Fit) -> dict[str, Tensor]:
@@ -272,7 +279,7 @@ def _rebuild(
     header: dict[str, Any],
     tensors: dict[str, Tensor],
     net: nn.Module,
-    prior: Prior | Mapping[str, Prior] | None,
+    prior: Prior | Hierarchical | Mapping[str, Prior] | None,
     likelihood: Likelihood | None,
     device: torch.device | str | None,
 ) -> Fit:
@@ -328,7 +335,7 @@ def _model_of(
     header: Mapping[str, Any],
     numbers: Numbers,
     net: nn.Module,
-    prior: Prior | Mapping[str, Prior] | None,
+    prior: Prior | Hierarchical | Mapping[str, Prior] | None,
     likelihood: Likelihood | None,
     device: torch.device | str | None,
 ) -> BNN:
@@ -357,14 +364,17 @@ def _model_of(
     values: Any = FixedValues(pattern, start, scale is not None, isinstance(scale, list))
     if set(points) - set(deterministic):
         values = Point()
+    saved = header["prior"]
+    own_scale: dict[str, Any] = {"prior_scale": saved["scale"], "scale_by_fan_in": saved["scale_by_fan_in"]}
+    if prior is None and "hierarchical" in saved:
+        prior, own_scale = Hierarchical(**saved["hierarchical"]), {}
     bnn = BNN(
         net,
         scheme={name: numbers.take(f"mask.{name}", torch.bool, shape) for name, shape in shapes.items()},
         values=values,
         likelihood=likelihood,
         prior=prior,
-        prior_scale=header["prior"]["scale"],
-        scale_by_fan_in=header["prior"]["scale_by_fan_in"],
+        **own_scale,
         ordered_biases=header["ordered_biases"],
         deterministic={name: Point() if name in points else None for name in deterministic},
     )

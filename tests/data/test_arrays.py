@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyro_sps.data.arrays import Standardizer, as_tensor, make_generator, minibatches, noise_stream
+from pyro_sps.data.arrays import Standardizer, as_tensor, grid_of, make_generator, minibatches, noise_stream
 
 LIKE = torch.zeros(1)
 
@@ -50,6 +50,44 @@ def test_labels():
     assert as_tensor("y", [0.0, 2.0], LIKE, integer=True).dtype == torch.int64
     with pytest.raises(ValueError, match="fractions"):
         as_tensor("y", [0.5], LIKE, integer=True)
+
+
+@given(
+    step=st.sampled_from([1.0, 0.25, 0.1, 5.0, 1000.0]),
+    shift=st.sampled_from([0.0, -3.7, 100.0]),
+    seed=st.integers(0, 10**6),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    rows=st.integers(5, 200),
+)
+def test_grid_of_rounded_numbers(step, shift, seed, dtype, rows):
+    """The greatest common divisor of the differences, by NumPy on whole numbers, and in any units."""
+    whole = np.random.default_rng(seed).poisson(4, rows) * np.random.default_rng(seed).choice([1, 2, 3])
+    repeats = 1 < len(set(whole)) < rows
+    expected = step * np.gcd.reduce(np.diff(np.unique(whole))) if repeats else 0.0
+    values = torch.tensor(shift + step * whole).to(dtype).unsqueeze(1)
+    found = grid_of(values).item()
+    assert found == pytest.approx(expected, rel=1e-3)
+    if repeats and (shift < 100 or dtype == torch.float64):  # as a network sees them, which rounds the shift's digits
+        units = Standardizer.of(values, values, targets=True)
+        scale = units.y_scale.item()
+        assert grid_of(units.targets(values)).item() == pytest.approx(expected / scale, rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("seed", range(20))
+def test_continuous_numbers_lie_on_no_grid_even_if_some_repeat(seed, dtype):
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(50, 1, generator=generator, dtype=dtype)
+    assert grid_of(values).item() == 0
+    repeated = torch.cat([values, values[:7]])
+    assert grid_of(repeated).item() == 0
+    assert grid_of(repeated.clamp(min=0.0)).item() == 0  # censored
+    assert grid_of(torch.ones(5, 1, dtype=dtype)).item() == 0
+
+
+def test_grid_of_labels_and_columns():
+    values = torch.tensor([[0, 10], [1, 30], [1, 70], [4, 70]])
+    assert grid_of(values).tolist() == [1.0, 20.0]
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-1, 1e6))

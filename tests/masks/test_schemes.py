@@ -252,3 +252,13 @@ def test_schemes_of_a_residual_network():
         "second.weight": 6,
         "last.weight": 1,
     }
+
+
+@pytest.mark.parametrize("scheme", [sps.Light(), sps.Heavy(), sps.Rigid()])
+def test_a_linear_path_beside_the_network_stays_stochastic(scheme):
+    """It joins units that have an identity, so that no fixed weight of it breaks a symmetry."""
+    masks = scheme(Topology.of(sps.mlp([8, 6, 6, 7], skip=True)))
+    plain = scheme(Topology.of(sps.mlp([8, 6, 6, 7])))
+    assert masks.pop("skip.weight").all()
+    assert masks.keys() == plain.keys()
+    assert all(torch.equal(masks[name], plain[name]) for name in plain)

@@ -65,6 +65,9 @@ class Flattened(nn.Sequential):
 NETS = {
     "sequential": lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)),
     "no bias": lambda: sps.mlp([3, 4, 4, 2], "gelu", bias=False),
+    "skip": lambda: sps.mlp([3, 4, 4, 2], skip=True),
+    "skip of one layer": lambda: sps.mlp([3, 2], bias=False, skip=True),
+    "skip of one feature": lambda: sps.mlp([1, 4, 2], "relu", skip=True),
     "nested": lambda: nn.Sequential(nn.Sequential(nn.Linear(3, 4), nn.SiLU()), nn.Sequential(nn.Linear(4, 2))),
     "one layer": lambda: nn.Linear(3, 2),
     "input activation": lambda: nn.Sequential(nn.Tanh(), nn.Linear(3, 2)),
@@ -331,7 +334,7 @@ def test_shared_layers_tie_groups():
 
 def test_permuting_a_group_and_flipping_odd_units_leaves_the_function():
     """The groups are right if relabelling their units in every tensor changes nothing."""
-    for name in ("sequential", "residual", "tied", "shared layer", "F.linear", "python sum"):
+    for name in ("sequential", "skip", "residual", "tied", "shared layer", "F.linear", "python sum"):
         net = NETS[name]().double()
         topology, function = trace(net)
         weights, x = random_weights(topology), inputs(net)
@@ -510,6 +513,21 @@ def test_net_must_be_a_module():
 def test_mlp_widths(widths):
     with pytest.raises(ValueError, match="widths must be at least two positive integers"):
         sps.mlp(widths)
+
+
+def test_the_skip_is_a_linear_path_beside_the_network():
+    net, x = sps.mlp([3, 4, 4, 2], "relu", skip=True, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
+    plain = sps.mlp([3, 4, 4, 2], "relu", dtype=torch.float64)
+    plain.load_state_dict({name: value for name, value in net.state_dict().items() if name != "skip.weight"})
+    torch.testing.assert_close(net(x), plain(x) + x @ net.skip.weight.T)
+    topology = Topology.of(net)
+    assert [group.name for group in topology.groups] == ["input", "layer 1", "layer 2", "output"]
+    assert topology["skip.weight"].groups == (3, 0)
+    assert topology["skip.weight"].shape == (2, 3)
+    assert all(topology.groups[index].pinned for index in topology["skip.weight"].groups)
+    beside = [tensor for tensor in topology.tensors if tensor.name != "skip.weight"]
+    assert beside == list(Topology.of(plain).tensors)
+    assert topology.groups == Topology.of(plain).groups
 
 
 def test_mlp_activation_error():

@@ -360,6 +360,23 @@ def test_verify_on_a_network(activation, scheme, values):
     assert result.max_deviation < 1e-12
 
 
+@pytest.mark.parametrize("scheme", [NONE, LIGHT, HEAVY], ids=["none", "light", "heavy"])
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_a_linear_path_beside_the_network_changes_no_symmetry(activation, scheme):
+    """It joins inputs and outputs, whose units all have an identity."""
+    with_path, without = (
+        sps.BNN(sps.mlp([3, 4, 4, 2], activation, skip=skip), scheme=scheme, values=sps.Constant(0.7))
+        for skip in (True, False)
+    )
+    report, plain = with_path.symmetry(), without.symmetry()
+    assert [one.after for one in report.classes] == [one.after for one in plain.classes]
+    masks, fixed = with_path.masks, with_path.fixed
+    assert report.permutations.after == brute_force(with_path.topology, masks, fixed, signed=False)
+    if activation == "tanh":
+        assert report.signed_permutations.after == brute_force(with_path.topology, masks, fixed, signed=True)
+    assert report.verify(with_path, seed=1, most=1000).ok
+
+
 def test_verify_finds_moves_that_are_no_symmetries():
     net = sps.mlp([3, 6, 6, 2])
     topology, function = trace(net)
