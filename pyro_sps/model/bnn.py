@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..base.checks import require_positive
 from ..base.process import process_lock, silenced, warn_user
 from ..masks.schemes import Random, Scheme, SymmetryWarning, Unmasked, make_masks
-from ..masks.values import MAP, RandomConstant, Values, Zero, make_values
+from ..masks.values import MAP, FixedValues, RandomConstant, Values, Zero, make_values
 from ..network.topology import WeightTensor
 from ..network.trace import trace
 from ..symmetry.certificate import certify, warn_of_symmetries
@@ -154,6 +154,11 @@ class BNN(PyroModule):
         return list(self.__dict__["_modules"]["partial"])
 
     @property
+    def awaits_map(self) -> bool:
+        """Whether the constants are MAP values that are not known yet: the next fit looks for them."""
+        return self._awaits_map
+
+    @property
     def num_stochastic(self) -> int:
         """Number of stochastic weights."""
         return sum(weight.num_free for weight in self.weights)
@@ -211,15 +216,28 @@ class BNN(PyroModule):
     def set_fixed(self, values: Values) -> None:
         """Replace the constants of the fixed weights, for instance by MAP values.
 
+        They stay from then on, in fits too. `set_fixed(sps.MAP())` asks the next fit to look for new ones.
+
         Args:
-            values: New constants by tensor name, in full shapes.
+            values: New constants by tensor name, in full shapes, or a rule for them.
 
         Raises:
             ValueError: If they do not fit, or if the network learns its c.
         """
         if self.learns_scale:
             raise ValueError("the fixed values have a learned scale; give sps.Given(values) to BNN instead")
-        new = make_values(values, self.topology, self.masks).tensors(self.like.dtype)
+        new = make_values(values, self.topology, self.masks)
+        if new.learn:
+            raise ValueError(
+                "set_fixed cannot make the scale of the fixed values a parameter; give values to BNN instead"
+            )
+        self.hold(new)
+        self.values = values
+        self._awaits_map = isinstance(values, MAP) and self.num_fixed > 0
+
+    def hold(self, values: FixedValues) -> None:
+        """Set the fixed weights to the constants that the rule of the network led to."""
+        new = values.tensors(self.like.dtype)
         self._awaits_map = False
         for weight in self.weights:
             # A new tensor, since copies of the network may share the old one.

@@ -24,7 +24,7 @@ from ..base.files import (
     write_atomically,
 )
 from ..data.arrays import Standardizer
-from ..masks.values import FixedValues
+from ..masks.values import MAP, FixedValues
 from ..model.bnn import BNN
 from ..model.density import prepare
 from ..model.guides import AutoSPSNormal
@@ -350,6 +350,8 @@ def _model_of(
         scale_by_fan_in=header["prior"]["scale_by_fan_in"],
         ordered_biases=header["ordered_biases"],
     )
+    if header.get("values") == "MAP":  # known ones, of which a later fit should know where they are from
+        bnn.values = MAP()
     own = {name: value for name, value in bnn.state_dict().items() if not name.startswith("partial.")}
     state = {name: numbers.take(f"state.{name}", value.dtype, value.shape) for name, value in own.items()}
     bnn.load_state_dict(state, strict=False)
