@@ -312,9 +312,10 @@ def _prepare(
     first, seconds, estimates = members[0], {}, []
     rows = len(first.x)
     batch = asked.rows(rows)
-    if found is None and first.bnn.awaits_map:
+    rule = first.bnn.values
+    if found is None and first.bnn.awaits_map and isinstance(rule, MAP):
         begun = time.perf_counter()
-        estimates = map_weights(members, first.bnn.values, batch, asked.seed, asked.progress)
+        estimates = map_weights(members, rule, batch, asked.seed, asked.progress)
         seconds["map"] = time.perf_counter() - begun
     for index, member in enumerate(members if estimates or (found is not None and has_map_values(first)) else ()):
         own = estimates[index] if found is None else constants_of(member, found, index)
