@@ -7,7 +7,6 @@ recorded once as tensor operations.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..base.process import warn_user
+from ..base.terminal import progress_bar
 from ..data.arrays import Standardizer, make_generator
 from ..model.bnn import BNN
 from ..model.checks import check_inputs, check_targets
@@ -184,6 +184,4 @@ def _starting_points(target: Target, starts: Any, num_chains: int, seed: int) ->
 
 
 def _progress_bar(total: int, progress: bool) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(total=total, desc="NUTS", disable=None if progress else True, mininterval=0.5, file=sys.stderr)
+    return progress_bar(total, "NUTS", progress)

@@ -3,7 +3,7 @@
 - `fit`: a fitted mean-field posterior, and several of them
 - `samples`: draws of a sampler
 - `predict`: predictions of both
-- `save`: on disk
+- `save`, `load`: on disk
 """
 
 from ..base.lazy import exports
@@ -14,6 +14,7 @@ __getattr__, __all__ = exports(
         "fit": ["Fit", "Fits", "NonFiniteLossError"],
         "samples": ["NutsSamples"],
         "predict": ["Member", "Prediction"],
-        "save": ["load", "save"],
+        "save": ["save"],
+        "load": ["load"],
     },
 )

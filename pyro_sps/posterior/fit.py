@@ -62,6 +62,9 @@ class Fit:
         mode: How steps were run: `compiled`, `recorded` or `traced`.
         x: Training inputs, standardised if that was asked for.
         y: Training targets, likewise.
+        input_shape: Shape of a row of inputs.
+        features: Names of the input columns, if the inputs had names.
+        targets: Names of the target columns, likewise.
 
     Example:
         >>> import torch, pyro_sps as sps
@@ -83,6 +86,13 @@ class Fit:
     mode: str = ""
     x: Tensor | None = field(default=None, repr=False)
     y: Tensor | None = field(default=None, repr=False)
+    input_shape: tuple[int, ...] | None = field(default=None, repr=False)
+    features: tuple[str, ...] | None = field(default=None, repr=False)
+    targets: tuple[str, ...] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.x is not None and self.input_shape is None:
+            object.__setattr__(self, "input_shape", tuple(self.x.shape[1:]))
 
     def predict(self, x: Any, num_samples: int = 1000, seed: int = 0) -> Prediction:
         """The posterior predictive distribution at new inputs.
@@ -180,6 +190,12 @@ class Fits(tuple[Fit, ...]):
         from ..diagnostics.convert import to_arviz
 
         return to_arviz(self, draws, **options)
+
+    def save(self, directory: str | Path) -> None:
+        """Write all of them to a directory; `pyro_sps.load` reads them again. See `pyro_sps.posterior.save.save`."""
+        from .save import save
+
+        save(self, directory)
 
     @property
     def losses(self) -> np.ndarray:
