@@ -30,12 +30,14 @@ COMPILE_SECONDS, SAVED_A_STEP, SAVED_A_WEIGHT = 8.0, 0.9e-3, 5e-11
 
 @dataclass
 class Replica:
-    """One replica: its model and its data in the units of the network."""
+    """One replica: its model, its data in the units of the network, and the names of the columns, if they have some."""
 
     bnn: BNN
     x: Tensor
     y: Tensor
     standardizer: Standardizer
+    features: tuple[str, ...] | None = None
+    targets: tuple[str, ...] | None = None
 
 
 def with_params(bnn: BNN, params: Mapping[str, Tensor]) -> BNN:

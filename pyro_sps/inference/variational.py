@@ -415,6 +415,8 @@ def _results(job: _Job, run: Run, watcher: Validation | None, told: Mapping[str,
             mode=mode,
             x=member.x,
             y=member.y,
+            features=member.features,
+            targets=member.targets,
         )
         for index, member in enumerate(job.members)
     )

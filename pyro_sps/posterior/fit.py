@@ -113,7 +113,7 @@ class Fit:
     @property
     def member(self) -> Member:
         """What predictions need."""
-        return Member(self.bnn, self.guide, self.standardizer)
+        return Member(self.bnn, self.guide, self.standardizer, None, self.features, self.targets)
 
     @cached_property
     def elbo(self) -> float:

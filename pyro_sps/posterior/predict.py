@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..base.process import warn_user
 from ..data.arrays import Standardizer, make_generator
+from ..data.names import in_order, require_same_rows, row_names
 from ..model.bnn import BNN
 from ..model.checks import check_inputs, check_targets
 from ..model.guides import AutoSPSNormal
@@ -29,6 +30,8 @@ class Member:
         guide: What draws are taken from; None if they are given.
         standardizer: Shift and scale between the user's units and the network's.
         sites: Given draws by site name, shape (S,) + the site's; they are used in place of the guide's.
+        features: Names of the input columns, if there are some: columns of a DataFrame are put in this order.
+        targets: Names of the target columns, likewise.
 
     Example:
         >>> import torch, pyro_sps as sps
@@ -43,6 +46,8 @@ class Member:
     guide: AutoSPSNormal | None
     standardizer: Standardizer
     sites: Mapping[str, Tensor] | None = None
+    features: tuple[str, ...] | None = None
+    targets: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ class Prediction:
         x: Inputs, shape (rows, ...), in original units.
         num_samples: Number of posterior draws S.
         seed: Seeds the draws.
+        rows: Index of the inputs, if they came as a DataFrame; that of targets must be equal.
 
     Example:
         >>> import torch, pyro_sps as sps
@@ -78,6 +84,7 @@ class Prediction:
     x: Tensor = field(repr=False)
     num_samples: int
     seed: int
+    rows: Any = field(default=None, repr=False)
 
     @staticmethod
     def of(members: Sequence[Member], x: Any, num_samples: int, seed: int) -> Prediction:
@@ -90,7 +97,8 @@ class Prediction:
         if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < len(members):
             raise ValueError(f"num_samples must be an integer of at least {len(members)}, got {num_samples!r}")
         make_generator("cpu", seed)
-        return Prediction(tuple(members), check_inputs("x", x, bnn), num_samples, seed)
+        inputs = check_inputs("x", in_order("x", x, members[0].features), bnn)
+        return Prediction(tuple(members), inputs, num_samples, seed, row_names(x))
 
     @property
     def _bnn(self) -> BNN:
@@ -329,7 +337,8 @@ class Prediction:
         Raises:
             ValueError: If they do not fit the network or the rows.
         """
-        return check_targets("y", y, self._bnn, len(self.x))
+        require_same_rows("x", self.rows, "y", row_names(y))
+        return check_targets("y", in_order("y", y, self.members[0].targets), self._bnn, len(self.x))
 
     def _require_vectors(self, what: str) -> None:
         if self._bnn.likelihood.event_dim == 0:
