@@ -37,7 +37,7 @@ _get, _names = exports(
         "posterior.fit": ["Fit", "Fits", "NonFiniteLossError"],
         "posterior.samples": ["NutsSamples"],
         "posterior.predict": ["Prediction"],
-        "posterior.save": ["load"],
+        "posterior.load": ["load"],
         "inference.elbo": ["MeanFieldELBO"],
         "inference.variational": ["fit", "map_estimate"],
         "inference.resume": ["resume"],

@@ -21,7 +21,7 @@ _MOVED = {
     "files": ["base.files"],
     "guides": ["model.guides"],
     "infer": ["posterior.fit", "inference.variational", "inference.resume"],
-    "io": ["posterior.save"],
+    "io": ["posterior.save", "posterior.load"],
     "likelihoods": ["model.likelihoods"],
     "loop": ["inference.loop"],
     "maximum": ["inference.maximum"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -9,10 +11,15 @@ import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
 
 # A header holds names, shapes and settings; a larger one is not ours, and would take memory once it is parsed.
 MAX_HEADER = 4 << 20
@@ -27,13 +34,15 @@ class LoadError(ValueError):
         ...     try:
         ...         sps.load(directory, sps.mlp([1, 5, 5, 1]))
         ...     except sps.LoadError as error:
-        ...         print("fit.json" in str(error))
+        ...         print("fit.safetensors is missing" in str(error))
         True
     """
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that at any moment its old or its new content is there, whole.
+
+    What killed processes left of their writes to this file is cleaned up.
 
     Args:
         path: The file.
@@ -42,15 +51,44 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         OSError: If it cannot be written; the old content stays and nothing is left beside it.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # of this call alone, not of the process
+    _clear(path)
+    file, temporary = _temporary(path)
     try:
-        with open(temporary, "xb") as file:
+        with file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+            if fcntl is None:
+                file.close()  # elsewhere open files cannot be renamed, nor deleted
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> tuple[BinaryIO, Path]:
+    """A file beside a place, of this call alone and not of the process, locked for as long as it is open."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+        file = open(temporary, "xb")  # noqa: SIM115
+        if fcntl is None:
+            return file, temporary
+        with contextlib.suppress(OSError):  # file systems without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if temporary.exists():  # else `_clear` took it for one that was left
+            return file, temporary
+        file.close()
+
+
+def _clear(path: Path) -> None:
+    """Delete temporary files of a place whose writers have died: the living hold a lock on theirs."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with contextlib.suppress(OSError):
+            if fcntl is None:
+                left.unlink()
+                continue
+            with open(left, "rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                left.unlink()
 
 
 def read_checked(path: Path, content: str, checksum: str, canonical: Callable[[Any], str], missing: str) -> Any:
@@ -78,13 +116,14 @@ def read_checked(path: Path, content: str, checksum: str, canonical: Callable[[A
     return value
 
 
-def read_bytes(path: Path, limit: int, missing: str) -> bytes:
+def read_bytes(path: Path, limit: int, missing: str, most: int = -1) -> bytes:
     """The content of a file that is there, is a file (a pipe would be waited for) and is not too large.
 
     Args:
         path: The file.
         limit: Most bytes that are read.
         missing: What to say if there is no such file.
+        most: Read no more than this of it.
 
     Raises:
         LoadError: If it is none of that, or cannot be read.
@@ -94,7 +133,8 @@ def read_bytes(path: Path, limit: int, missing: str) -> bytes:
             raise LoadError(f"{path} is not a file" if path.exists() else missing)
         if (size := path.stat().st_size) > limit:
             raise LoadError(f"{path} is too large: {size:,} bytes, more than the {limit:,} that are read")
-        return path.read_bytes()
+        with open(path, "rb") as file:
+            return file.read(most)
     except FileNotFoundError as error:
         raise LoadError(missing) from error
     except OSError as error:
@@ -188,14 +228,41 @@ def unseal(path: Path, limit: int, missing: str) -> tuple[dict[str, Any], dict[s
     if whole.hexdigest().encode() != content[digits]:
         raise LoadError(f"{path} is damaged: its checksum does not match")
     tensors = parse_tensors(path, content)
+    return _header_of(path, content[8 : 8 + int.from_bytes(content[:8], "little")]), tensors
+
+
+def peek(path: Path, missing: str) -> dict[str, Any] | None:
+    """The header of a file that `seal` made, before its checksum is verified; None if it is none.
+
+    Args:
+        path: The file.
+        missing: What to say if there is no such file.
+
+    Raises:
+        LoadError: If it is missing or cannot be read.
+    """
+    read_bytes(path, 1 << 62, missing, most=0)
     try:
-        metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")], object_pairs_hook=_once)
+        with open(path, "rb") as file:
+            start = file.read(8)
+            start += file.read(min(MAX_HEADER, int.from_bytes(start, "little")))
+    except OSError as error:
+        raise LoadError(f"{path} cannot be read: {error}") from error
+    try:
+        return _header_of(path, start[8:]) if _digits(start) is not None else None
+    except LoadError:
+        return None
+
+
+def _header_of(path: Path, text: bytes) -> dict[str, Any]:
+    try:
+        metadata = json.loads(text, object_pairs_hook=_once)
         header = json.loads(metadata["__metadata__"]["header"], object_pairs_hook=_once)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise LoadError(f"{path} is damaged: {type(error).__name__} {str(error)[:200]}") from error
     if not isinstance(header, dict):
         raise LoadError(f"{path} is damaged: its header is no object")
-    return header, tensors
+    return header
 
 
 def _digits(content: bytes) -> slice | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .files import MODEL, claim_file, read_model
+from .files import claim_file, load_fit
 from .fit import parts
 from .options import Command, force_option, printer, quiet_option, seed_option
 from .predict import prediction_data
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ..data.tables import Dataset
-    from ..posterior.fit import Fit
+    from ..posterior.fit import Fit, Fits
 
 _Arrays = tuple["np.ndarray", "np.ndarray"]
 
@@ -54,10 +54,10 @@ def diagnose(
     """
     claim_file("--html", html, force)
     say = printer(quiet)
-    model, fit = _load(directory)
+    model, fit = load_fit(directory)
     other = None
     if baseline is not None:
-        other_model, other = _load(baseline)
+        other_model, other = load_fit(baseline)
         for name in ("features", "targets"):
             if other_model[name] != model[name]:
                 raise click.UsageError(f"--baseline {baseline} has other {name} than {directory}")
@@ -76,16 +76,8 @@ def diagnose(
         say(f"\nwrote {html}")
 
 
-def _load(directory: Path) -> tuple[dict[str, Any], Fit]:
-    model = read_model(directory / MODEL)
-
-    import pyro_sps as sps
-
-    return model, sps.load(directory, sps.mlp(model["widths"], model["activation"], device="meta"))
-
-
 def _divide(
-    model: Mapping[str, Any], fit: Fit, data: str, dataset: Dataset, say: Callable[[str], None]
+    model: Mapping[str, Any], fit: Fit | Fits, data: str, dataset: Dataset, say: Callable[[str], None]
 ) -> tuple[_Arrays | None, _Arrays | None]:
     """The training part, if DATA is what the network was fitted to, and the part held out, if there is one."""
     options = model.get("options", {})
@@ -97,7 +89,7 @@ def _divide(
     return (x, y), ((x_test, y_test) if len(x_test) else None)
 
 
-def _is_training_data(fit: Fit, x: np.ndarray, y: np.ndarray, standardized: Any, data: str, fitted: str) -> bool:
+def _is_training_data(fit: Fit | Fits, x: np.ndarray, y: np.ndarray, standardized: Any, data: str, fitted: str) -> bool:
     """Whether a fit was made with these rows: by the means and scales that it kept, else by the name of the data."""
     if not standardized:
         return Path(data).name == Path(fitted).name
@@ -106,6 +98,7 @@ def _is_training_data(fit: Fit, x: np.ndarray, y: np.ndarray, standardized: Any,
 
     from ..data.arrays import Standardizer, as_tensor
 
-    like, own = fit.bnn.like, fit.standardizer
-    found = Standardizer.of(as_tensor("x", x, like), as_tensor("y", y, like), fit.bnn.likelihood.real_valued)
+    first = fit[0] if isinstance(fit, tuple) else fit
+    like, own = first.bnn.like, first.standardizer
+    found = Standardizer.of(as_tensor("x", x, like), as_tensor("y", y, like), first.bnn.likelihood.real_valued)
     return all(torch.allclose(getattr(own, n), getattr(found, n), rtol=1e-4) for n in own.__dataclass_fields__)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-METRICS, MODEL = "metrics.json", "model.json"
+if TYPE_CHECKING:
+    from ..posterior.fit import Fit, Fits
+
+#: `OLD_MODEL` is of version 0.1; now what it held is in the file of the fit, so that one rename replaces both.
+METRICS, OLD_MODEL = "metrics.json", "model.json"
 FORMAT = 2
 #: Largest networks of the command line; `predict` makes what a file says, so that a file could ask for any memory.
 MAX_LAYERS, MAX_WEIGHTS = 1000, 10_000_000
@@ -38,33 +41,66 @@ def claim_file(option: str, path: Path | None, force: bool) -> None:
         raise click.UsageError(f"{option} {path}: there is no folder {path.parent}")
 
 
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file for a reader."""
+    from ..base.files import write_atomically
+
+    write_atomically(path, (_canonical(content) + "\n").encode(errors="backslashreplace"))
+
+
 def _canonical(content: Any) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False)
 
 
-def write_json(path: Path, content: Mapping[str, Any], checksum: bool = True) -> None:
-    """Write a JSON file, with a checksum of its content that `read_model` verifies."""
-    from ..base.files import write_atomically
-
-    text = _canonical(content)
-    if checksum:
-        text = _canonical({"sha256": hashlib.sha256(text.encode()).hexdigest(), "model": content})
-    write_atomically(path, (text + "\n").encode())
-
-
-def read_model(path: Path) -> dict[str, Any]:
-    """What `fit` wrote, checked.
+def load_fit(directory: Path) -> tuple[dict[str, Any], Fit | Fits]:
+    """What `pyro-sps fit` wrote: what it said of the network, and the fit.
 
     Raises:
-        LoadError: If it is missing, damaged, of another version or does not belong to the fit beside it.
+        LoadError: If there is none, or it is damaged or of another version.
     """
-    from ..base.files import LoadError, read_checked
-    from ..network.build import ACTIVATIONS
-    from ..posterior.save import checksum
+    import pyro_sps as sps
 
-    missing = f"{path.parent} holds no fit of pyro-sps: there is no {path.name}"
+    from ..posterior.load import read
+    from ..posterior.save import FILE, OLD_HEADER
+
+    model: dict[str, Any] = {}
+
+    def network(extra: Mapping[str, Any]) -> Any:
+        nonlocal model
+        if extra == {} and (directory / OLD_HEADER).exists():  # of version 0.1
+            model = _read_old_model(directory)
+        else:
+            model = dict(extra)
+            _check_model(directory / FILE, model)
+        return sps.mlp(model["widths"], model["activation"], device="meta")
+
+    result, _ = read(directory, network)
+    return model, result
+
+
+def _read_old_model(directory: Path) -> dict[str, Any]:
+    """What version 0.1 wrote beside a fit, checked to belong to it."""
+    from ..base.files import LoadError, read_checked
+    from ..posterior.load import old_checksum
+
+    path = directory / OLD_MODEL
+    missing = f"{directory} holds no fit of pyro-sps: there is no {OLD_MODEL}"
     model = read_checked(path, "model", "sha256", _canonical, missing)
-    if not isinstance(model, dict) or model.get("format") != FORMAT:
+    _check_model(path, model)
+    if model.get("fit") != old_checksum(directory):
+        raise LoadError(f"{path} belongs to another fit than the one beside it; run `pyro-sps fit` again")
+    found: dict[str, Any] = model
+    return found
+
+
+def _check_model(path: Path, model: Any) -> None:
+    """Refuse what does not describe a network, or one that would take much memory."""
+    from ..base.files import LoadError
+    from ..network.build import ACTIVATIONS
+
+    if model == {}:
+        raise LoadError(f"{path} holds a fit that pyro-sps fit did not write: load it in Python, by pyro_sps.load")
+    if not isinstance(model, Mapping) or model.get("format") != FORMAT:
         raise LoadError(f"{path} is not of format {FORMAT}, which this version of pyro_sps reads")
     kinds = {"features": str, "targets": str, "widths": int, "target_scale": float}
     for name, kind in kinds.items():
@@ -80,9 +116,8 @@ def read_model(path: Path) -> dict[str, Any]:
         raise LoadError(f"{path} is damaged: its network does not have these features and targets")
     if not all(0 < scale < math.inf for scale in model["target_scale"]):
         raise LoadError(f"{path} is damaged: a scale of its targets is not a positive number")
-    if model.get("fit") != checksum(path.parent):
-        raise LoadError(f"{path} belongs to another fit than the one beside it; run `pyro-sps fit` again")
-    return model
+    if not isinstance(model.get("options", {}), Mapping):
+        raise LoadError(f"{path} is damaged: its options are no object")
 
 
 def too_large(widths: Sequence[int]) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..inference.settings import FitSettings
-from .files import FORMAT, MAX_LAYERS, MAX_WEIGHTS, METRICS, MODEL, claim, require_file, too_large, write_json
+from .files import FORMAT, MAX_LAYERS, MAX_WEIGHTS, METRICS, OLD_MODEL, claim, require_file, too_large, write_json
 from .options import (
     NAMES,
     NUMBERS,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ..data.tables import Dataset
-    from ..posterior.fit import Fit
+    from ..posterior.fit import Fit, Fits
 
 LIKELIHOODS = ("gaussian", "heteroscedastic", "poisson", "bernoulli")
 #: With fewer rows there is nothing to hold out.
@@ -85,6 +85,9 @@ MIN_ROWS = 5
 )
 @click.option("--init", type=click.Choice(["random", "map"]), help="Start.  [default: map with --values map]")
 @click.option(
+    "--replicas", type=click.IntRange(1), help="Independent fits, whose mixture predicts.  [default: a single fit]"
+)
+@click.option(
     "--test-fraction", type=click.FloatRange(0, 1, max_open=True), default=0.2, show_default=True, help="Held out."
 )
 @click.option("--standardize/--no-standardize", default=True, show_default=True, help="By the training part.")
@@ -115,7 +118,7 @@ def fit(
     import pyro_sps as sps
 
     from ..inference.checkpoint import FILE
-    from ..posterior.save import checksum
+    from ..posterior.save import save
 
     bnn = settings.bnn(model["widths"], options["seed"])
     say(settings.describe(bnn))
@@ -127,6 +130,7 @@ def fit(
         "init": options["init"],
         "standardize": options["standardize"],
         "seed": options["seed"],
+        "replicas": options["replicas"],
     }
     if checkpoint_every is not None:
         asked["checkpoint_every"] = checkpoint_every
@@ -135,18 +139,21 @@ def fit(
     else:
         (out / FILE).unlink(missing_ok=True)  # of a fit that --force overwrites
         result = sps.fit(bnn, x, y, **asked, checkpoint=out if checkpoint_every else None, progress=not quiet)
-    if result.stopped:
+    model |= {"target_scale": _scales(y).tolist(), "data": data, "options": {**asdict(settings), **options}}
+    save(result, out, model)  # before anything else can fail, a message to a closed pipe too
+    for left in (METRICS, OLD_MODEL):  # of a fit that --force overwrites
+        (out / left).unlink(missing_ok=True)
+    fits: Sequence[Fit] = result if isinstance(result, tuple) else (result,)
+    if fits[0].stopped:
         then = "; --resume goes on with it" if (out / FILE).exists() else ""
-        say(f"the fit was {result.stopped}; what follows is the result so far{then}")
-    result.save(out)  # before anything else can fail
-    model |= {"fit": checksum(out), "target_scale": _scales(y).tolist(), "data": data}
-    write_json(out / MODEL, {**model, "options": {**asdict(settings), **options}})
-    metrics = _fit_metrics(result, y, x_test, y_test, model, options["seed"])
-    write_json(out / METRICS, metrics, checksum=False)
-    say(f"ELBO {metrics['elbo']:,.1f} nats after {len(result.losses):,} steps, {metrics['seconds']:.0f} s")
+        say(f"the fit was {fits[0].stopped}; what follows is the result so far{then}")
+    metrics = _fit_metrics(result, fits, y, x_test, y_test, model, options["seed"])
+    write_json(out / METRICS, metrics)
+    elbo = ", ".join(f"{fit.elbo:,.1f}" for fit in fits)
+    say(f"ELBO {elbo} nats after {metrics['steps']:,} steps, {metrics['seconds']:.0f} s")
     if len(x_test):
         say(table_of(metrics, "held-out target"))
-    say(f"wrote {out}/: the model, {MODEL} and {METRICS}")
+    say(f"wrote {out}/: the model and {METRICS}")
     say(f"next: pyro-sps predict {out} DATA --out predictions.csv")
 
 
@@ -257,7 +264,7 @@ def _scales(y: np.ndarray) -> np.ndarray:
     return spread
 
 
-def _resumed(out: Path, bnn: Any, x: np.ndarray, y: np.ndarray, asked: Mapping[str, Any], progress: bool) -> Fit:
+def _resumed(out: Path, bnn: Any, x: np.ndarray, y: np.ndarray, asked: Mapping[str, Any], progress: bool) -> Fit | Fits:
     """The rest of a fit that was asked for in the same words."""
     import pyro_sps as sps
 
@@ -266,26 +273,36 @@ def _resumed(out: Path, bnn: Any, x: np.ndarray, y: np.ndarray, asked: Mapping[s
     before = Checkpoint.read(out).settings
     if other := [f"{n} {before.get(n)}, not {value}" for n, value in asked.items() if before.get(n) != value]:
         raise click.UsageError(f"--resume: the fit in {out} was started with {'; '.join(other)}")
-    result: Fit = sps.resume(out, bnn, x, y, progress=progress)
+    result: Fit | Fits = sps.resume(out, bnn, x, y, progress=progress)
     return result
 
 
 def _fit_metrics(
-    result: Fit, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray, model: Mapping[str, Any], seed: int
+    result: Fit | Fits,
+    fits: Sequence[Fit],
+    y: np.ndarray,
+    x_test: np.ndarray,
+    y_test: np.ndarray,
+    model: Mapping[str, Any],
+    seed: int,
 ) -> dict[str, Any]:
     scores = {}
     if len(x_test):
         prediction = result.predict(x_test, seed=seed)
         scores = scores_of(prediction, prediction.interval(0.95), 0.95, y_test, _scales(y), model["targets"])
-    scale = result.bnn.constant_scale()
+    scales = [fit.bnn.constant_scale() for fit in fits]
+    learned = [None if scale is None else scale.tolist() for scale in scales]
+    elbos = [fit.elbo for fit in fits]
+    many = len(fits) > 1
     return {
         "train_rows": len(y),
         "test_rows": len(x_test),
-        "weights": result.bnn.topology.num_weights,
-        "fixed_weights": result.bnn.num_fixed,
-        "learned_c": None if scale is None else scale.tolist(),
-        "elbo": result.elbo,
-        "steps": len(result.losses),
-        "seconds": sum(result.seconds.values()),
+        "replicas": len(fits),
+        "weights": fits[0].bnn.topology.num_weights,
+        "fixed_weights": fits[0].bnn.num_fixed,
+        "learned_c": learned if many and learned[0] is not None else learned[0],
+        "elbo": elbos if many else elbos[0],
+        "steps": len(fits[0].losses),
+        "seconds": sum(fits[0].seconds.values()),
         **scores,
     }

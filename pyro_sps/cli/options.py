@@ -103,9 +103,11 @@ class _WrongInput(_Failure):
 
 @contextlib.contextmanager
 def _warnings_as_lines(quiet: bool) -> Iterator[None]:
+    from ..base.terminal import emit
+
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         if issubclass(category, UserWarning | RuntimeWarning) and not quiet:
-            click.echo(f"warning: {' '.join(str(message).split())}", err=True)
+            emit(f"warning: {' '.join(str(message).split())}", err=True)
 
     with warnings.catch_warnings():
         warnings.simplefilter("default")
@@ -145,10 +147,11 @@ def integers(context: click.Context, parameter: click.Parameter, texts: Sequence
 
 def printer(quiet: bool, err: bool = False) -> Callable[[str], None]:
     """What prints a line, or nothing."""
+    from ..base.terminal import emit
 
     def say(text: str) -> None:
         if not quiet:
-            click.echo(text, err=err)
+            emit(text, err)
 
     return say
 

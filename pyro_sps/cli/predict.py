@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .files import MODEL, claim_file, read_model, require_file
+from .files import claim_file, load_fit, require_file
 from .options import Command, force_option, printer, quiet_option, seed_option
 from .scores import scores_of, table_of
 
@@ -47,15 +47,12 @@ def predict(
     """
     claim_file("--out", out, force)
     say = printer(quiet, err=out is None)
-    model = read_model(directory / MODEL)
+    model, result = load_fit(directory)
 
     import numpy as np
 
-    import pyro_sps as sps
-
     from ..base.files import write_atomically
 
-    result = sps.load(directory, sps.mlp(model["widths"], model["activation"], device="meta"))
     dataset = prediction_data(data, model["features"], model["targets"], say)
     prediction = result.predict(dataset.x, num_samples=num_samples, seed=seed)
     interval = prediction.interval(level)

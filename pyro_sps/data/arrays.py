@@ -32,11 +32,11 @@ def make_generator(device: torch.device | str, *key: int) -> Generator:
 
 
 def as_tensor(name: str, value: Any, like: Tensor, integer: bool = False) -> Tensor:
-    """An array as a finite tensor on the device and of the dtype of `like`.
+    """An array as a finite tensor on the device and of the dtype of `like`, with memory of its own.
 
     Integers, Booleans (0 and 1) and floats of any size are taken, whatever their strides and flags, on any device.
     Text, dates, complex, missing and masked values are not: what they should count as is for the user to say.
-    Columns of a DataFrame count by their position; their names are not looked at.
+    Columns count by their position; `pyro_sps.data.names` looks at their names.
 
     Args:
         name: The argument's name, for errors.
@@ -71,13 +71,18 @@ def as_tensor(name: str, value: Any, like: Tensor, integer: bool = False) -> Ten
     if integer:
         if tensor.is_floating_point() and not (tensor == tensor.round()).all():
             raise ValueError(f"{name} must hold integer labels, got fractions")
-        return tensor.to(device=like.device, dtype=torch.int64)
-    converted = tensor.to(device=like.device, dtype=like.dtype)
+        return _own(tensor.to(device=like.device, dtype=torch.int64), value)
+    converted = _own(tensor.to(device=like.device, dtype=like.dtype), value)
     if not converted.isfinite().all():
         raise ValueError(
             f"{name} has values up to {tensor.abs().max():.3g}, out of the range of {like.dtype}; rescale it"
         )
     return converted
+
+
+def _own(tensor: Tensor, value: Any) -> Tensor:
+    """Memory that the caller does not change: predictions, for instance, are computed when they are asked for."""
+    return tensor.clone() if isinstance(value, Tensor) and tensor.data_ptr() == value.data_ptr() else tensor
 
 
 def _as_array(name: str, value: Any) -> np.ndarray:

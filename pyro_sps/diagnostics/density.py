@@ -13,6 +13,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from ..data.arrays import Standardizer, make_generator
+from ..data.names import in_order, require_same_rows, row_names
 from ..model.bnn import BNN
 from ..model.checks import check_inputs, check_targets
 from ..model.density import pyro_session
@@ -158,7 +159,7 @@ def chain_seed(seed: int, index: int) -> int:
     return make_generator("cpu", seed, 8, index).initial_seed()
 
 
-def check_data(bnn: BNN, x: Any, y: Any, prefix: str = "") -> tuple[Tensor, Tensor]:
+def check_data(bnn: BNN, x: Any, y: Any, prefix: str = "", fit: Fit | None = None) -> tuple[Tensor, Tensor]:
     """Inputs and targets as tensors that fit a network.
 
     Args:
@@ -166,10 +167,14 @@ def check_data(bnn: BNN, x: Any, y: Any, prefix: str = "") -> tuple[Tensor, Tens
         x: Inputs.
         y: Targets.
         prefix: What to call them in errors: `prefix` + x.
+        fit: A fit whose names of columns they must have, if it has some.
 
     Raises:
         ValueError: If they do not fit.
     """
+    require_same_rows(f"{prefix}x", row_names(x), f"{prefix}y", row_names(y))
+    if fit is not None:
+        x, y = in_order(f"{prefix}x", x, fit.features), in_order(f"{prefix}y", y, fit.targets)
     inputs = check_inputs(f"{prefix}x", x, bnn)
     return inputs, check_targets(f"{prefix}y", y, bnn, len(inputs))
 
@@ -190,7 +195,7 @@ def training_data(fits: Sequence[Fit], x: Any, y: Any) -> tuple[Tensor, Tensor]:
     if (x is None) != (y is None):
         raise ValueError(f"x and y must be given together, got {'y' if x is None else 'x'} alone")
     if x is not None:
-        return check_data(bnn, x, y)
+        return check_data(bnn, x, y, fit=fits[0])
     every = []
     for fit in fits:
         if fit.x is None or fit.y is None:

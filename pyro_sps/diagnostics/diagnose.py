@@ -120,7 +120,7 @@ def _training(fits: Sequence[Fit], x: Any, y: Any, required: bool) -> tuple[Tens
 def _held_out(fit: Fit, held_out: tuple[Any, Any]) -> tuple[Tensor, Tensor]:
     if not isinstance(held_out, tuple | list) or len(held_out) != 2:
         raise ValueError("held_out must be a pair (x, y)")
-    return check_data(fit.bnn, held_out[0], held_out[1], "held_out ")
+    return check_data(fit.bnn, held_out[0], held_out[1], "held_out ", fit)
 
 
 def _prediction(fits: Sequence[Fit], x: Tensor, draws: int, seed: int) -> Prediction:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..base.process import interrupts_deferred, warn_user
+from ..base.terminal import progress_bar
 from ..data.arrays import Standardizer, minibatches, noise_stream
 from ..masks.values import MAP
 from ..model.bnn import BNN
@@ -29,12 +30,14 @@ COMPILE_SECONDS, SAVED_A_STEP, SAVED_A_WEIGHT = 8.0, 0.9e-3, 5e-11
 
 @dataclass
 class Replica:
-    """One replica: its model and its data in the units of the network."""
+    """One replica: its model, its data in the units of the network, and the names of the columns, if they have some."""
 
     bnn: BNN
     x: Tensor
     y: Tensor
     standardizer: Standardizer
+    features: tuple[str, ...] | None = None
+    targets: tuple[str, ...] | None = None
 
 
 def with_params(bnn: BNN, params: Mapping[str, Tensor]) -> BNN:
@@ -168,15 +171,12 @@ class Run:
                 pause, if there is a reason.
             save_every: Steps between two calls of it.
         """
-        from tqdm import tqdm
-
         losses, rows, count = self.losses, len(self.members[0].x), self.num_steps
         # On an accelerator, looking at a loss waits for it; there failures are looked for now and then.
         interval = 1 if losses.device.type == "cpu" else 50
         scalars = adam_scalars([self.rates(step) for step in range(count)], self.state.params)
         arguments = self.arguments(self.done)
-        hidden = None if self.progress else True
-        bar = tqdm(total=count, initial=self.done, desc=self.label, disable=hidden, mininterval=0.5)
+        bar = progress_bar(count, self.label, self.progress, initial=self.done)
         saved = -1
         try:
             with bar, interrupts_deferred() as interrupted:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..data.arrays import Standardizer, check_resolution, is_stacked
+from ..data.names import column_names, in_order, require_same_rows, row_names
 from ..model.bnn import BNN
 from ..model.checks import check_inputs, check_targets
 from .checkpoint import Checkpoint
@@ -40,10 +41,16 @@ def members_of(bnn: BNN, x: Any, y: Any, asked: FitSettings, found: Checkpoint |
             copy.to(asked.device)
     like, features = copies[0].like, bnn.topology.groups[0].size
     stacked = asked.replicas is not None and is_stacked(x, len(copies), features)
-    members = []
+    members: list[Replica] = []
     for index, copy in enumerate(copies):
         own_x, own_y = (x[index], y[index]) if stacked else (x, y)
         if index == 0 or stacked:
+            names = column_names(own_x), column_names(own_y)
+            require_same_rows("x", row_names(own_x), "y", row_names(own_y))
+            if members:
+                own_x = in_order(f"x[{index}]", own_x, members[0].features)
+                own_y = in_order(f"y[{index}]", own_y, members[0].targets)
+                names = members[0].features, members[0].targets
             inputs = check_inputs("x", own_x, copy)
             targets = check_targets("y", own_y, copy, len(inputs))
             check_resolution("x", own_x, inputs)
@@ -58,7 +65,7 @@ def members_of(bnn: BNN, x: Any, y: Any, asked: FitSettings, found: Checkpoint |
                 scaling = scaling_of(found, scaling, index)
             inputs, targets = scaling.inputs(inputs), scaling.targets(targets)
         copy.likelihood.adapt(targets)
-        members.append(Replica(copy, inputs, targets, scaling))
+        members.append(Replica(copy, inputs, targets, scaling, *names))
     return members
 
 

@@ -7,7 +7,6 @@ recorded once as tensor operations.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,8 +17,8 @@ import torch
 from torch import Tensor
 
 from ..base.process import warn_user
+from ..base.terminal import progress_bar
 from ..data.arrays import Standardizer, make_generator
-from ..masks.values import MAP
 from ..model.bnn import BNN
 from ..model.checks import check_inputs, check_targets
 from ..model.density import Target, pyro_session, recorded
@@ -154,7 +153,7 @@ def _check_settings(bnn: Any, settings: Mapping[str, Any]) -> None:
     make_generator("cpu", settings["seed"])
     if bnn.num_stochastic == 0:
         raise ValueError("bnn has no stochastic weight: every weight is fixed, so that nothing is left to sample")
-    if isinstance(bnn.values, MAP) and bnn.num_fixed and not any(value.any() for value in bnn.fixed.values()):
+    if bnn.awaits_map:
         raise ValueError("the MAP values of bnn are not set yet: sps.fit sets them, so give it fit.bnn")
     if bnn.num_stochastic > MANY_WEIGHTS:
         warn_user(
@@ -185,6 +184,4 @@ def _starting_points(target: Target, starts: Any, num_chains: int, seed: int) ->
 
 
 def _progress_bar(total: int, progress: bool) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(total=total, desc="NUTS", disable=None if progress else True, mininterval=0.5, file=sys.stderr)
+    return progress_bar(total, "NUTS", progress)

@@ -23,7 +23,7 @@ def tensors_of(run: Run, watcher: Validation | None) -> dict[str, Tensor]:
     for index, member in enumerate(run.members):
         for name in SCALING if index == 0 or not run.shared else ():
             tensors[f"standardizer.{index}.{name}"] = getattr(member.standardizer, name)
-        if isinstance(member.bnn.values, MAP) and member.bnn.num_fixed:
+        if has_map_values(member):
             tensors |= {f"constant.{index}.{weight.name}": weight.fixed for weight in member.bnn.weights}
     if watcher is None:
         return tensors
@@ -35,6 +35,11 @@ def tensors_of(run: Run, watcher: Validation | None) -> dict[str, Tensor]:
         history = [[check[name] for check in own] for own in watcher.history]
         tensors[f"validation.{name}"] = torch.tensor(history, dtype=torch.float64)
     return tensors
+
+
+def has_map_values(member: Replica) -> bool:
+    """Whether the constants of a model are MAP values, each replica's own."""
+    return isinstance(member.bnn.values, MAP) and member.bnn.num_fixed > 0
 
 
 def scaling_of(found: Checkpoint, like: Standardizer, index: int) -> Standardizer:

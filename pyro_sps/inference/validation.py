@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..data.arrays import is_stacked
+from ..data.names import in_order, require_same_rows, row_names
 from ..model.checks import check_inputs, check_targets
 from ..model.guides import AutoSPSNormal
 from ..posterior.outputs import Member
@@ -82,8 +83,10 @@ def validation_data(
     stacked = may_stack and is_stacked(x, len(members), features)
     checks = []
     for index in range(len(members)):
-        inputs = check_inputs("validation x", x[index] if stacked else x, first)
-        own = y[index] if stacked else y
+        own_x, own = (x[index], y[index]) if stacked else (x, y)
+        require_same_rows("validation x", row_names(own_x), "validation y", row_names(own))
+        inputs = check_inputs("validation x", in_order("validation x", own_x, members[0].features), first)
+        own = in_order("validation y", own, members[0].targets)
         checks.append((inputs, check_targets("validation y", own, first, len(inputs))))
     return checks
 

@@ -24,7 +24,7 @@ from .loop import Callback, Replica, Run, decaying_rates, pays_to_compile, repli
 from .maximum import free_entries, initial_params, map_weights, maximise_posterior
 from .members import members_of, training_tensors
 from .settings import FitSettings
-from .snapshot import constants_of, restore, tensors_of
+from .snapshot import constants_of, has_map_values, restore, tensors_of
 from .validation import Validation, guide_with, validation_data
 
 
@@ -62,7 +62,8 @@ def fit(
     `num_particles` draws and the KL divergence in closed form (`pyro_sps.model.density`). `bnn` is not changed.
 
     Args:
-        bnn: The model.
+        bnn: The model. Constants of `values=MAP()` are looked for where they are not known; those of a fit's `bnn` or
+            of `set_fixed` stay (`bnn.set_fixed(sps.MAP())` asks for new ones).
         x: Inputs, shape (rows, features); with `replicas`, also (replicas, rows, features) for data of their own.
         y: Targets, shape (rows, targets) or (rows,); with `replicas`, likewise.
         num_steps: Number of Adam steps.
@@ -311,14 +312,15 @@ def _prepare(
     first, seconds, estimates = members[0], {}, []
     rows = len(first.x)
     batch = asked.rows(rows)
-    if isinstance(first.bnn.values, MAP) and first.bnn.num_fixed:
-        if found is None:
-            begun = time.perf_counter()
-            estimates = map_weights(members, first.bnn.values, batch, asked.seed, asked.progress)
-            seconds["map"] = time.perf_counter() - begun
-        for index, member in enumerate(members):
-            own = estimates[index] if found is None else constants_of(member, found, index)
-            member.bnn.set_fixed(Given({tensor.name: own[tensor.name] for tensor in first.bnn.topology.tensors}))
+    rule = first.bnn.values
+    if found is None and first.bnn.awaits_map and isinstance(rule, MAP):
+        begun = time.perf_counter()
+        estimates = map_weights(members, rule, batch, asked.seed, asked.progress)
+        seconds["map"] = time.perf_counter() - begun
+    for index, member in enumerate(members if estimates or (found is not None and has_map_values(first)) else ()):
+        own = estimates[index] if found is None else constants_of(member, found, index)
+        given = Given({tensor.name: own[tensor.name] for tensor in first.bnn.topology.tensors})
+        member.bnn.hold(given(member.bnn.topology, member.bnn.masks))
     guide = AutoSPSNormal(first.bnn)
     num_data = None if batch == rows else rows
     problem, own_params = prepare(first.bnn, guide, first.x[:batch], first.y[:batch], num_data=num_data)
@@ -338,7 +340,7 @@ def _starts(job: _Job, found: Checkpoint | None) -> tuple[list[Params], str]:
     begun, interrupted, asked = time.perf_counter(), "", job.asked
     init = asked.init if found is None else "random"  # which a checkpoint replaces
     if init is None:
-        init = "map" if job.estimates else "random"
+        init = "map" if has_map_values(job.members[0]) else "random"
     starts = [job.start(init, index) for index in range(len(job.members))]
     if init == "map":
         if job.estimates:  # whose fixed entries are the constants
@@ -413,6 +415,8 @@ def _results(job: _Job, run: Run, watcher: Validation | None, told: Mapping[str,
             mode=mode,
             x=member.x,
             y=member.y,
+            features=member.features,
+            targets=member.targets,
         )
         for index, member in enumerate(job.members)
     )

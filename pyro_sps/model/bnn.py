@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..base.checks import require_positive
 from ..base.process import silenced, warn_user
 from ..masks.schemes import Random, Scheme, SymmetryWarning, Unmasked, make_masks
-from ..masks.values import MAP, Point, RandomConstant, Values, Zero, make_values
+from ..masks.values import MAP, FixedValues, Point, RandomConstant, Values, Zero, make_values
 from ..network.select import parameters_of
 from ..network.topology import Topology, WeightTensor
 from ..network.trace import trace
@@ -208,6 +208,11 @@ class BNN(PyroModule):
         return list(self.__dict__["_modules"]["partial"])
 
     @property
+    def awaits_map(self) -> bool:
+        """Whether the constants are MAP values that are not known yet: the next fit looks for them."""
+        return self._awaits_map
+
+    @property
     def num_stochastic(self) -> int:
         """Number of stochastic weights."""
         return sum(weight.num_free for weight in self.weights)
@@ -281,8 +286,10 @@ class BNN(PyroModule):
     def set_fixed(self, values: Values) -> None:
         """Replace the constants of the fixed weights, for instance by MAP values.
 
+        They stay from then on, in fits too. `set_fixed(sps.MAP())` asks the next fit to look for new ones.
+
         Args:
-            values: New constants by tensor name, in full shapes.
+            values: New constants by tensor name, in full shapes, or a rule for them.
 
         Raises:
             ValueError: If they do not fit, or if the network learns its c.
@@ -292,7 +299,18 @@ class BNN(PyroModule):
         if isinstance(self.values, Point):
             raise ValueError("the fixed weights are parameters, sps.Point(); give sps.Given(values) to BNN instead")
         masks = {w.name: torch.ones_like(w.mask) if w.name in self.deterministic else w.mask for w in self.weights}
-        new = make_values(values, self.topology, masks).tensors(self.like.dtype)
+        new = make_values(values, self.topology, masks)
+        if new.learn:
+            raise ValueError(
+                "set_fixed cannot make the scale of the fixed values a parameter; give values to BNN instead"
+            )
+        self.hold(new)
+        self.values = values
+        self._awaits_map = isinstance(values, MAP) and bool(self.scaled)
+
+    def hold(self, values: FixedValues) -> None:
+        """Set the fixed weights to the constants that the rule of the network led to."""
+        new = values.tensors(self.like.dtype)
         self._awaits_map = False
         for weight in self.weights:
             if weight.name not in self.deterministic:

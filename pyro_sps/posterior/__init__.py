@@ -3,7 +3,7 @@
 - `fit`: a fitted mean-field posterior, and several of them
 - `samples`: draws of a sampler
 - `predict`: predictions of both; `outputs` runs the networks
-- `save`: on disk
+- `save`, `load`: on disk
 """
 
 from ..base.lazy import exports
@@ -15,6 +15,7 @@ __getattr__, __all__ = exports(
         "samples": ["NutsSamples"],
         "outputs": ["Member"],
         "predict": ["Prediction"],
-        "save": ["load", "save"],
+        "save": ["save"],
+        "load": ["load"],
     },
 )

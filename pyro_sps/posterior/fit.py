@@ -63,6 +63,9 @@ class Fit:
         mode: How steps were run: `compiled`, `recorded` or `traced`.
         x: Training inputs, standardised if that was asked for.
         y: Training targets, likewise.
+        input_shape: Shape of a row of inputs.
+        features: Names of the input columns, if the inputs had names.
+        targets: Names of the target columns, likewise.
 
     Example:
         >>> import torch, pyro_sps as sps
@@ -84,6 +87,13 @@ class Fit:
     mode: str = ""
     x: Tensor | None = field(default=None, repr=False)
     y: Tensor | None = field(default=None, repr=False)
+    input_shape: tuple[int, ...] | None = field(default=None, repr=False)
+    features: tuple[str, ...] | None = field(default=None, repr=False)
+    targets: tuple[str, ...] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.x is not None and self.input_shape is None:
+            object.__setattr__(self, "input_shape", tuple(self.x.shape[1:]))
 
     def predict(self, x: Any, num_samples: int = 1000, seed: int = 0) -> Prediction:
         """The posterior predictive distribution at new inputs.
@@ -104,7 +114,7 @@ class Fit:
     @property
     def member(self) -> Member:
         """What predictions need."""
-        return Member(self.bnn, self.guide, self.standardizer)
+        return Member(self.bnn, self.guide, self.standardizer, None, self.features, self.targets)
 
     @cached_property
     def elbo(self) -> float:
@@ -181,6 +191,12 @@ class Fits(tuple[Fit, ...]):
         from ..diagnostics.convert import to_arviz
 
         return to_arviz(self, draws, **options)
+
+    def save(self, directory: str | Path) -> None:
+        """Write all of them to a directory; `pyro_sps.load` reads them again. See `pyro_sps.posterior.save.save`."""
+        from .save import save
+
+        save(self, directory)
 
     @property
     def losses(self) -> np.ndarray:

@@ -32,6 +32,8 @@ class Member:
         guide: What draws are taken from; None if they are given.
         standardizer: Shift and scale between the user's units and the network's.
         sites: Given draws by site name, shape (S,) + the site's; they are used in place of the guide's.
+        features: Names of the input columns, if there are some: columns of a DataFrame are put in this order.
+        targets: Names of the target columns, likewise.
 
     Example:
         >>> import torch, pyro_sps as sps
@@ -46,6 +48,8 @@ class Member:
     guide: AutoSPSNormal | None
     standardizer: Standardizer
     sites: Mapping[str, Tensor] | None = None
+    features: tuple[str, ...] | None = None
+    targets: tuple[str, ...] | None = None
 
 
 class Part(NamedTuple):

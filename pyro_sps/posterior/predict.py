@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..data.arrays import make_generator
+from ..data.names import in_order, require_same_rows, row_names
 from ..model.bnn import BNN
 from ..model.checks import check_inputs, check_targets
 from ..model.likelihoods import Bernoulli, Ordinal
@@ -31,6 +32,7 @@ class Prediction:
         x: Inputs, shape (rows, ...), in original units.
         num_samples: Number of posterior draws S.
         seed: Seeds the draws.
+        rows: Index of the inputs, if they came as a DataFrame; that of targets must be equal.
 
     Example:
         >>> import torch, pyro_sps as sps
@@ -50,6 +52,7 @@ class Prediction:
     x: Tensor = field(repr=False)
     num_samples: int
     seed: int
+    rows: Any = field(default=None, repr=False)
 
     @staticmethod
     def of(members: Sequence[Member], x: Any, num_samples: int, seed: int) -> Prediction:
@@ -62,7 +65,8 @@ class Prediction:
         if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < len(members):
             raise ValueError(f"num_samples must be an integer of at least {len(members)}, got {num_samples!r}")
         make_generator("cpu", seed)
-        return Prediction(tuple(members), check_inputs("x", x, bnn), num_samples, seed)
+        inputs = check_inputs("x", in_order("x", x, members[0].features), bnn)
+        return Prediction(tuple(members), inputs, num_samples, seed, row_names(x))
 
     @property
     def _bnn(self) -> BNN:
@@ -260,7 +264,8 @@ class Prediction:
         Raises:
             ValueError: If they do not fit the network or the rows.
         """
-        return check_targets("y", y, self._bnn, len(self.x))
+        require_same_rows("x", self.rows, "y", row_names(y))
+        return check_targets("y", in_order("y", y, self.members[0].targets), self._bnn, len(self.x))
 
     def _require_vectors(self, what: str) -> None:
         if self._bnn.likelihood.event_dim == 0:

@@ -12,7 +12,6 @@ the networks of all splits and members side by side in one batch. None depends o
 from __future__ import annotations
 
 import math
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..base.checks import require_positive
+from ..base.terminal import progress_bar
 from ..data.arrays import make_generator, minibatches
 from ..inference.loop import decaying_rates
 from ..inference.nuts import sample_nuts
@@ -396,8 +396,6 @@ def train_networks(
         ValueError: If a batch is larger than the data.
         FloatingPointError: If training diverged.
     """
-    from tqdm import tqdm
-
     rows, targets = problem.y.shape[1:]
     if training.batch_size is not None and training.batch_size > rows:
         raise ValueError(f"batch_size must be at most the number of training rows, {rows}, got {training.batch_size}")
@@ -426,10 +424,7 @@ def train_networks(
     rates = decaying_rates(training.learning_rate, last, training.num_steps)
     batches = _batches(problem, seeds, training.batch_size)
     masks = _dropout_masks(problem, seeds, training)
-    bar = tqdm(
-        total=training.num_steps, desc="training", disable=None if progress else True, mininterval=0.5, file=sys.stderr
-    )
-    with bar:
+    with progress_bar(training.num_steps, "training", progress) as bar:
         for step, (x, y), mask in zip(range(training.num_steps), batches, masks, strict=False):
             for group in adam.param_groups:
                 group["lr"] = rates(step)

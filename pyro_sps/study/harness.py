@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ..base.terminal import progress_bar
 from . import records
 from .methods import METHODS
 from .problems import load
@@ -211,15 +212,15 @@ def _do(
     label: str,
 ) -> None:
     """Do the jobs that have no result yet."""
-    from tqdm import tqdm
-
     done = {row["key"] for row in records.read(path) if "error" not in row}
     left = list({job.key: job for job in jobs if job.key not in done}.values())
     about = environment()
-    for row in tqdm(work(left), total=len(left), desc=label, disable=None if progress else True, unit="run"):
-        records.append(path, row | {"environment": about})
-        if "error" in row:
-            say(f"failed: {row['run']} on {row['data']}: {row['error']}")
+    with progress_bar(len(left), label, progress, unit="run") as bar:
+        for row in work(left):
+            records.append(path, row | {"environment": about})
+            if "error" in row:
+                say(f"failed: {row['run']} on {row['data']}: {row['error']}")
+            bar.update()
 
 
 @contextmanager

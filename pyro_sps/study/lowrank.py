@@ -11,8 +11,8 @@ from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoLowRankMultivariateNormal
 from pyro.infer.autoguide.initialization import init_to_value
 from torch import Tensor
-from tqdm import tqdm
 
+from ..base.terminal import progress_bar
 from ..data.arrays import make_generator, minibatches
 from ..inference.loop import decaying_rates
 from ..inference.variational import fit
@@ -95,11 +95,13 @@ def low_rank(
     # One step that does not move: what is wanted is the start, with its MAP values.
     starts = fit(bnn, x, y, replicas=len(x), num_steps=1, learning_rate=1e-12, seed=seed, progress=progress, **settings)
     found = []
-    for index, start in enumerate(tqdm(starts, desc="low rank", disable=None if progress else True)):
-        devices = [x.device] if x.is_cuda else []
-        with pyro_session(), torch.random.fork_rng(devices):
-            torch.manual_seed(seed + index)
-            found.append(_one(start, rank, seed + index, num_steps, num_particles, batch_size, learning_rate))
+    with progress_bar(len(starts), "low rank", progress) as bar:
+        for index, start in enumerate(starts):
+            devices = [x.device] if x.is_cuda else []
+            with pyro_session(), torch.random.fork_rng(devices):
+                torch.manual_seed(seed + index)
+                found.append(_one(start, rank, seed + index, num_steps, num_particles, batch_size, learning_rate))
+            bar.update()
     return found
 
 

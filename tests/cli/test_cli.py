@@ -1,6 +1,7 @@
 """The command line as a user meets it: what it prints, writes and refuses."""
 
 import csv
+import io
 import json
 import math
 import os
@@ -17,10 +18,10 @@ import torch
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from saved_files import FILE, make_up, take_apart
 
 import pyro_sps as sps
 from pyro_sps.cli import main, toy
-from pyro_sps.cli.files import MODEL, write_json
 from pyro_sps.cli.options import Command
 from pyro_sps.data.tables import read_table
 
@@ -113,12 +114,7 @@ def test_what_fit_prints_and_writes(fitted):
     folder, _, output = fitted
     for words in ("40 rows", "targets y, z", "32 rows to train on, 8 held out", "2-4-4-2 network", "RMSE", "average"):
         assert words in output
-    assert {path.name for path in (folder / "fit").iterdir()} == {
-        "fit.safetensors",
-        "fit.json",
-        "model.json",
-        "metrics.json",
-    }
+    assert {path.name for path in (folder / "fit").iterdir()} == {"fit.safetensors", "metrics.json"}
     metrics = json.loads((folder / "fit" / "metrics.json").read_text())
     assert metrics["train_rows"] == 32
     assert metrics["fixed_weights"] == sps.fixed_count(sps.Heavy()(sps.Topology.of(sps.mlp([2, 4, 4, 2]))))
@@ -193,7 +189,7 @@ def test_options_reach_the_model(tmp_path, options):
     data = table(tmp_path / "data.csv")
     run("fit", data, "--target", "y", *TINY, *options, "--out", tmp_path / "fit")
     run("predict", tmp_path / "fit", data, "--out", tmp_path / "p.csv", "--num-samples", "5")
-    model = json.loads((tmp_path / "fit" / "model.json").read_text())["model"]
+    model = take_apart(tmp_path / "fit" / FILE)[0]["extra"]
     asked = dict(zip(options[::2], options[1::2], strict=False))
     net = sps.mlp(model["widths"], asked.get("--activation", "tanh"))
     bnn = sps.load(tmp_path / "fit", net).bnn
@@ -278,7 +274,7 @@ def test_wrong_options_are_named(tmp_path, options, words):
     output = run("fit", data, *options, "--out", tmp_path / "fit", "--quiet", code=2).output
     for word in words:
         assert word in output.replace("\n", " ")
-    assert not (tmp_path / "fit" / "model.json").exists()
+    assert not (tmp_path / "fit" / FILE).exists()
 
 
 @pytest.mark.parametrize(
@@ -324,6 +320,25 @@ def test_named_data_sets(tmp_path):
     output = run("fit", "energy", "--target", "Y1", *TINY, "--out", tmp_path / "other", code=2).output
     assert "energy" in output
     assert "features" in run("predict", tmp_path / "fit", "concrete", code=2).output
+
+
+def test_replicas_are_fitted_saved_and_predicted_as_one(fitted, tmp_path):
+    _, data, _ = fitted
+    options = ["--target", "y", "z", *TINY, "--noise", "0.1", "--replicas", "2", "--checkpoint-every", "2"]
+    run("fit", data, *options, "--out", tmp_path / "fits")
+    fits = sps.load(tmp_path / "fits", sps.mlp([2, 4, 4, 2]))
+    assert isinstance(fits, sps.Fits)
+    metrics = json.loads((tmp_path / "fits" / "metrics.json").read_text())
+    assert metrics["replicas"] == len(metrics["elbo"]) == len(fits) == 2
+    written = pd.read_csv(io.StringIO(run("predict", tmp_path / "fits", data, "--quiet", "--num-samples", "6").stdout))
+    mean = fits.predict(read_table(data, features=["a", "b"]).x, 6).mean
+    np.testing.assert_allclose(written[["y_mean", "z_mean"]], mean, rtol=1e-5)
+    run("fit", data, *options, "--resume", "--out", tmp_path / "fits")
+    again = sps.load(tmp_path / "fits", sps.mlp([2, 4, 4, 2]))
+    assert all(torch.equal(one.guide.loc, two.guide.loc) for one, two in zip(fits, again, strict=True))
+    assert (
+        "replicas 2, not None" in run("fit", data, *options[:-4], "--resume", "--out", tmp_path / "fits", code=2).output
+    )
 
 
 # --- predict ---------------------------------------------------------------------------------------
@@ -380,7 +395,7 @@ def test_predict_refuses_what_does_not_fit(fitted, tmp_path):
     pd.read_csv(data)[["a", "y"]].to_csv(tmp_path / "lacks.csv", index=False)
     assert "'b'" in run("predict", folder / "fit", tmp_path / "lacks.csv", code=2).output
     assert "absent.csv" in run("predict", folder / "fit", tmp_path / "absent.csv", code=2).output
-    assert "holds no fit" in run("predict", tmp_path, data, code=2).output
+    assert "there is no saved fit" in run("predict", tmp_path, data, code=2).output
     (tmp_path / "p.csv").write_text("mine")
     assert "--force" in run("predict", folder / "fit", data, "--out", tmp_path / "p.csv", code=2).output
     assert (tmp_path / "p.csv").read_text() == "mine"
@@ -396,39 +411,12 @@ def test_one_row_is_enough_to_predict_and_constant_columns_are_fine(fitted, tmp_
     assert "0 rows" in run("predict", folder / "fit", tmp_path / "none.csv", "--quiet", code=2).output
 
 
-def damage(text, kind):
-    document = json.loads(text)
-    if kind == "cut":
-        return text[: len(text) // 2]
-    if kind == "deep":
-        return "[" * 100_000
-    if kind == "features":
-        document["model"]["features"] = ["b", "a"]
-    elif kind == "list":
-        document = []
-    elif kind == "none":
-        document["model"] = None
-    return json.dumps(document)
-
-
-@pytest.mark.parametrize("kind", ["cut", "deep", "features", "list", "none"])
-def test_a_damaged_model_file_is_noticed(fitted, tmp_path, kind):
-    folder, data, _ = fitted
-    for path in (folder / "fit").iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    path = tmp_path / "model.json"
-    path.write_text(damage(path.read_text(), kind))
-    assert "model.json is damaged" in run("predict", tmp_path, data, code=2).output
-
-
 @pytest.mark.parametrize("change", [{"widths": [2, 10**12, 2]}, {"widths": "2"}, {"targets": [1]}, {"format": 99}])
-def test_a_hostile_model_file_is_refused(fitted, tmp_path, change):
+def test_a_hostile_file_is_refused(fitted, tmp_path, change):
     folder, data, _ = fitted
-    for path in (folder / "fit").iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    model = json.loads((folder / "fit" / "model.json").read_text())["model"]
-    write_json(tmp_path / MODEL, {**model, **change})
-    assert "model.json is" in run("predict", tmp_path, data, code=2).output
+    header, tensors = take_apart(folder / "fit" / FILE)
+    make_up(tmp_path / FILE, header | {"extra": {**header["extra"], **change}}, tensors)
+    assert "fit.safetensors is" in run("predict", tmp_path, data, code=2).output
 
 
 # --- masks and symmetry ----------------------------------------------------------------------------

@@ -56,13 +56,13 @@ def test_same_seed_same_report(folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nothing", "data.csv"], "holds no fit of pyro-sps"),
+        (["nothing", "data.csv"], "there is no saved fit in"),
         (["run", "missing.csv"], "DATA is neither a file nor one of the data sets"),
         (["run", "inputs.csv"], "has no usable target columns target"),
         (["run", "data.csv", "--html", "no/page.html"], "there is no folder"),
         (["run", "data.csv", "--html", "data.csv"], "exists; --force overwrites it"),
         (["run", "data.csv", "--num-samples", "5"], "5 is not in the range x>=10"),
-        (["run", "data.csv", "--baseline", "none"], "holds no fit of pyro-sps"),
+        (["run", "data.csv", "--baseline", "none"], "there is no saved fit in"),
     ],
 )
 def test_mistakes_are_one_line(folder, monkeypatch, arguments, message):

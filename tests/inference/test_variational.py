@@ -170,6 +170,46 @@ def test_map_values_are_set_and_shared():
         assert log_joint(moved) < best
 
 
+def test_constants_that_are_known_stay(tmp_path):
+    """Wherever they come from: `set_fixed`, an earlier fit, a file; who wants others says so."""
+    x, y = regression()
+    scheme, values = sps.Random(like=0.5), sps.MAP(num_steps=30)
+    trained = {name: torch.randn(t.shape) for name, t in sps.mlp([3, 4, 4, 2]).named_parameters()}
+    bnn = small(scheme=scheme, values=values)
+    assert bnn.awaits_map
+    bnn.set_fixed(sps.Given(trained))
+    assert not bnn.awaits_map
+    fit = sps.fit(bnn, x, y, num_steps=2, **QUICK)
+    for name, mask in bnn.masks.items():
+        assert torch.equal(fit.bnn.fixed[name], torch.where(mask, 0.0, trained[name]))
+
+    first = sps.fit(small(scheme=scheme, values=values), x, y, num_steps=2, **QUICK)
+    first.save(tmp_path)
+    loaded = sps.load(tmp_path, sps.mlp([3, 4, 4, 2]))
+    again = [sps.fit(one.bnn, x, y + 1, num_steps=2, map_steps=5, seed=7, **QUICK) for one in (first, loaded)]
+    for name, value in first.bnn.fixed.items():
+        assert all(torch.equal(one.bnn.fixed[name], value) for one in again)
+    assert torch.equal(again[0].guide.loc, again[1].guide.loc)  # a file changes nothing
+    many = sps.fit(first.bnn, x, y, num_steps=2, map_steps=5, replicas=2, **QUICK)
+    assert all(torch.equal(one.bnn.fixed["2.weight"], first.bnn.fixed["2.weight"]) for one in many)
+
+    renewed = first.bnn.copy()
+    renewed.set_fixed(values)
+    assert renewed.awaits_map
+    assert not first.bnn.awaits_map
+    other = sps.fit(renewed, x, y + 1, num_steps=2, **QUICK)
+    assert not torch.equal(other.bnn.fixed["2.weight"], first.bnn.fixed["2.weight"])
+
+
+def test_constants_that_are_known_stay_when_a_fit_is_resumed(tmp_path):
+    x, y = regression()
+    first = sps.fit(small(values=sps.MAP(num_steps=10)), x, y, num_steps=2, **QUICK)
+    options = {"num_steps": 6, "map_steps": 5, "checkpoint": tmp_path, **QUICK}
+    whole = sps.fit(first.bnn, x, y, **options, callbacks=[lambda step, _: step == 2])
+    assert torch.equal(sps.resume(tmp_path, first.bnn, x, y).bnn.fixed["0.weight"], first.bnn.fixed["0.weight"])
+    assert torch.equal(whole.bnn.fixed["0.weight"], first.bnn.fixed["0.weight"])
+
+
 def _log_joint(net, x, y):
     def value(weights):
         out = torch.func.functional_call(net, weights, (x,))

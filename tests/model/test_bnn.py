@@ -636,6 +636,8 @@ def test_set_fixed(values):
 
 
 def test_set_fixed_with_a_learned_scale_is_an_error():
+    with pytest.raises(ValueError, match="cannot make the scale of the fixed values a parameter"):
+        small_bnn(values=sps.Zero()).set_fixed(sps.Constant(learn=True))
     with pytest.raises(ValueError, match=r"the fixed values have a learned scale; give sps.Given\(values\)"):
         small_bnn(values=sps.Constant(learn=True)).set_fixed({})
 

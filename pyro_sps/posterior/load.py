@@ -1,0 +1,423 @@
+"""Loading saved fits. Files are not trusted: nothing in them is executed, and all that they say is checked."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..base.checks import is_number
+from ..base.files import (
+    MAX_HEADER,
+    LoadError,
+    Numbers,
+    canonical,
+    parse_tensors,
+    peek,
+    read_bytes,
+    read_checked,
+    unseal,
+)
+from ..base.process import warn_user
+from ..data.arrays import Standardizer
+from ..masks.values import MAP, FixedValues, Point
+from ..model.bnn import BNN
+from ..model.density import prepare
+from ..model.guides import AutoSPSNormal
+from ..model.hierarchy import Hierarchical
+from ..model.likelihoods import LIKELIHOODS, Likelihood
+from ..model.priors import Prior
+from ..network.probe import described, probe, same
+from ..network.select import replace_parameter
+from ..network.topology import Topology
+from .fit import Fit, Fits
+from .save import FILE, FORMAT, MAX_FITS, OLD_HEADER, max_bytes
+
+_DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
+
+# What the entries of a header are. Everything in it is checked, since whoever can write a file can write its checksum.
+_Kinds = Mapping[str, type | tuple[type, ...]]
+
+_KINDS: _Kinds = {
+    "tensors": list,
+    "dtype": str,
+    "network": str,
+    "likelihood": dict,
+    "likelihood.name": (str, type(None)),
+    "likelihood.arguments": dict,
+    "prior": dict,
+    "prior.own": bool,
+    "prior.scale": (int, float),
+    "prior.scale_by_fan_in": bool,
+    "ordered_biases": bool,
+    "values": str,
+    "input_shape": (list, type(None)),
+    "features": (list, type(None)),
+    "targets": (list, type(None)),
+    "replicas": (int, type(None)),
+    "fits": list,
+    "extra": dict,
+}
+_OWN_KINDS: _Kinds = {
+    "learned_scale": (float, list, type(None)),
+    "seconds": dict,
+    "settings": dict,
+    "stopped": str,
+    "mode": str,
+    "elbo": (float, type(None)),
+}
+
+
+def load(
+    directory: str | Path,
+    net: nn.Module,
+    *,
+    prior: Prior | Hierarchical | Mapping[str, Prior] | None = None,
+    likelihood: Likelihood | None = None,
+    device: torch.device | str | None = None,
+) -> Any:
+    """Read what `save` wrote: a fit, or several fits of one model.
+
+    The files are not trusted: nothing in them is executed, and what they hold is checked against `net` and against
+    itself, even where the checksums are right. Memory is bounded by a few times what a fit of `net` needs.
+
+    Args:
+        directory: Where `Fit.save` or `Fits.save` wrote it.
+        net: The same network; its weights are not used. What it computes is compared with what the saved one did.
+        prior: The prior given to `BNN`, if there was one: functions cannot be saved.
+        likelihood: The likelihood, if it was one of your own.
+        device: Where to put it; default: where `net` is.
+
+    Returns:
+        The `Fit` or `Fits`, without training data.
+
+    Raises:
+        LoadError: If the file is missing, damaged or of another version, or the network is another one: in names or
+            shapes of its weights, or in its outputs at the same weights.
+
+    Warns:
+        UserWarning: If the file is of version 0.1, which does not say what its network computed.
+
+    Example:
+        >>> import tempfile, torch, pyro_sps as sps
+        >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
+        >>> net = sps.mlp([1, 5, 5, 1])
+        >>> fit = sps.fit(sps.BNN(net, sps.Heavy(), sps.Zero()), x, x**2, num_steps=5, progress=False)
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     fit.save(directory)
+        ...     again = sps.load(directory, net)
+        >>> bool((fit.predict(x).mean == again.predict(x).mean).all())
+        True
+    """
+    return read(directory, lambda _: net, prior=prior, likelihood=likelihood, device=device)[0]
+
+
+def read(
+    directory: str | Path,
+    network: Callable[[Mapping[str, Any]], nn.Module],
+    *,
+    prior: Prior | Hierarchical | Mapping[str, Prior] | None = None,
+    likelihood: Likelihood | None = None,
+    device: torch.device | str | None = None,
+) -> tuple[Any, dict[str, Any]]:
+    """What `load` returns, for a network that the file describes; and what else `save` was given to keep.
+
+    Args:
+        directory: As in `load`.
+        network: What makes the network of the `extra` that is in the file. It is asked before the checksum is verified,
+            and must refuse, by a `LoadError`, what would take much memory.
+        prior: As in `load`.
+        likelihood: As in `load`.
+        device: As in `load`.
+
+    Raises:
+        LoadError: As in `load`.
+    """
+    directory = Path(directory)
+    path = directory / FILE
+    header = peek(path, f"there is no saved fit in {directory}: {FILE} is missing")
+    tensors: dict[str, Tensor] = {}
+    if header is None:
+        try:
+            if not (directory / OLD_HEADER).exists():
+                raise LoadError(f"{path} is damaged: it has no readable header")
+            old, tensors = _read_old(directory, network)
+        except LoadError:
+            header = peek(path, "")
+            if header is None:
+                raise  # else a new fit has just taken its place
+    if header is None:
+        header = old
+    else:
+        _check_header(path, header, FORMAT)
+        net = network(header["extra"])
+        _check_network(directory, header, Topology.of(net))
+        header, tensors = unseal(path, max_bytes(Topology.of(net), len(header["fits"])), f"{path} is missing")
+        _check_header(path, header, FORMAT)
+    net = network(header["extra"])
+    _check_network(directory, header, Topology.of(net))
+    try:
+        return _rebuild(directory, header, tensors, net, prior, likelihood, device), header["extra"]
+    except (LoadError, MemoryError):
+        raise
+    except Exception as error:  # there is no end of what can be wrong with a file that somebody made up
+        what = f"{type(error).__name__}: {str(error)[:200]}"
+        raise LoadError(f"{directory} is damaged, or no fit of this version: {what}") from error
+
+
+def _read_old(
+    directory: Path, network: Callable[[Mapping[str, Any]], nn.Module]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and tensors of what version 0.1 wrote, as this version has them."""
+    path = directory / OLD_HEADER
+    header = read_checked(path, "header", "checksum", canonical, f"{path} is missing")
+    if not isinstance(header, dict) or header.get("format") != 2:
+        found = header.get("format") if isinstance(header, dict) else None
+        raise LoadError(f"{path} has format {found!r}; this version of pyro_sps reads formats 2 and {FORMAT}")
+    own = {name: header.get(name) for name in _OWN_KINDS}
+    new: dict[str, Any] = {
+        "network": "",
+        "features": None,
+        "targets": None,
+        "replicas": None,
+        "fits": [own],
+        "extra": {},
+    }
+    header |= new
+    _check_header(path, header, 2)
+    topology = Topology.of(network({}))
+    _check_network(directory, header, topology)
+    content = read_bytes(directory / FILE, max_bytes(topology, 1), f"{directory / FILE} is missing")
+    if hashlib.sha256(content).hexdigest() != header.get("sha256"):
+        raise LoadError(f"{directory / FILE} is damaged or of another fit: its checksum does not match {OLD_HEADER}")
+    tensors = parse_tensors(directory / FILE, content)
+    return header, {name if name.startswith("mask.") else f"0.{name}": value for name, value in tensors.items()}
+
+
+def old_checksum(directory: Path) -> str:
+    """SHA-256 of the header of a fit that version 0.1 saved, which holds that of its numbers.
+
+    Args:
+        directory: Where the fit was saved.
+
+    Raises:
+        LoadError: If there is none.
+    """
+    missing = f"there is no saved fit of version 0.1 in {directory}: {OLD_HEADER} is missing"
+    return hashlib.sha256(read_bytes(directory / OLD_HEADER, MAX_HEADER, missing)).hexdigest()
+
+
+def _check_header(path: Path, header: Mapping[str, Any], number: int) -> None:
+    """Refuse a header that is none of a fit's, of the format of this number."""
+    if type(header.get("format")) is not int or header["format"] != number:
+        found = str(header.get("format"))[:80]
+        raise LoadError(f"{path} has format {found}; this version of pyro_sps reads formats 2 and {FORMAT}")
+    _require_kinds(path, header, _KINDS)
+    count = header["replicas"]
+    if len(header["fits"]) != (1 if count is None else count) or not 1 <= len(header["fits"]) <= MAX_FITS:
+        raise LoadError(f"{path} is damaged: it has {len(header['fits'])} fits, not {count}")
+    for own in header["fits"]:
+        if not isinstance(own, dict):
+            raise LoadError(f"{path} is damaged: one of its fits is {str(own)[:80]!r}")
+        _require_kinds(path, own, _OWN_KINDS)
+        if any(isinstance(value, list | dict) for value in (*own["settings"].values(), *own["seconds"].values())):
+            raise LoadError(f"{path} is damaged: settings and seconds must be plain values")
+        if not all(is_number(value) and math.isfinite(value) for value in own["seconds"].values()):
+            raise LoadError(f"{path} is damaged: its seconds are no numbers")
+    for names in ("features", "targets"):
+        if header[names] is not None and not all(isinstance(name, str) for name in header[names]):
+            raise LoadError(f"{path} is damaged: its {names} are no names")
+    if header["dtype"] not in _DTYPES:
+        raise LoadError(f"{path} is damaged: dtype must be one of {', '.join(_DTYPES)}, not {header['dtype'][:80]!r}")
+
+
+def _require_kinds(path: Path, header: Mapping[str, Any], kinds: _Kinds) -> None:
+    for name, kind in kinds.items():
+        value: Any = header
+        for part in name.split("."):
+            value = value.get(part, ...)  # which is of no kind
+        # A Boolean is an integer to Python, but not here.
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise LoadError(f"{path} is damaged: {name} is {str(value)[:80]!r}")
+
+
+def _check_network(directory: Path, header: Mapping[str, Any], topology: Topology) -> None:
+    """Refuse another network, before anything of the size of one is read."""
+    expected = [[tensor.name, list(tensor.shape)] for tensor in topology.tensors]
+    if expected != header["tensors"]:
+        found = str(header["tensors"])[:1000]
+        raise LoadError(f"net is not the network of {directory}: it has {expected}, the saved fit {found}")
+    shape, features = header["input_shape"], topology.groups[0].size
+    if shape is not None and (any(type(size) is not int for size in shape) or math.prod(shape) != features):
+        raise LoadError(f"{directory} is damaged: inputs of shape {str(shape)[:80]} do not have {features} features")
+    outputs = topology.groups[topology.matrices[-1].groups[0]].size
+    if header["likelihood"]["arguments"].get("per_output") not in (None, outputs):
+        raise LoadError(f"{directory} is damaged: per_output of its likelihood is not {outputs}")
+
+
+def _check_function(directory: Path, header: Mapping[str, Any], numbers: Numbers, bnn: BNN) -> None:
+    """Refuse a network that has the same weights and computes something else."""
+    if header["format"] == 2:
+        warn_user(
+            f"the fit in {directory} is of version 0.1 and does not say what its network computed: make sure that net "
+            "has the same activations and connections, and save it again"
+        )
+        return
+    outputs = probe(bnn.function, bnn.topology, bnn.like, header["input_shape"])
+    found = numbers.take("network.outputs", torch.float64, outputs.shape, finite=False)
+    if not same(outputs, found, bnn.like.dtype):
+        raise LoadError(
+            f"net is not the network of {directory}: with the same weights it has other outputs. It computes "
+            f"{described(bnn.function)}; the saved network {header['network'][:4000]}"
+        )
+
+
+def _rebuild(
+    directory: Path,
+    header: Mapping[str, Any],
+    tensors: dict[str, Tensor],
+    net: nn.Module,
+    prior: Prior | Hierarchical | Mapping[str, Prior] | None,
+    likelihood: Likelihood | None,
+    device: torch.device | str | None,
+) -> Any:
+    if header["prior"]["own"] and prior is None:
+        raise LoadError(f"the fit in {directory} has a prior of your own, which cannot be saved; give it as prior=")
+    if prior is not None and not header["prior"]["own"]:
+        raise LoadError(f"the fit in {directory} has the default prior; leave prior= out")
+    numbers = Numbers(tensors, f"the saved fit in {directory}")
+    net = copy.deepcopy(net).to(dtype=_DTYPES[header["dtype"]])
+    if device is not None:
+        net = net.to(device)
+    masks = {t.name: numbers.take(f"mask.{t.name}", torch.bool, t.shape) for t in Topology.of(net).tensors}
+    fits = []
+    for index, own in enumerate(header["fits"]):
+        likelihood_of_fit = _likelihood_of(directory, header, likelihood)
+        bnn = _model_of(directory, {**header, **own}, numbers, f"{index}.", masks, net, prior, likelihood_of_fit)
+        if index == 0:
+            _check_function(directory, header, numbers, bnn)
+        fits.append(_fit_of(directory, {**header, **own}, numbers, f"{index}.", bnn))
+    if numbers.left:
+        raise LoadError(f"{directory} is damaged: it has the unknown tensors {str(sorted(numbers.left))[:200]}")
+    return fits[0] if header["replicas"] is None else Fits(fits)
+
+
+def _fit_of(directory: Path, header: Mapping[str, Any], numbers: Numbers, prefix: str, bnn: BNN) -> Fit:
+    like = bnn.like
+    shape = header["input_shape"] or [bnn.topology.groups[0].size]
+    x = like.new_zeros((1, *shape))
+    targets = bnn.likelihood.num_targets(bnn.num_outputs)
+    labels = bnn.likelihood.event_dim == 0
+    y = torch.zeros(1, dtype=torch.int64, device=like.device) if labels else like.new_zeros((1, targets))
+    prototype = AutoSPSNormal(bnn)
+    problem, _ = prepare(bnn, prototype, x, y)
+    guide = AutoSPSNormal(bnn)
+    parameters = (numbers.take(f"{prefix}guide.{name}", like.dtype, (problem.size,)) for name in ("loc", "scale"))
+    guide.adopt(prototype, *(value.to(like) for value in parameters))
+    shapes = {"x": ((), shape), "y": ((), (targets,))}
+    scaling = {
+        f"{what}_{name}": numbers.take(f"{prefix}standardizer.{what}_{name}", like.dtype, *shapes[what])
+        for what in shapes
+        for name in ("mean", "scale")
+    }
+    if not all((scaling[f"{what}_scale"] > 0).all() for what in shapes):
+        raise LoadError(f"{directory} is damaged: a scale of its standardizer is not positive")
+    losses = numbers.take(f"{prefix}losses", torch.float64).numpy()
+    checks = {
+        name: numbers.take(f"{prefix}validation.{name}", torch.float64).tolist()
+        for name in numbers.names(f"{prefix}validation.")
+    }
+    for names, length in ((header["features"], shape[-1]), (header["targets"], targets)):
+        if names is not None and len(names) != length:
+            raise LoadError(f"{directory} is damaged: it has {len(names)} names for {length} columns")
+    rows = (dict(zip(checks, row, strict=True)) for row in zip(*checks.values(), strict=True))
+    fit = Fit(
+        bnn=bnn,
+        guide=guide,
+        losses=losses,
+        standardizer=Standardizer(**scaling).to(like),
+        seconds=header["seconds"],
+        settings=header["settings"],
+        validation=[{name: int(value) if name == "step" else value for name, value in row.items()} for row in rows],
+        stopped=header["stopped"],
+        mode=header["mode"],
+        input_shape=None if header["input_shape"] is None else tuple(header["input_shape"]),
+        features=None if header["features"] is None else tuple(header["features"]),
+        targets=None if header["targets"] is None else tuple(header["targets"]),
+    )
+    if header["elbo"] is not None:
+        vars(fit)["elbo"] = header["elbo"]
+    return fit
+
+
+def _likelihood_of(directory: Path, header: Mapping[str, Any], given: Likelihood | None) -> Likelihood:
+    family = LIKELIHOODS.get(header["likelihood"]["name"])
+    if given is not None:
+        if family is not None and type(given) is not family:
+            raise LoadError(f"the fit in {directory} has the likelihood {family.__name__}, not {given!r}; leave it out")
+        return given
+    if family is None:
+        raise LoadError(
+            f"the fit in {directory} has a likelihood of your own, which cannot be saved; give it as likelihood="
+        )
+    return family(**header["likelihood"]["arguments"])
+
+
+def _names_of(directory: Path, header: Mapping[str, Any], part: str, known: Collection[str]) -> list[str]:
+    """Names of weight tensors; versions before 0.2 wrote none."""
+    names = header.get(part, [])
+    if not isinstance(names, list) or not all(isinstance(name, str) and name in known for name in names):
+        raise LoadError(f"{directory} is damaged: {part} is {str(names)[:80]!r}")
+    return names
+
+
+def _model_of(
+    directory: Path,
+    header: Mapping[str, Any],
+    numbers: Numbers,
+    prefix: str,
+    masks: Mapping[str, Tensor],
+    net: nn.Module,
+    prior: Prior | Hierarchical | Mapping[str, Prior] | None,
+    likelihood: Likelihood,
+) -> BNN:
+    """The model, with its masks, constants and parameters."""
+    dtype, scale = _DTYPES[header["dtype"]], header["learned_scale"]
+    start = scale if isinstance(scale, float) else 1.0  # the numbers of the state come after
+    pattern = {name: numbers.take(f"{prefix}fixed.{name}", dtype, mask.shape) for name, mask in masks.items()}
+    deterministic, points = (_names_of(directory, header, part, masks) for part in ("deterministic", "points"))
+    own = {*deterministic, *points}
+    if own:  # which BNN takes from the network
+        net = copy.deepcopy(net)
+        for name in own:
+            replace_parameter(net, name, pattern[name].to(dict(net.named_parameters())[name].device))
+    values: Any = FixedValues(pattern, start, scale is not None, isinstance(scale, list))
+    if set(points) - set(deterministic):
+        values = Point()
+    saved = header["prior"]
+    own_scale: dict[str, Any] = {"prior_scale": saved["scale"], "scale_by_fan_in": saved["scale_by_fan_in"]}
+    if prior is None and "hierarchical" in saved:
+        prior, own_scale = Hierarchical(**saved["hierarchical"]), {}
+    bnn = BNN(
+        net,
+        scheme=masks,
+        values=values,
+        likelihood=likelihood,
+        prior=prior,
+        **own_scale,
+        ordered_biases=header["ordered_biases"],
+        deterministic={name: Point() if name in points else None for name in deterministic},
+    )
+    if header.get("values") == "MAP":  # known ones, of which a later fit should know where they are from
+        bnn.values = MAP()
+    known = {name: value for name, value in bnn.state_dict().items() if not name.startswith("partial.")}
+    state = {name: numbers.take(f"{prefix}state.{name}", value.dtype, value.shape) for name, value in known.items()}
+    bnn.load_state_dict(state, strict=False)
+    bnn.check_scales()
+    return bnn
