@@ -247,8 +247,8 @@ class Point:
     posterior. They start at the network's own weights: pretrained ones, or PyTorch's initialisation. With
     `BNN(net, deterministic=...)` this makes a network that is stochastic in some layers and deterministic in others,
     such as a Bayesian last layer on features that are learned with it (Sharma et al. 2023, Do Bayesian neural networks
-    need to be fully stochastic?). A sampler holds them at the values that they have; under a hierarchical prior theirs is
-    the one before scaling.
+    need to be fully stochastic?). A sampler holds them at the values that they have. `pyro_sps.Hierarchical` does not
+    scale their prior.
 
     Example:
         >>> import pyro_sps as sps

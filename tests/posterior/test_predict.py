@@ -25,7 +25,7 @@ def direct(fit, x, num_samples, seed=0):
     """Function draws in original units, one weight draw at a time, from the guide's own blocks of draws."""
     prediction = fit.predict(x, num_samples, seed)
     means = []
-    for block in prediction._outputs._weights(0):
+    for block, _ in prediction._outputs._blocks(0):
         count = next(iter(block.values())).shape[0]
         for index in range(count):
             weights = {name: value[index] for name, value in block.items()}
@@ -70,7 +70,7 @@ def test_chunks_do_not_change_anything(fit, monkeypatch):
     parts = fit.predict(x, num_samples=70)
     assert len(list(parts._outputs.chunks())) > 3
     # The blocks of weight draws depend on the budget for this network size, so compare through the same draws.
-    parts._outputs.__dict__["_cached_weights"] = whole._outputs._cached_weights
+    parts._outputs.__dict__["_cached_blocks"] = whole._outputs._cached_blocks
     for one, other in zip(results, (parts.mean, parts.std, parts.lpp(y)), strict=True):
         torch.testing.assert_close(one, other)
 
