@@ -378,12 +378,8 @@ class BNN(PyroModule):
         Returns:
             By site name, values of shape B + (free entries,).
         """
-        priors, values = self.priors, {}
-        for tensor, weight in zip(self.topology.tensors, self.weights, strict=True):
-            if weight.num_free:
-                free = weights[tensor.name].flatten(-len(tensor.shape))[..., weight.index]
-                values[tensor.name] = priors.site_of(tensor, weight, free, sites or {})
-        return values
+        priors, every = self.priors, zip(self.topology.tensors, self.weights, strict=True)
+        return {t.name: priors.site_of(t, w, weights[t.name], sites or {}) for t, w in every if w.num_free}
 
     def sample_weights(self) -> dict[str, Tensor]:
         """Sample every stochastic weight and put the tensors together.
@@ -412,14 +408,9 @@ class BNN(PyroModule):
             Boolean tensors of shape (free entries,), by name of the weight tensors that lead to the outputs. Empty
             unless some outputs are for the noise, as with `HeteroscedasticGaussian`.
         """
-        priors = self.priors
-        if max(priors.kinds) == 0:
-            return {}
-        kinds, found = torch.tensor(priors.kinds, device=self.like.device), {}
-        for tensor, weight in zip(self.topology.tensors, self.weights, strict=True):
-            if tensor.is_matrix and tensor.groups[0] == priors.outputs and weight.num_free:
-                found[tensor.name] = kinds[weight.index // tensor.fan_in] == 1
-        return found
+        priors, every = self.priors, zip(self.topology.tensors, self.weights, strict=True)
+        several = [(t, w) for t, w in every if t.is_matrix and w.num_free and priors.num_kinds(t) > 1]
+        return {tensor.name: priors.kinds_of(tensor, weight) == 1 for tensor, weight in several}
 
     def sample_latents(self) -> tuple[dict[str, Tensor], Likelihood]:
         """Sample all that is stochastic but the targets: the weights, and what the likelihood samples.

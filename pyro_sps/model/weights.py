@@ -108,7 +108,7 @@ class Priors:
         if not weight.num_free:
             return part.assemble(None)
         if isinstance(self.given, Hierarchical):
-            factor = self.given.sample(tensor.name, self._num_scales(tensor), self.like)
+            factor = self.given.sample(tensor.name, self.num_kinds(tensor), self.like)
             free = pyro.sample(tensor.name, free_entries(self.of(tensor), weight.mask, weight.index, weight.fixed))
             return part.assemble(free * self._by_entry(tensor, weight, factor))
         if tensor.name not in self.ordered:
@@ -134,29 +134,33 @@ class Priors:
             return free
         return free * self._by_entry(tensor, weight, self.given.factor(tensor.name, sites))
 
-    def site_of(self, tensor: WeightTensor, weight: PartialWeight, free: Tensor, sites: Mapping[str, Tensor]) -> Tensor:
-        """The value of a tensor's site that gives some stochastic entries: the opposite of `free`.
+    def site_of(self, tensor: WeightTensor, weight: PartialWeight, full: Tensor, sites: Mapping[str, Tensor]) -> Tensor:
+        """The value of a tensor's site that gives its stochastic entries: the opposite of `free`.
 
         Args:
             tensor: The tensor.
             weight: Its mask.
-            free: The entries, shape B + (free entries,).
+            full: The tensor's value, shape B + its shape.
             sites: Values of the sites of scales, if there are some.
         """
+        free = full.flatten(-len(tensor.shape))[..., weight.index]
         if not isinstance(self.given, Hierarchical):
             return free
         return free / self._by_entry(tensor, weight, self.given.factor(tensor.name, sites))
 
-    def _num_scales(self, tensor: WeightTensor) -> int:
-        """Number of scales of a tensor under a hierarchical prior: one for each kind of outputs that it leads to."""
+    def num_kinds(self, tensor: WeightTensor) -> int:
+        """Number of kinds of outputs that a tensor leads to, each with a scale under a hierarchical prior."""
         return max(self.kinds) + 1 if tensor.groups[0] == self.outputs else 1
+
+    def kinds_of(self, tensor: WeightTensor, weight: PartialWeight) -> Tensor:
+        """The kind of output that each free entry of a tensor leads to, shape (free entries,)."""
+        return torch.tensor(self.kinds, device=weight.index.device)[weight.index // tensor.fan_in]
 
     def _by_entry(self, tensor: WeightTensor, weight: PartialWeight, factor: Tensor) -> Tensor:
         """Factors of the free entries, from those of the kinds of outputs."""
         if factor.shape[-1] == 1:  # common to all
             return factor
-        kinds = torch.tensor(self.kinds, device=factor.device)
-        return factor[..., kinds[weight.index // tensor.fan_in]]
+        return factor[..., self.kinds_of(tensor, weight)]
 
     def check(self, topology: Topology, weights: Sequence[PartialWeight]) -> None:
         """Make every prior once, so that one that does not fit is told now and not during a fit.

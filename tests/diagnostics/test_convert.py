@@ -356,3 +356,27 @@ def test_samples_of_our_nuts_are_converted_in_original_units():
     np.testing.assert_array_equal(data.observed_data["obs"].values, y.numpy())
     # The mean of the predictive draws is about that of the targets, 5, and not that of standardised ones, 0.
     assert abs(float(data.posterior_predictive["obs"].mean()) - 5) < 2
+
+
+@pytest.mark.parametrize("per_output", [None, 2])
+def test_a_sampled_noise_is_in_the_posterior(per_output):
+    """In the units of the network as the site it is, in original units as `noise_scale`, and in the densities."""
+    x = torch.linspace(-1, 1, 12, dtype=torch.float64).unsqueeze(1)
+    y = torch.cat([x.sin(), 10 * x.cos()], dim=1)
+    likelihood = sps.Gaussian(0.3, learn=True, per_output=per_output, sampled=True)
+    bnn = sps.BNN(sps.mlp([1, 3, 2], dtype=torch.float64), sps.Rigid(), sps.Constant(1.0), likelihood)
+    fit = sps.fit(bnn, x, y, num_steps=20, standardize=True, progress=False)
+    data = sps.to_arviz(fit, 9)
+    assert "noise_scale" not in data.constant_data
+    site = data.posterior["likelihood.log_scale"].values
+    assert site.shape == (1, 9, per_output or 1)
+    scale = fit.standardizer.y_scale.numpy()
+    noise = data.posterior["noise_scale"].values
+    np.testing.assert_allclose(noise, np.exp(site) * scale)
+    assert data.prior["noise_scale"].shape == noise.shape
+    # A density by hand: weights and noise of draw 0 belong together.
+    weights = sps.to_arviz(fit, 9, layout="tensors").posterior
+    full = {name: torch.from_numpy(weights[name].values[0, 0]) for name in fit.bnn.masks}
+    mean = fit.bnn.function(full, fit.standardizer.inputs(x)) * fit.standardizer.y_scale + fit.standardizer.y_mean
+    logs = torch.distributions.Normal(mean, torch.from_numpy(noise[0, 0])).log_prob(y).sum(1)
+    np.testing.assert_allclose(data.log_likelihood["obs"].values[0, 0], logs.numpy())

@@ -110,6 +110,11 @@ def test_replicas_may_have_data_of_their_own():
     [
         (sps.Gaussian(0.3, learn=True, per_output=2), 2, lambda y: y),
         (sps.HeteroscedasticGaussian(), 4, lambda y: y),
+        (sps.Gaussian(0.3, learn=True, sampled=True), 2, lambda y: y),
+        (sps.StudentT(None, 0.3, learn=True), 2, lambda y: y),
+        (sps.StudentT(None, 0.3, learn=True, sampled=True), 2, lambda y: y),
+        (sps.Ordinal(3), 2, lambda y: (y > 0).float() + (y > 0.7)),
+        (sps.Ordinal(3, sampled=True), 2, lambda y: (y > 0).float() + (y > 0.7)),
         (sps.Categorical(), 3, lambda y: (y[:, 0] > 0).long() + (y[:, 0] > 0.7).long()),
         (sps.Bernoulli(), 2, lambda y: (y > 0).float()),
         (sps.Poisson(), 2, lambda y: (3 * y.exp()).round()),

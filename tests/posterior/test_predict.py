@@ -7,7 +7,11 @@ import torch
 from torch import nn
 
 import pyro_sps as sps
+from pyro_sps.data.arrays import Standardizer
+from pyro_sps.diagnostics.density import prior_draws
 from pyro_sps.posterior import outputs as module
+from pyro_sps.posterior.outputs import Member
+from pyro_sps.posterior.predict import Prediction
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +104,7 @@ def test_same_seed_same_draws_and_other_seed_others(fit):
     assert not torch.equal(fit.predict(x, 20, 1).draws, fit.predict(x, 20, 2).draws)
 
 
-@pytest.mark.parametrize("likelihood", [sps.Bernoulli(), sps.Poisson(), sps.Categorical()])
+@pytest.mark.parametrize("likelihood", [sps.Bernoulli(), sps.Poisson(), sps.Categorical(), sps.Ordinal([0, 1, 3])])
 def test_discrete_draws_have_the_predictive_mean(likelihood):
     bnn = sps.BNN(sps.mlp([1, 4, 3]), scheme=sps.Unmasked(), likelihood=likelihood)
     x = torch.linspace(-1, 1, 5).unsqueeze(1)
@@ -122,6 +126,74 @@ def test_discrete_draws_have_the_predictive_mean(likelihood):
                 call()
     else:
         assert 0 <= prediction.coverage(y) <= 1
+
+
+def _sampled(likelihood, seed=0):
+    """A model with a sampled likelihood, its inputs and 50 draws of all sites."""
+    bnn = sps.BNN(sps.mlp([1, 4, 2], dtype=torch.float64), sps.Unmasked(), likelihood=likelihood)
+    x = torch.linspace(-1, 1, 7, dtype=torch.float64).unsqueeze(1)
+    return bnn, x, prior_draws(bnn, 50, seed)
+
+
+@pytest.mark.parametrize(
+    "likelihood",
+    [
+        sps.Gaussian(0.3, learn=True, sampled=True),
+        sps.Gaussian(0.3, learn=True, per_output=2, sampled=True),
+        sps.StudentT(None, 0.3, learn=True, sampled=True),
+        sps.Ordinal(4, sampled=True),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+@pytest.mark.parametrize("elements", [1 << 23, 300])
+def test_every_draw_has_its_own_noise(likelihood, elements, monkeypatch):
+    """A mixture with what is sampled against a loop over draws, each with a model of its own; also in small blocks."""
+    monkeypatch.setattr(module, "_ELEMENTS", elements)
+    bnn, x, sites = _sampled(likelihood)
+    y = torch.randint(0, 4, (7, 2)).double()
+    units = Standardizer.of(x, y, likelihood.real_valued)
+    prediction = Prediction.of([Member(bnn, None, units, sites)], x, 50, 0)
+    logs, means, variances = [], [], []
+    for draw in range(50):
+        one = {name: value[draw] for name, value in sites.items()}
+        own, outputs = bnn.likelihood.at(one), bnn.function(bnn.assemble(one), units.inputs(x))
+        logs.append(own.elementwise(outputs).log_prob(units.targets(y)) - units.y_scale.log())
+        means.append(own.mean(outputs) * units.y_scale + units.y_mean)
+        variances.append(own.variance(outputs) * units.y_scale**2)
+    logs, means, variances = torch.stack(logs), torch.stack(means), torch.stack(variances)
+    torch.testing.assert_close(prediction.log_prob(y), logs.logsumexp(0) - torch.tensor(50.0).double().log())
+    torch.testing.assert_close(prediction.mean, means.mean(0))
+    torch.testing.assert_close(prediction.std, (variances.mean(0) + means.var(0, unbiased=False)).sqrt())
+    assert prediction.draws.shape == (50, 7, 2)
+    if isinstance(likelihood, sps.Ordinal):
+        shares = torch.stack(
+            [
+                bnn.likelihood.at({n: v[d] for n, v in sites.items()}).probabilities(
+                    bnn.function(bnn.assemble({n: v[d] for n, v in sites.items()}), units.inputs(x))
+                )
+                for d in range(50)
+            ]
+        ).mean(0)
+        torch.testing.assert_close(prediction.probabilities, shares)
+
+
+def test_scores_of_grades():
+    bnn = sps.BNN(sps.mlp([1, 2, 1]), sps.Unmasked(), likelihood=sps.Ordinal([1, 2, 4]))
+    x = torch.linspace(-1, 1, 30).unsqueeze(1)
+    y = torch.where(x < -0.3, 1.0, torch.where(x < 0.3, 2.0, 4.0))
+    fit = sps.fit(bnn, x, y, num_steps=150, learning_rate=0.1, compile=False, progress=False)
+    prediction = fit.predict(x, 200)
+    assert prediction.accuracy(y) > 0.8
+    grades = torch.tensor([1.0, 2.0, 4.0])
+    best = grades[prediction.probabilities.argmax(-1)]
+    assert prediction.accuracy(y) == (best == y).double().mean().item()
+    torch.testing.assert_close(prediction.mean, prediction.probabilities @ grades)
+    expected = prediction.probabilities.gather(-1, torch.searchsorted(grades, y).unsqueeze(-1)).log().mean()
+    assert prediction.lpp(y) == pytest.approx(expected.item(), rel=1e-4)
+    assert prediction.rmse(y) == pytest.approx((prediction.mean - y).square().mean().sqrt().item(), rel=1e-4)
+    assert set(prediction.draws.unique().tolist()) <= {1.0, 2.0, 4.0}
+    with pytest.raises(ValueError, match="probabilities are those of classes or grades; Gaussian has neither"):
+        _ = sps.fit(sps.BNN(sps.mlp([1, 2, 1])), x, y, num_steps=1, progress=False).predict(x).probabilities
 
 
 @pytest.mark.parametrize(

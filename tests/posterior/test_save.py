@@ -53,6 +53,56 @@ def test_predictions_after_loading_are_equal_bit_for_bit(tmp_path, options):
         _ = again.elbo
 
 
+@pytest.mark.parametrize(
+    ("likelihood", "outputs", "targets"),
+    [
+        (sps.Gaussian(0.2, learn=True, prior=(-1.0, 0.5)), 2, lambda y: y),
+        (sps.Gaussian(0.2, learn=True, sampled=True), 2, lambda y: y),
+        (sps.Gaussian(0.2, learn=True, per_output=2, prior=(-1.0, 0.5), sampled=True), 2, lambda y: y),
+        (sps.StudentT(5.0, 0.2), 2, lambda y: y),
+        (sps.StudentT(None, 0.2, learn=True, per_output=2), 2, lambda y: y),
+        (sps.StudentT(None, 0.2, learn=True, df_prior=(1.0, 0.5), sampled=True), 2, lambda y: y),
+        (sps.HeteroscedasticGaussian(), 4, lambda y: y),
+        (sps.HeteroscedasticGaussian(), 4, lambda y: (3 * y).round()),
+        (sps.HeteroscedasticGaussian([0.1, 0.2]), 4, lambda y: y),
+        (sps.Categorical(), 3, lambda y: (y[:, 0] > 0).long()),
+        (sps.Bernoulli(), 2, lambda y: (y > 0).float()),
+        (sps.Poisson(), 2, lambda y: (3 * y.exp()).round()),
+        (sps.Ordinal(3), 2, lambda y: (y > 0).float() + (y > 0.5)),
+        (sps.Ordinal([2, 3, 7.5], [0.0, 1.0], learn=False), 2, lambda y: torch.where(y > 0, 7.5, 3.0)),
+        (sps.Ordinal(3, sampled=True, prior_std=0.5), 2, lambda y: (y > 0).float() + (y > 0.5)),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_likelihood_comes_back(tmp_path, likelihood, outputs, targets, dtype):
+    x = torch.randn(20, 2, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    y = targets(x.sum(1, keepdim=True).sin().expand(-1, 2))
+    net = sps.mlp([2, 3, outputs], skip=True, dtype=dtype)
+    bnn = sps.BNN(net, sps.Random(0.3), sps.Constant(0.5), likelihood)
+    fit = sps.fit(bnn, x, y, num_steps=5, num_particles=2, standardize=True, progress=False)
+    fit.save(tmp_path)
+    again = sps.load(tmp_path, net)
+    assert again.bnn.likelihood.config() == fit.bnn.likelihood.config()
+    assert again.bnn.likelihood.sampled == likelihood.sampled
+    assert again.bnn.state_dict().keys() == fit.bnn.state_dict().keys()
+    one, two = fit.predict(x, 30, seed=4), again.predict(x, 30, seed=4)
+    assert torch.equal(one.log_prob(y), two.log_prob(y))
+    assert one.log_prob(y).isfinite().all()
+    for name in ("mean", "std", "draws"):
+        assert torch.equal(getattr(one, name), getattr(two, name))
+
+
+def test_a_damaged_hierarchical_prior_is_refused(tmp_path):
+    _, net, _, _ = make(tmp_path, prior=sps.Hierarchical(0.5))
+    header, tensors = take_apart(tmp_path / FILE)
+    for wrong in ({"width": -1.0}, {"width": "1"}, {"power": 1.0}, [1.0], None):
+        header["prior"]["hierarchical"] = wrong
+        make_up(tmp_path / FILE, header, tensors)
+        with pytest.raises(sps.LoadError, match="damaged"):
+            sps.load(tmp_path, net)
+
+
 def test_own_priors_and_likelihoods_must_be_given_again(tmp_path):
     class Mine(sps.Gaussian):
         pass
