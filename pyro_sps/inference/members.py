@@ -64,7 +64,8 @@ def members_of(bnn: BNN, x: Any, y: Any, asked: FitSettings, found: Checkpoint |
             if found is not None:  # another number of threads might round the moments differently
                 scaling = scaling_of(found, scaling, index)
             inputs, targets = scaling.inputs(inputs), scaling.targets(targets)
-        copy.likelihood.adapt(targets)
+        # All replicas run as one program, whose likelihood is that of the first.
+        copy.likelihood.adapt(members[0].y if members else targets)
         members.append(Replica(copy, inputs, targets, scaling, *names))
     return members
 

@@ -240,6 +240,15 @@ def test_noise_does_not_collapse_onto_whole_numbers():
     assert smallest(sps.HeteroscedasticGaussian(1e-3))[0] == 1e-3
 
 
+def test_replicas_have_one_minimum():
+    """They run as one program, whatever the grids of data of their own."""
+    x = torch.linspace(-2, 2, 60).unsqueeze(1).expand(2, 60, 1)
+    y = torch.stack([(2 * x[0]).round(), x[0].sin()])
+    bnn = sps.BNN(sps.mlp([1, 3, 2]), sps.Unmasked(), likelihood=sps.HeteroscedasticGaussian())
+    fits = sps.fit(bnn, x, y, num_steps=1, progress=False, replicas=2)
+    assert [fit.bnn.likelihood.minimum for fit in fits] == [pytest.approx([1 / math.sqrt(12)])] * 2
+
+
 def test_noise_can_be_constant_for_a_while():
     outputs, likelihood = outputs_of((3,)), sps.HeteroscedasticGaussian(0.01)
     with likelihood.constant_noise():
