@@ -219,7 +219,7 @@ class Standardizer:
             y: Targets.
             targets: Whether targets are standardised too (real-valued ones).
         """
-        x_mean, x_scale = _moments(x)
+        x_mean, x_scale = _moments(x) if x.is_floating_point() else (x.new_zeros(()), x.new_ones(()))
         y_mean, y_scale = _moments(y) if targets else (x.new_zeros(()), x.new_ones(()))
         return Standardizer(x_mean, x_scale, y_mean, y_scale)
 
@@ -230,8 +230,8 @@ class Standardizer:
         return Standardizer(zero, one, zero, one)
 
     def inputs(self, x: Tensor) -> Tensor:
-        """Inputs in the units of the network."""
-        return (x - self.x_mean) / self.x_scale
+        """Inputs in the units of the network; whole numbers, such as those of words, are left alone."""
+        return (x - self.x_mean) / self.x_scale if x.is_floating_point() else x
 
     def targets(self, y: Tensor) -> Tensor:
         """Targets in the units of the network; labels are left alone."""

@@ -33,6 +33,8 @@ def initial_params(
         unit = 1 / math.sqrt(tensor.fan_in) if tensor is not None and tensor.is_matrix else 1.0
         spread = unit if tensor is not None and tensor.is_matrix else 0.1
         value = spread * torch.randn(site.shape, generator=generator)
+        if tensor is not None and tensor.is_scale:
+            value = 1.0 + value
         if tensor is not None and site.support is not None:  # ordered biases
             value = site.unconstrain(value.sort(-1).values)
         loc[site.start : site.stop] = starts.get(site.name, value).flatten()

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ..data.arrays import Standardizer, check_resolution, is_stacked
+from ..data.arrays import Standardizer, check_resolution
 from ..data.names import column_names, in_order, require_same_rows, row_names
 from ..model.bnn import BNN
-from ..model.checks import check_inputs, check_targets
+from ..model.checks import are_stacked, check_inputs, check_targets
 from .checkpoint import Checkpoint
 from .loop import Replica
 from .settings import FitSettings
@@ -39,8 +39,8 @@ def members_of(bnn: BNN, x: Any, y: Any, asked: FitSettings, found: Checkpoint |
     if asked.device is not None:
         for copy in copies:
             copy.to(asked.device)
-    like, features = copies[0].like, bnn.topology.groups[0].size
-    stacked = asked.replicas is not None and is_stacked(x, len(copies), features)
+    like = copies[0].like
+    stacked = asked.replicas is not None and are_stacked(x, len(copies), bnn)
     members: list[Replica] = []
     for index, copy in enumerate(copies):
         own_x, own_y = (x[index], y[index]) if stacked else (x, y)

@@ -7,9 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..data.arrays import is_stacked
 from ..data.names import in_order, require_same_rows, row_names
-from ..model.checks import check_inputs, check_targets
+from ..model.checks import are_stacked, check_inputs, check_targets
 from ..model.guides import AutoSPSNormal
 from ..posterior.outputs import Member
 from ..posterior.predict import Prediction
@@ -79,8 +78,7 @@ def validation_data(
         raise ValueError("validation must be a pair (x, y)")
     x, y = validation
     first = members[0].bnn
-    features = first.topology.groups[0].size
-    stacked = may_stack and is_stacked(x, len(members), features)
+    stacked = may_stack and are_stacked(x, len(members), first)
     checks = []
     for index in range(len(members)):
         own_x, own = (x[index], y[index]) if stacked else (x, y)

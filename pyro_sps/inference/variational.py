@@ -367,7 +367,7 @@ def _run_of(job: _Job, starts: list[Params], interrupted: str, ended: bool) -> R
     compile = asked.compile
     if compile is None:
         compile = pays_to_compile(asked.num_steps, count * asked.num_particles * job.batch, job.members[0].bnn)
-    width = max(group.size for group in topology.groups)
+    width = topology.width
     return Run(
         objective=job.objective,
         members=job.members,

@@ -47,7 +47,11 @@ class InputOffsets:
         """Masks of the biases; the generator is not used."""
         masks = topology.check_masks({})
         for index in topology.hidden:
-            names = [t.name for t in topology.tensors if t.groups == (index,)]
+            names = [
+                t.name
+                for t in topology.tensors
+                if t.groups and not t.is_matrix and not t.is_scale and index in topology.sides(t)[0]
+            ]
             if not names:
                 raise ValueError(
                     f"InputOffsets fixes biases, but {topology.groups[index].name} has none; sps.Rigid() fixes weights"

@@ -3,7 +3,11 @@
 A scheme is any callable `(topology, generator) -> masks`, where `masks` maps names of weight tensors
 to Boolean tensors, True where the weight is stochastic. A dictionary of masks works wherever a scheme does.
 
-**Blocks.** `Light` and `Heavy` fix entries of a square block of each weight matrix. Let m be the smaller width of the
+**Connections.** What joins two units through a tensor is one connection: an entry of a matrix, a whole kernel of a
+convolution, all gates of a recurrent cell, all positions of a channel behind a flattening.
+
+**Blocks.** `Light` and `Heavy` fix connections of a square block of each weight matrix (of each pair of groups, if it
+joins several). Let m be the smaller width of the
 two layers that it joins. The block couples m units of the one with m of the other: those with the lowest indices in
 both layers for the first, third, ... matrix, those with the highest for the second, fourth, ...; they are ranked
 0 ... m - 1 from that end. So a layer gets its patterns from opposite ends on its two sides, and few of its units stay
@@ -188,17 +192,21 @@ def make_masks(
 
 def _blocks(topology: Topology, mark: Callable[[Tensor], object]) -> Masks:
     """Masks from a rule that marks the fixed entries of a (m, m) block, indexed [rank out, rank in]."""
-    masks = {tensor.name: torch.ones(tensor.shape, dtype=torch.bool) for tensor in topology.tensors}
+    masks = topology.check_masks({})
     hidden = set(topology.hidden)
-    matrices = [tensor for tensor in topology.matrices if not hidden or hidden & set(tensor.groups)]
-    for position, tensor in enumerate(matrices):
-        size = min(tensor.shape)
+    joints = [joint for joint in topology.joints if not hidden or hidden & set(joint.groups)]
+    order = {name: position for position, name in enumerate(dict.fromkeys(joint.tensor for joint in joints))}
+    for joint in joints:
+        widths = [topology.groups[index].size for index in joint.groups]
+        size = min(widths)
         block = torch.zeros(size, size, dtype=torch.bool)
         mark(block)
-        if position % 2 == 0:  # odd l: ranks count from the top of both layers
-            masks[tensor.name][:size, :size] = ~block
+        connected = torch.zeros(widths, dtype=torch.bool)
+        if order[joint.tensor] % 2 == 0:  # odd l: ranks count from the top of both layers
+            connected[:size, :size] = block
         else:  # even l: from the bottom
-            masks[tensor.name][-size:, -size:] = ~block.flip(0, 1)
+            connected[-size:, -size:] = block.flip(0, 1)
+        masks[joint.tensor] &= ~topology.entries_of(joint, connected)
     return masks
 
 

@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 
-from ..network.topology import Masks, Topology
+from ..network.topology import Joint, Masks, Topology
 
-# A place where a unit of a group can have a fixed weight: (tensor, the group's axis in it, unit on the other axis).
+# A place where a unit of a group can have a fixed connection: (joint, the group's side of it, unit on the other side).
 Place = tuple[int, int, int]
 
 
@@ -22,27 +21,39 @@ class ImpossibleError(Exception):
 
 
 def relations_of(topology: Topology, index: int) -> list[tuple[int, int, int]]:
-    """For a group: each matrix that it is on, its axis there, and the group on the other axis."""
+    """For a group: each joint that it is on, its side there, and the group on the other side."""
     return [
-        (t, axis, tensor.groups[1 - axis])
-        for t, tensor in enumerate(topology.tensors)
-        if tensor.is_matrix
+        (k, axis, joint.groups[1 - axis])
+        for k, joint in enumerate(topology.joints)
         for axis in (0, 1)
-        if tensor.groups[axis] == index
+        if joint.groups[axis] == index and not joint.partly
     ]
 
 
 def other_group(topology: Topology, place: Place) -> int:
     """The group of the unit at a place."""
-    return topology.tensors[place[0]].groups[1 - place[1]]
+    return topology.joints[place[0]].groups[1 - place[1]]
 
 
-def fix(topology: Topology, masks: Masks, place: Place, unit: int) -> None:
-    """Fix the weight between a unit and the one at a place."""
-    t, axis, other = place
-    tensor = topology.tensors[t]
+def fix(topology: Topology, masks: Masks, place: Place, unit: int, whole: bool = False) -> None:
+    """Fix the connection between a unit and the one at a place: its first entry, or all of it."""
+    k, axis, other = place
+    joint = topology.joints[k]
+    tensor = topology[joint.tensor]
     row, column = (unit, other) if axis == 0 else (other, unit)
-    masks[tensor.name].view(*tensor.shape[:2], -1)[row, column, 0] = False
+    if not tensor.places:  # a matrix, or a convolution
+        masks[tensor.name].view(*tensor.shape[:2], -1)[row, column, slice(None) if whole else 0] = False
+        return
+    masks[tensor.name][_entries(topology, joint, row, column, whole)] = False
+
+
+def _entries(topology: Topology, joint: Joint, row: int, column: int, whole: bool) -> tuple[Any, ...]:
+    """Index of the entries of a connection, or of its first one."""
+    tensor = topology[joint.tensor]
+    index: list[Any] = [np.arange(size) for size in tensor.shape]
+    for place, group, unit in zip(topology.places(tensor), joint.groups, (row, column), strict=True):
+        index[place.axes[0]] = np.flatnonzero(place.unit == topology.first[group] + unit)
+    return np.ix_(*(index if whole else [where[:1] for where in index]))
 
 
 def too_strong(topology: Topology, index: int, strength: int, places: int) -> str:
@@ -145,9 +156,9 @@ class _Builder:
             reserve: How many units of each layer are left for the tree, to reach the layers behind.
         """
         pairs = [
-            (t, *tensor.groups)
-            for t, tensor in enumerate(self.topology.tensors)
-            if tensor.is_matrix and tensor.groups[0] != tensor.groups[1] and all(g in self.used for g in tensor.groups)
+            (k, *joint.groups)
+            for k, joint in enumerate(self.topology.joints)
+            if not joint.partly and joint.groups[0] != joint.groups[1] and all(g in self.used for g in joint.groups)
         ]
         # Several tensors between the same two layers add nothing: one path of each length is enough.
         pairs = list({pair[1:]: pair for pair in reversed(pairs)}.values())[::-1]
@@ -280,9 +291,27 @@ def strengthened(topology: Topology, masks: Masks, strength: int, rng: np.random
             )
         patterns.toggle(place, index, unit)
     result = topology.check_masks({})
-    for t, fixed in patterns.fixed.items():
-        tensor = topology.tensors[t]
-        result[tensor.name].view(*tensor.shape[:2], -1)[..., 0] = torch.from_numpy(~fixed)
+    for k, fixed in patterns.fixed.items():
+        for row, column in np.argwhere(fixed).tolist():
+            fix(topology, result, (k, 0, column), row)
+    return result
+
+
+def _connected(topology: Topology, joint: Joint, masks: Masks) -> Any:
+    """Which connections of a joint have a fixed entry."""
+    tensor = topology[joint.tensor]
+    fixed = (~masks[tensor.name]).numpy()
+    if not tensor.places:
+        return fixed.reshape(*tensor.shape[:2], -1).any(axis=-1)
+    to, origin = topology.places(tensor)
+    result = np.zeros([topology.groups[group].size for group in joint.groups], dtype=bool)
+    where = np.nonzero(fixed)
+    rows, columns = (
+        place.unit[where[place.axes[0]]] - topology.first[group]
+        for place, group in zip((to, origin), joint.groups, strict=True)
+    )
+    inside = (rows >= 0) & (rows < result.shape[0]) & (columns >= 0) & (columns < result.shape[1])
+    result[rows[inside], columns[inside]] = True
     return result
 
 
@@ -290,7 +319,7 @@ class _Patterns:
     """Fixed places of all units and the distances between units of a layer.
 
     Attributes:
-        fixed: For each matrix (by index of the tensor) where it is fixed, shape (rows, columns).
+        fixed: For each joint (by its number) where it is fixed, shape (rows, columns).
         kept: Where it was fixed at first, which stays.
         distance: For each hidden group the number of places where two units differ, shape (units, units).
     """
@@ -300,9 +329,7 @@ class _Patterns:
     def __init__(self, topology: Topology, masks: Masks, strength: int) -> None:
         self.topology, self.strength = topology, strength
         self.fixed = {
-            t: ~masks[tensor.name].view(*tensor.shape[:2], -1)[..., 0].numpy()
-            for t, tensor in enumerate(topology.tensors)
-            if tensor.is_matrix
+            k: _connected(topology, joint, masks) for k, joint in enumerate(topology.joints) if not joint.partly
         }
         self.kept = {t: fixed.copy() for t, fixed in self.fixed.items()}
         self.distance = {index: self._distances(index) for index in topology.hidden}

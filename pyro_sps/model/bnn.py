@@ -88,6 +88,8 @@ class BNN(PyroModule):
             (`nn.BatchNorm2d`) or names of parameters. Their weights stay as they are in `net`, or with `values=Point()`
             are optimised with the posterior of the rest. A dict says for each part `None` (as they are) or `Point()`.
         seed: Seeds the random signs, draws and places of scheme and values.
+        example: Inputs that the network can be run with, of two rows or more, where they cannot be told from its
+            layers: see `Topology.of`. Their values do not matter.
 
     Attributes:
         topology: The network's `Topology`.
@@ -126,9 +128,10 @@ class BNN(PyroModule):
         ordered_biases: bool = False,
         deterministic: Sequence[Any] | Mapping[Any, Any] = (),
         seed: int = 0,
+        example: Any = None,
     ) -> None:
         super().__init__()
-        self.topology, function = trace(net)
+        self.topology, function = trace(net, example)
         parameters = dict(net.named_parameters())
         like = parameters[self.topology.tensors[0].name]
         device = torch.device("cpu") if like.device.type == "meta" else like.device
@@ -336,7 +339,7 @@ class BNN(PyroModule):
     @property
     def num_outputs(self) -> int:
         """Number of the network's outputs."""
-        return self.topology.groups[self.topology.matrices[-1].groups[0]].size
+        return self.topology.num_outputs
 
     def assemble(self, sites: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """All weight tensors from values of the sample sites, outside of any handler.

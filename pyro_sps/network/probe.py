@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .record import MappedFunction
 from .run import NetworkFunction, WeightFunction
 from .topology import Topology
 
@@ -37,8 +38,12 @@ def probe(function: NetworkFunction, topology: Topology, like: Tensor, shape: Se
 
     weights = {t.name: (draw((1, *t.shape)) / math.sqrt(t.fan_in)).to(like) for t in topology.tensors}
     sizes = torch.tensor(SIZES, dtype=torch.float64).repeat_interleave(2)
-    x = draw((len(sizes), *(shape or (topology.groups[0].size,))))
-    x = (x * sizes.reshape(-1, *(1,) * (x.dim() - 1))).to(like)
+    if topology.inputs and not topology.inputs[0][1]:  # words and the like
+        x = topology.random_inputs(generator)
+    else:
+        x = draw((len(sizes), *(shape or (topology.groups[0].size,))))
+        x = x * sizes.reshape(-1, *(1,) * (x.dim() - 1))
+    x = x.to(like) if x.is_floating_point() else x.to(like.device)
     with torch.no_grad():
         return function(weights, x)[0].double().cpu()
 
@@ -54,6 +59,8 @@ def same(first: Tensor, second: Tensor, dtype: torch.dtype) -> bool:
 
 def described(function: NetworkFunction) -> str:
     """The operations of a network in order, with their constants, for a reader."""
+    if isinstance(function, MappedFunction):
+        return str(function.skeleton)[:4000]
     if not isinstance(function, WeightFunction):
         return ""
     words = []

@@ -9,16 +9,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from .structure import Places, Structure
 
 Masks = dict[str, Tensor]
 
 SUPPORTED = (
-    "nn.Linear and F.linear, elementwise activations (Tanh, ReLU, LeakyReLU, GELU, SiLU, ELU, Softplus, "
-    "Sigmoid, Identity, erf, sin, ... as modules, functions or methods), sums of two layers of the same "
-    "width, multiplication by a number, nn.Flatten of the input, nested nn.Sequential"
+    "nn.Linear, convolutions, recurrent cells, attention, norms, pooling, embeddings, elementwise functions, sums and "
+    "products of hidden values, reshaping and concatenation, as modules, functions or methods; not: values that decide "
+    "which way a network goes, sorting of units, Fourier transforms, forward hooks"
 )
 
 
@@ -29,10 +34,10 @@ class UnsupportedLayerError(ValueError):
         >>> from torch import nn
         >>> from pyro_sps import Topology, UnsupportedLayerError
         >>> try:
-        ...     Topology.of(nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 1)))
+        ...     Topology.of(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Bilinear(4, 4, 1)))
         ... except UnsupportedLayerError as error:
-        ...     print(str(error).split(". ")[0])
-        layer '1' (LayerNorm) is not supported
+        ...     print(str(error).split(". ")[0][:40])
+        the shape of the network's inputs cannot
     """
 
 
@@ -77,7 +82,11 @@ class WeightTensor:
     Attributes:
         name: Its name in `net.named_parameters()`, such as `0.weight`.
         shape: Its shape in PyTorch's layout, (out, in) for a matrix and (out,) for a bias.
-        groups: For each axis, the index in `Topology.groups` of the units it counts.
+        groups: For each side that the tensor joins, outputs first, the index in `Topology.groups` of the units there
+            (of the first of them, if there are several groups on one side).
+        places: Which unit each index of an axis belongs to; nothing if the first axes count the units of the groups
+            one by one. See `Topology.places`.
+        inputs: Number of inputs that one output unit sums over, where it is not that of all axes but the first.
 
     Example:
         >>> from pyro_sps import Topology, mlp
@@ -89,6 +98,8 @@ class WeightTensor:
     name: str
     shape: tuple[int, ...]
     groups: tuple[int, ...]
+    places: tuple[Places, ...] = ()
+    inputs: int | None = None
 
     @property
     def numel(self) -> int:
@@ -101,9 +112,31 @@ class WeightTensor:
         return len(self.groups) == 2
 
     @property
+    def is_scale(self) -> bool:
+        """True if the tensor multiplies units one by one, as the scale of a norm does."""
+        return len(self.places) == 2 and self.places[0].axes == self.places[1].axes
+
+    @property
     def fan_in(self) -> int:
         """Number of inputs that one output unit sums over through this tensor; 1 for a bias."""
-        return math.prod(self.shape[1:])
+        if self.inputs is not None:
+            return self.inputs
+        return math.prod(self.shape[1:]) if self.is_matrix or not self.places else 1
+
+
+@dataclass(frozen=True)
+class Joint:
+    """Two groups that a weight tensor joins.
+
+    Attributes:
+        tensor: Its name.
+        groups: The groups, outputs first.
+        partly: Whether only some units are joined to each other, as in a grouped convolution.
+    """
+
+    tensor: str
+    groups: tuple[int, int]
+    partly: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,6 +146,11 @@ class Topology:
     Attributes:
         groups: Unit groups in order of computation; inputs first.
         tensors: Weight tensors in order of computation.
+        structure: Signs, scales and blocks beyond what the groups say; None if there are none.
+        outputs: Number of outputs of a row, if it is not that of the last layer's units.
+        inputs: Shapes of the inputs that the network was run with, and whether they are floating-point numbers; nothing
+            for a fully connected network.
+        activations: Size of the largest tensor that it computes from a row, if that is not the size of a group.
 
     Example:
         >>> from pyro_sps import Topology, mlp
@@ -126,13 +164,19 @@ class Topology:
 
     groups: tuple[UnitGroup, ...]
     tensors: tuple[WeightTensor, ...]
+    structure: Structure | None = None
+    outputs: int | None = None
+    inputs: tuple[tuple[tuple[int, ...], bool], ...] = ()
+    activations: int | None = None
 
     @staticmethod
-    def of(net: nn.Module) -> Topology:
+    def of(net: nn.Module, example: Any = None) -> Topology:
         """Trace a network.
 
         Args:
             net: The network. It is read, not changed; its parameters may be on the meta device.
+            example: Inputs that it can be run with, two rows are enough: a tensor, or a tuple or dictionary of several.
+                Their values do not matter. Fully connected networks need none; of others some are tried if it is None.
 
         Raises:
             UnsupportedLayerError: If the network has a layer that is not supported.
@@ -146,7 +190,61 @@ class Topology:
         """
         from .trace import trace
 
-        return trace(net)[0]
+        return trace(net, example)[0]
+
+    @property
+    def num_outputs(self) -> int:
+        """Number of outputs of a row."""
+        return self.outputs or self.groups[self.matrices[-1].groups[0]].size
+
+    @property
+    def width(self) -> int:
+        """Size of the largest tensor that the network computes from a row."""
+        return self.activations or max(group.size for group in self.groups)
+
+    @property
+    def first(self) -> np.ndarray[Any, Any]:
+        """Number of each group's first unit where all are numbered through, and at the end the number of units."""
+        return np.cumsum([0] + [group.size for group in self.groups])
+
+    def places(self, tensor: WeightTensor) -> tuple[Places, ...]:
+        """Which unit each index of a tensor's axes belongs to."""
+        if tensor.places:
+            return tensor.places
+        places = []
+        for axis, group in enumerate(tensor.groups):
+            unit = self.first[group] + np.arange(self.groups[group].size)
+            places.append(Places((axis,), unit, np.zeros_like(unit), unit, -1 if axis else 1))
+        return tuple(places)
+
+    def random_inputs(self, generator: torch.Generator, rows: int = 16) -> Any:
+        """Random inputs of the network in float64: a tensor, or a tuple of several.
+
+        Args:
+            generator: Source of randomness, on the CPU.
+            rows: Number of rows of a fully connected network; others get as many as they were traced with.
+        """
+        if not self.inputs:
+            features = self.groups[self.matrices[0].groups[1]].size
+            return torch.randn(rows, features, dtype=torch.float64, generator=generator)
+        known = min((group.size for group in self.groups if group.name.startswith("tokens")), default=2)
+        drawn = [
+            torch.randn(shape, dtype=torch.float64, generator=generator)
+            if floating
+            else torch.randint(0, known, shape, generator=generator)
+            for shape, floating in self.inputs
+        ]
+        return drawn[0] if len(drawn) == 1 else tuple(drawn)
+
+    def sides(self, tensor: WeightTensor) -> tuple[tuple[int, ...], ...]:
+        """The groups on each side of a tensor, outputs first: one side for a bias, two for a matrix."""
+        if not tensor.places:
+            return tuple((group,) for group in tensor.groups)
+        places = tensor.places if tensor.is_matrix else tensor.places[:1]
+        return tuple(
+            tuple(np.unique(np.searchsorted(self.first, place.unit.ravel(), side="right") - 1).tolist())
+            for place in places
+        )
 
     @property
     def matrices(self) -> tuple[WeightTensor, ...]:
@@ -215,22 +313,86 @@ class Topology:
             Number of fully connected units by name of the hidden group.
         """
         masks = self.check_masks(masks)
-        free = {index: torch.ones(self.groups[index].size, dtype=torch.bool) for index in self.hidden}
+        free = np.ones(self.first[-1], dtype=bool)
         for tensor in self.matrices:
-            mask = masks[tensor.name].cpu()
-            for axis, index in enumerate(tensor.groups):
-                if index in free:
-                    free[index] &= mask.all(dim=1 - axis)
-        return {self.groups[index].name: int(units.sum()) for index, units in free.items()}
+            fixed = (~masks[tensor.name]).cpu().numpy()
+            for place in self.places(tensor):
+                others = tuple(axis for axis in range(fixed.ndim) if axis not in place.axes)
+                free[place.unit[fixed.any(axis=others)]] = False
+        return {
+            self.groups[index].name: int(free[self.first[index] : self.first[index + 1]].sum()) for index in self.hidden
+        }
 
     def neighbours(self, group: int) -> tuple[UnitGroup, ...]:
         """The groups on the other side of the tensors that join `group`, in order of computation."""
         return tuple(
-            self.groups[tensor.groups[1 - axis]]
-            for tensor in self.matrices
+            self.groups[joint.groups[1 - axis]]
+            for joint in self.joints
             for axis in (0, 1)
-            if tensor.groups[axis] == group
+            if joint.groups[axis] == group
         )
+
+    @cached_property
+    def joints(self) -> tuple[Joint, ...]:
+        """Which groups the matrices join, in order of computation: for most of them one pair."""
+        joints = []
+        for tensor in self.matrices:
+            to, origin = self.sides(tensor)
+            grouped = any(len(place.axes) > 1 for place in tensor.places)
+            joints += [Joint(tensor.name, (a, b), grouped) for a in to for b in origin]
+        return tuple(joints)
+
+    def entries_of(self, joint: Joint, connected: Tensor) -> Tensor:
+        """The entries of a tensor that belong to some connections.
+
+        Args:
+            joint: The tensor, and a group on either side of it.
+            connected: Which connections: a Boolean matrix, units of the one group by units of the other.
+
+        Returns:
+            A Boolean tensor of the tensor's shape.
+        """
+        tensor = self[joint.tensor]
+        to, origin = self.places(tensor)
+        index = []
+        for place, group in zip((to, origin), joint.groups, strict=True):
+            unit = place.along(len(tensor.shape), place.unit) - self.first[group]
+            index.append(
+                (np.clip(unit, 0, self.groups[group].size - 1), (unit >= 0) & (unit < self.groups[group].size))
+            )
+        (rows, here), (columns, there) = index
+        chosen = connected.numpy()[rows, columns] & here & there
+        return torch.from_numpy(np.broadcast_to(chosen, tensor.shape).copy())
+
+    def verify(self, net: nn.Module, seed: int = 0, example: Any = None) -> Any:
+        """Check on numbers that what this claims to be symmetries of a network are symmetries.
+
+        Random weights and inputs are drawn in float64, and relabellings, sign flips and rescalings are
+        applied to the weights: generators of each class one by one, and random products of all. The outputs must
+        stay the same to rounding.
+
+        Args:
+            net: The network that the topology is of.
+            seed: Seeds weights, inputs and symmetries.
+            example: As in `Topology.of`.
+
+        Returns:
+            A `pyro_sps.symmetry.verify.NetworkVerification`: what was tried, and whether all of it was right.
+
+        Raises:
+            ValueError: If the network has another topology.
+
+        Example:
+            >>> from torch import nn
+            >>> from pyro_sps import Topology
+            >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 2))
+            >>> example = torch.zeros(2, 1, 8, 8)
+            >>> Topology.of(net, example).verify(net, example=example).ok
+            True
+        """
+        from ..symmetry.verify import verify_network
+
+        return verify_network(self, net, seed, example)
 
     def __str__(self) -> str:
         groups = " - ".join(
@@ -240,7 +402,9 @@ class Topology:
             (
                 tensor.name,
                 " x ".join(map(str, tensor.shape)),
-                " -> ".join(self.groups[index].name for index in reversed(tensor.groups)),
+                " -> ".join(
+                    " + ".join(self.groups[index].name for index in side) for side in reversed(self.sides(tensor))
+                ),
             )
             for tensor in self.tensors
         ]

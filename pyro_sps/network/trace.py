@@ -10,16 +10,18 @@ from torch import fx, nn
 
 from ..base.process import process_lock
 from . import layers as layers  # registers their rules
+from .record import MappedFunction, NoExampleError, record
 from .run import NetworkFunction
 from .topology import SUPPORTED, Topology, UnsupportedLayerError
 from .tracer import Tracer
 
 
-def trace(net: nn.Module) -> tuple[Topology, NetworkFunction]:
+def trace(net: nn.Module, example: Any = None) -> tuple[Topology, NetworkFunction]:
     """Read a network's topology and turn it into a pure function of its weights.
 
     Args:
         net: The network.
+        example: Inputs that it can be run with, if it is not fully connected; see `Topology.of`.
 
     Returns:
         The topology, and a function `(weights, x) -> outputs` with `x` of shape (rows, features) and
@@ -47,6 +49,20 @@ def trace(net: nn.Module) -> tuple[Topology, NetworkFunction]:
                 f"layer {name or 'network'!r} ({type(module).__name__}) has forward hooks, which are not supported. "
                 f"Supported: {SUPPORTED}"
             )
+    try:
+        return _dense(net)  # the faster form, for networks that are fully connected
+    except UnsupportedLayerError as error:
+        dense = error
+    try:
+        topology = record(net, example)
+    except NoExampleError as error:
+        # It may be a fully connected network with a mistake, such as widths that do not fit.
+        known = any(word in str(dense) for word in ("is not supported", "could not trace", "second input"))
+        raise (error if known else dense) from None
+    return topology, MappedFunction(net, [tensor.name for tensor in topology.tensors])
+
+
+def _dense(net: nn.Module) -> tuple[Topology, NetworkFunction]:
     attributes = set(vars(net))
     try:
         with process_lock():
@@ -66,7 +82,7 @@ def trace(net: nn.Module) -> tuple[Topology, NetworkFunction]:
 
 
 def _function_of(net: nn.Module) -> NetworkFunction:
-    return trace(net)[1]
+    return _dense(net)[1]
 
 
 class _ThreadTracer(fx.Tracer):

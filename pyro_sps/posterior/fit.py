@@ -136,7 +136,7 @@ class Fit:
         guide, bnn, x, y = self.guide, self.bnn, self.x, self.y
         generator = make_generator(x.device, seed, 2)
         loc, scale = (value.detach() for value in guide.parameters_of_sites())
-        width = max(group.size for group in bnn.topology.groups)
+        width = bnn.topology.width
         rows = max(1, min(len(x), ELBO_ELEMENTS // width))
         at_once = max(1, ELBO_ELEMENTS // max(width * rows, len(loc)))
         problem, _ = prepare(bnn, guide, x[:1], y[:1])

@@ -157,11 +157,12 @@ def read(
     else:
         _check_header(path, header, FORMAT)
         net = network(header["extra"])
-        _check_network(directory, header, Topology.of(net))
-        header, tensors = unseal(path, max_bytes(Topology.of(net), len(header["fits"])), f"{path} is missing")
+        topology = Topology.of(net, _example(header, net))
+        _check_network(directory, header, topology)
+        header, tensors = unseal(path, max_bytes(topology, len(header["fits"])), f"{path} is missing")
         _check_header(path, header, FORMAT)
     net = network(header["extra"])
-    _check_network(directory, header, Topology.of(net))
+    _check_network(directory, header, Topology.of(net, _example(header, net)))
     try:
         return _rebuild(directory, header, tensors, net, prior, likelihood, device), header["extra"]
     except (LoadError, MemoryError):
@@ -247,6 +248,15 @@ def _require_kinds(path: Path, header: Mapping[str, Any], kinds: _Kinds) -> None
             raise LoadError(f"{path} is damaged: {name} is {str(value)[:80]!r}")
 
 
+def _example(header: Mapping[str, Any], net: nn.Module) -> Tensor | None:
+    """Inputs of the shape that the network was fitted with; None if that is not known or not credible."""
+    shape = header["input_shape"]
+    if not shape or not all(type(size) is int and size > 0 for size in shape) or math.prod(shape) > 1 << 24:
+        return None
+    like = next(net.parameters(), torch.empty(0))
+    return torch.zeros((2, *shape), dtype=torch.int64 if header.get("whole_numbers") else like.dtype)
+
+
 def _check_network(directory: Path, header: Mapping[str, Any], topology: Topology) -> None:
     """Refuse another network, before anything of the size of one is read."""
     expected = [[tensor.name, list(tensor.shape)] for tensor in topology.tensors]
@@ -254,9 +264,11 @@ def _check_network(directory: Path, header: Mapping[str, Any], topology: Topolog
         found = str(header["tensors"])[:1000]
         raise LoadError(f"net is not the network of {directory}: it has {expected}, the saved fit {found}")
     shape, features = header["input_shape"], topology.groups[0].size
-    if shape is not None and (any(type(size) is not int for size in shape) or math.prod(shape) != features):
+    if shape is not None and (
+        any(type(size) is not int for size in shape) or (not topology.inputs and math.prod(shape) != features)
+    ):
         raise LoadError(f"{directory} is damaged: inputs of shape {str(shape)[:80]} do not have {features} features")
-    outputs = topology.groups[topology.matrices[-1].groups[0]].size
+    outputs = topology.num_outputs
     if header["likelihood"]["arguments"].get("per_output") not in (None, outputs):
         raise LoadError(f"{directory} is damaged: per_output of its likelihood is not {outputs}")
 
@@ -295,7 +307,8 @@ def _rebuild(
     net = copy.deepcopy(net).to(dtype=_DTYPES[header["dtype"]])
     if device is not None:
         net = net.to(device)
-    masks = {t.name: numbers.take(f"mask.{t.name}", torch.bool, t.shape) for t in Topology.of(net).tensors}
+    topology = Topology.of(net, _example(header, net))
+    masks = {t.name: numbers.take(f"mask.{t.name}", torch.bool, t.shape) for t in topology.tensors}
     fits = []
     for index, own in enumerate(header["fits"]):
         likelihood_of_fit = _likelihood_of(directory, header, likelihood)
@@ -311,7 +324,7 @@ def _rebuild(
 def _fit_of(directory: Path, header: Mapping[str, Any], numbers: Numbers, prefix: str, bnn: BNN) -> Fit:
     like = bnn.like
     shape = header["input_shape"] or [bnn.topology.groups[0].size]
-    x = like.new_zeros((1, *shape))
+    x = like.new_zeros((1, *shape), dtype=torch.int64 if header.get("whole_numbers") else like.dtype)
     targets = bnn.likelihood.num_targets(bnn.num_outputs)
     labels = bnn.likelihood.event_dim == 0
     y = torch.zeros(1, dtype=torch.int64, device=like.device) if labels else like.new_zeros((1, targets))
@@ -413,6 +426,7 @@ def _model_of(
         **own_scale,
         ordered_biases=header["ordered_biases"],
         deterministic={name: Point() if name in points else None for name in deterministic},
+        example=_example(header, net),
     )
     if header.get("values") == "MAP":  # known ones, of which a later fit should know where they are from
         bnn.values = MAP()

@@ -115,7 +115,7 @@ class Outputs:
 
     def chunks(self) -> Iterator[tuple[int, int, list[Part]]]:
         """Outputs of the networks for chunks of rows: (start, stop, what each member has there)."""
-        width = max(group.size for group in self._bnn.topology.groups)
+        width = self._bnn.topology.width
         rows = max(1, min(1024, _ELEMENTS // (self.num_samples * self._bnn.num_outputs), _ELEMENTS // width))
         cached = self._cached_blocks
         with torch.no_grad():

@@ -95,6 +95,7 @@ def _header(fits: Sequence[Fit], replicas: int | None, extra: Mapping[str, Any])
         "scheme": type(bnn.scheme).__name__,
         "values": type(bnn.values).__name__,
         "input_shape": None if fits[0].input_shape is None else list(fits[0].input_shape),
+        "whole_numbers": bool(bnn.topology.inputs) and not bnn.topology.inputs[0][1],
         "features": None if fits[0].features is None else list(fits[0].features),
         "targets": None if fits[0].targets is None else list(fits[0].targets),
         "replicas": replicas,

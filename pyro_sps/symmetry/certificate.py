@@ -11,8 +11,8 @@ import itertools
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from ..masks.schemes import SymmetryWarning
 from ..masks.values import FixedValues
 from ..network.topology import Topology, WeightTensor
 from .automorphisms import Group, automorphisms
+from .entries import of_tensor
 from .refinement import Entries, Floats, Graph, Ints, OutOfTimeError, connected_components, refine
 from .report import Move, SymmetryClass, SymmetryReport
 
@@ -83,7 +84,7 @@ def certify(
     notes = list(network.notes())
     permutations = network.discrete(signed=False, deadline=deadline)
     signed = network.discrete(signed=True, deadline=deadline) if network.flippable.any() else None
-    scalings = network.scalings() if network.scalable.any() else None
+    scalings = network.scalings() if (network.scale >= 0).any() else None
     for one in (permutations, signed):
         if one is not None and one.after is None:
             notes.append(f"{one.name} were not determined within {time_limit:g} s")
@@ -109,6 +110,11 @@ def _check_ordered(topology: Topology, masks: Mapping[str, Tensor], ordered: Seq
         tensor = topology[name]
         if tensor.is_matrix or tensor.groups[0] not in topology.hidden:
             raise ValueError(f"ordered must name biases of hidden layers, got {name!r}")
+        if topology.structure is not None:
+            raise ValueError(
+                f"ordered names {name!r}: ordered biases are known for networks whose units have one sign each and no "
+                "blocks; here sps.Rigid() or sps.InputOffsets() tells units apart"
+            )
         if not masks[name].all():
             raise ValueError(f"ordered names {name!r}, of which the masks fix some entries; all must be stochastic")
         tensors.append(tensor)
@@ -150,18 +156,21 @@ class _Network:
         units: For each bias-like tensor the fixed values of its units (free: NaN), with the number of the first
             unit and whether the value changes sign with the unit.
         entries: Fixed entries between two units.
+        links: Arcs that hold whatever is fixed.
         ordered: Groups whose biases increase.
-        flippable: For each unit whether its sign can be flipped.
-        scalable: For each unit whether it can be rescaled.
+        flippable: For each vertex whether its sign can be flipped. Vertices are the units and what follows them in
+            `Topology.structure`.
+        scale: For each vertex the number of its scale, −1 if it can be nothing but 1.
     """
 
     topology: Topology
     first: Ints
     units: tuple[tuple[int, Floats, bool], ...]
     entries: tuple[Entries, ...]
+    links: tuple[Entries, ...]
     ordered: tuple[int, ...]
     flippable: Ints
-    scalable: Ints
+    scale: Ints
 
     @staticmethod
     def of(
@@ -170,10 +179,17 @@ class _Network:
         constants: Mapping[str, Tensor | None],
         ordered: tuple[WeightTensor, ...],
     ) -> _Network:
-        first = np.cumsum([0] + [group.size for group in topology.groups])
+        first = topology.first
         units: list[tuple[int, Floats, bool]] = []
         entries = []
         for tensor in topology.tensors:
+            if not tensor.groups:  # numbers that belong to no unit
+                continue
+            if tensor.places:
+                own, between = of_tensor(topology, tensor, masks[tensor.name], constants[tensor.name])
+                units += own
+                entries += between
+                continue
             start = [int(first[group]) for group in tensor.groups]
             for fixed, values in _slices(tensor, masks[tensor.name], constants[tensor.name]):
                 if not tensor.is_matrix:
@@ -184,24 +200,24 @@ class _Network:
                     units.append((start[0], _values_or_nan(fixed.diagonal(), diagonal), False))
                     fixed = fixed & ~np.eye(len(fixed), dtype=bool)
                 entries.append(_entries(fixed, values, start[0], start[1]))
-
-        def of_units(property_of: Callable[[Any], bool]) -> Ints:
-            flags = [property_of(group) and not group.pinned for group in topology.groups]
-            return np.repeat(flags, [group.size for group in topology.groups])
-
-        return _Network(
-            topology,
-            first,
-            tuple(units),
-            tuple(entries),
-            tuple(sorted({tensor.groups[0] for tensor in ordered})),
-            of_units(lambda group: group.odd),
-            of_units(lambda group: group.homogeneous),
-        )
+        structure = topology.structure
+        if structure is not None:
+            flippable, scale = structure.flips, structure.scale
+            links = tuple(Entries.of(tail, head, value) for _, tail, head, value in structure.links)
+        else:
+            sizes, links = [group.size for group in topology.groups], ()
+            flippable, scalable = (
+                np.repeat([flag(group) and not group.pinned for group in topology.groups], sizes)
+                for flag in (lambda group: group.odd, lambda group: group.homogeneous)
+            )
+            scale = np.where(scalable, np.arange(first[-1]), -1)
+        groups = tuple(sorted({tensor.groups[0] for tensor in ordered}))
+        return _Network(topology, first, tuple(units), tuple(entries), links, groups, flippable, scale)
 
     def notes(self) -> Iterator[str]:
         hidden = [self.topology.groups[index] for index in self.topology.hidden]
-        if linear := [group.name for group in hidden if group.odd and group.homogeneous]:
+        linear = [group.name for group in hidden if group.odd and group.homogeneous]
+        if linear and self.topology.structure is None:
             yield (
                 f"{', '.join(linear)}: without an activation, any invertible linear map of the units is a symmetry; "
                 "only permutations, sign flips and rescalings are counted"
@@ -209,7 +225,7 @@ class _Network:
         non_zero = any(np.any(entry.value) for entry in self.entries) or any(
             np.any(np.nan_to_num(value)) for _, value, _ in self.units
         )
-        if non_zero and self.scalable.any():
+        if non_zero and (self.scale >= 0).any():
             yield "permutations that need a rescaling as well are not counted; they change the prior density"
 
     # discrete symmetries
@@ -217,18 +233,28 @@ class _Network:
     def discrete(self, signed: bool, deadline: float | None) -> SymmetryClass:
         """The group of (signed) permutations."""
         name = "signed permutations" if signed else "permutations"
-        before = Counter(self.topology.groups[index].size for index in self.topology.hidden)
-        before[-2] = int(self.flippable.sum()) if signed else 0
-        size = math.prod(math.factorial(m) ** e if m > 0 else (-m) ** e for m, e in before.items())
+        try:
+            size, factors = self._without_masks(signed, deadline)
+        except OutOfTimeError:
+            return SymmetryClass(name, 1, None, "not determined in time", factors=("", ""))
         try:
             group, how = self._group(signed, deadline)
         except OutOfTimeError:
-            return SymmetryClass(name, size, None, "not determined in time", factors=(_product(before), ""))
-        moves = tuple(sorted(self._moves(group), key=lambda move: (len(move.images), move.images[0])))
-        return SymmetryClass(name, size, group.order, how, moves, (_product(before), _product(group.factors)))
+            return SymmetryClass(name, size, None, "not determined in time", factors=(_product(factors), ""))
+        moves = tuple(sorted(self._moves(group), key=lambda move: (move.size, move.images[:1], move.carriers[:1])))
+        return SymmetryClass(name, size, group.order, how, moves, (_product(factors), _product(group.factors)))
+
+    def _without_masks(self, signed: bool, deadline: float | None) -> tuple[int, Mapping[int, int]]:
+        """Order of the group where nothing is fixed, and its factors."""
+        if self.topology.structure is not None:
+            free, _ = replace(self, units=(), entries=(), ordered=())._group(signed, deadline)
+            return free.order, free.factors
+        before = Counter(self.topology.groups[index].size for index in self.topology.hidden)
+        before[-2] = int(self.flippable.sum()) if signed else 0
+        return math.prod(math.factorial(m) ** e if m > 0 else (-m) ** e for m, e in before.items()), before
 
     def _group(self, signed: bool, deadline: float | None) -> tuple[Group, str]:
-        entries = self.entries + (self._order_ties() if signed else ())
+        entries = self.entries + self.links + (self._order_ties() if signed else ())
         cell = refine(self._colours(signed), entries, deadline)
         if cell.max(initial=-1) + 1 == (cell >= 0).sum():
             return Group(1, np.zeros(0, dtype=np.int64), ""), "refinement"
@@ -246,9 +272,10 @@ class _Network:
         return names, how
 
     def _colours(self, signed: bool) -> Ints:
-        """Colours of the vertices by layer, identity and fixed biases, shape (1 or 2, units)."""
-        total = int(self.first[-1])
-        colour = np.arange(total)
+        """Colours of the vertices by layer, identity and fixed biases, shape (1 or 2, vertices)."""
+        colour = np.arange(len(self.flippable))
+        if self.topology.structure is not None:
+            colour[self.first[-1] :] = self.first[-1] + self.topology.structure.colour
         for index in self.topology.hidden:
             colour[self.first[index] : self.first[index + 1]] = self.first[index]
         colours = np.stack([colour, np.where(self.flippable, colour, -1)]) if signed else colour[None, :]
@@ -275,7 +302,7 @@ class _Network:
         return tuple(ties)
 
     def _moves(self, group: Group) -> Iterator[Move]:
-        total = int(self.first[-1])
+        total = len(self.flippable)
         for swap in group.swaps:
             for one, other in itertools.pairwise(swap):
                 yield self._move(np.concatenate([one, other]), np.concatenate([other, one]), total)
@@ -289,40 +316,49 @@ class _Network:
         return self._named(source, target % total, np.where(target < total, 1.0, -1.0))
 
     def _named(self, source: Ints, target: Ints, factor: Floats) -> Move:
-        group = np.searchsorted(self.first, source, side="right") - 1
+        units = source < self.first[-1]
+        group = np.searchsorted(self.first, source[units], side="right") - 1
         start = self.first[group]
-        rows = zip(group.tolist(), (source - start).tolist(), (target - start).tolist(), factor.tolist(), strict=True)
-        return Move(tuple((self.topology.groups[g].name, i, j, f) for g, i, j, f in rows))
+        columns = (group, source[units] - start, target[units] - start, factor[units])
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        images = tuple((self.topology.groups[g].name, i, j, f) for g, i, j, f in rows)
+        structure = self.topology.structure
+        if structure is None:
+            return Move(images)
+        more = np.flatnonzero(~units)
+        more = more[structure.unit[source[more]] >= 0]
+        others = (source[more], target[more], factor[more])
+        return Move(images, tuple(zip(*(column.tolist() for column in others), strict=True)))
 
     # continuous symmetries
 
     def scalings(self) -> SymmetryClass:
         """The torus of rescalings: a dimension for each set of units tied to each other and to nothing else."""
-        anchored = ~self.scalable
+        # What is scaled: a number for each scale, and at the end one for all that cannot be.
+        anchor = int(self.scale.max(initial=-1)) + 1
+        scale = np.where(self.scale >= 0, self.scale, anchor)
         ties: list[tuple[Ints, Ints]] = [
-            (
-                np.arange(self.first[index], self.first[index + 1] - 1),
-                np.arange(self.first[index] + 1, self.first[index + 1]),
-            )
+            (scale[self.first[index] : self.first[index + 1] - 1], scale[self.first[index] + 1 : self.first[index + 1]])
             for index in self.ordered
         ]
         for entry in self.entries:
             if not np.any(entry.value):
                 continue
             tied = entry.value != 0
-            ties.append((entry.tail[tied], entry.head[tied]))
+            ties.append((scale[entry.tail[tied]], scale[entry.head[tied]]))
         for start, value, flips in self.units:
             if flips:  # the diagonal is left as it is by any scale
-                anchored[start : start + len(value)] |= np.nan_to_num(value) != 0
+                bound = scale[start : start + len(value)][np.nan_to_num(value) != 0]
+                ties.append((bound, np.full(len(bound), anchor)))
         ends = [np.concatenate([np.zeros(0, dtype=np.int64), *(tie[side] for tie in ties)]) for side in (0, 1)]
-        component = connected_components(len(anchored), *ends)
-        bound = np.zeros(len(anchored), dtype=bool)
-        bound[component[anchored]] = True
-        free = np.flatnonzero(~bound[component])
-        free = free[np.argsort(component[free], kind="stable")]
-        parts = np.split(free, np.flatnonzero(np.diff(component[free])) + 1) if len(free) else []
+        component = connected_components(anchor + 1, *ends)
+        free = np.flatnonzero((self.scale >= 0) & (component[scale] != component[anchor]))
+        free = free[np.argsort(component[scale[free]], kind="stable")]
+        cuts = np.flatnonzero(np.diff(component[scale[free]])) + 1
+        parts = np.split(free, cuts) if len(free) else []
         moves = tuple(self._named(part, part, np.full(len(part), 2.0)) for part in parts)
-        return SymmetryClass("scalings", int(self.scalable.sum()), len(parts), "connected components", moves)
+        before = len(np.unique(self.scale[self.scale >= 0]))
+        return SymmetryClass("scalings", before, len(parts), "connected components", moves)
 
 
 def _slices(tensor: WeightTensor, mask: Tensor, value: Tensor | None) -> Iterator[tuple[NDArrayBool, Floats | None]]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..network.run import NetworkFunction
 from ..network.topology import Topology
+from .entries import apply_to_places
 from .refinement import connected_components
 
 
@@ -27,6 +28,8 @@ class Move:
     Attributes:
         images: For each unit that moves or has a factor: name of its group, its index, the index where it goes, and
             the factor: 1, −1 for a sign flip, or any positive number, given as 2, for a rescaling.
+        carriers: Where units have several signs or scales: of all but the first, the number of the vertex in
+            `Topology.structure`, that where it goes, and the factor.
 
     Example:
         >>> from pyro_sps.symmetry.report import Move
@@ -35,6 +38,12 @@ class Move:
     """
 
     images: tuple[tuple[str, int, int, float], ...]
+    carriers: tuple[tuple[int, int, float], ...] = ()
+
+    @property
+    def size(self) -> int:
+        """How much it moves."""
+        return len(self.images) + len(self.carriers)
 
     def apply(self, topology: Topology, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Move the weights of a network.
@@ -55,6 +64,8 @@ class Move:
             {'0.weight': tensor([[ 2.],
                     [-1.]]), '2.weight': tensor([[ 4., -3.]])}
         """
+        if any(tensor.places for tensor in topology.tensors):
+            return apply_to_places(topology, weights, *self._maps(topology))
         moved = {}
         for tensor in topology.tensors:
             weight = weights[tensor.name]
@@ -71,11 +82,26 @@ class Move:
             moved[tensor.name] = weight
         return moved
 
+    def _maps(self, topology: Topology) -> tuple[Any, Any]:
+        """For each unit where it goes, and for each carrier its factor."""
+        first = dict(zip((group.name for group in topology.groups), topology.first.tolist(), strict=False))
+        goes = np.arange(topology.first[-1])
+        factors = np.ones(len(goes) if topology.structure is None else len(topology.structure.unit))
+        for name, source, target, factor in self.images:
+            goes[first[name] + source] = first[name] + target
+            factors[first[name] + source] = factor
+        for source, _, factor in self.carriers:
+            factors[source] = factor
+        return goes, factors
+
     def __str__(self) -> str:
         by_group: dict[str, list[tuple[int, int, float]]] = {}
         for name, source, target, factor in self.images:
             by_group.setdefault(name, []).append((source, target, factor))
         parts, last = [], ""
+        if not self.images:
+            verb = "flip" if any(factor < 0 for *_, factor in self.carriers) else "rescale"
+            return f"{verb} what {len(self.carriers)} inner weight{'s' if len(self.carriers) > 1 else ''} of units see"
         for name, images in by_group.items():
             for verb, what in _describe_images(images):
                 parts.append(f"{what} of {name}" if verb == last else f"{verb} {what} of {name}")
@@ -404,6 +430,7 @@ def check_moves(
     moves: Sequence[Move],
     generator: torch.Generator,
     ordered: Sequence[str] = (),
+    x: Any = None,
 ) -> Verification:
     """Check on one random draw of the stochastic weights that moves are symmetries of the masked network.
 
@@ -415,6 +442,7 @@ def check_moves(
         moves: What to check.
         generator: Source of randomness, on the CPU.
         ordered: Names of biases that increase.
+        x: Inputs; None to draw some.
 
     Returns:
         Whether for each move the fixed weights kept their values exactly, ordered biases their order, and the outputs
@@ -436,8 +464,7 @@ def check_moves(
             draw = draw.sort().values
         mask = masks[tensor.name].cpu()
         weights[tensor.name] = draw if mask.all() else torch.where(mask, draw, fixed[tensor.name].cpu().double())
-    features = topology.groups[topology.matrices[0].groups[1]].size
-    x = torch.randn(16, features, dtype=torch.float64, generator=generator)
+    x = topology.random_inputs(generator) if x is None else x
     expected = function(weights, x)
     largest = float(expected.abs().max())
     deviation, ok = 0.0, True

@@ -193,9 +193,9 @@ def test_network_is_left_as_it_was(name):
 
 
 def test_failed_trace_leaves_no_attribute():
-    net = Custom(lambda net, x: net.last(net.first(x) * torch.tensor(2.0)))
+    net = Custom(lambda net, x: net.last(torch.fft.fft(net.first(x) * torch.tensor(2.0)).real))
     attributes = set(vars(net))
-    with pytest.raises(UnsupportedLayerError, match="'mul'"):
+    with pytest.raises(UnsupportedLayerError, match="'_fft_r2c'"):
         trace(net)
     assert set(vars(net)) == attributes
 
@@ -456,21 +456,12 @@ def hooked(kind):
 @pytest.mark.parametrize(
     ("net", "names"),
     [
-        (lambda: nn.Sequential(nn.Linear(3, 4), nn.Dropout(), nn.Linear(4, 2)), "layer '1' (Dropout)"),
-        (lambda: nn.Sequential(nn.Sequential(nn.Conv2d(1, 1, 1)), nn.Linear(1, 1)), "layer '0.0' (Conv2d)"),
-        (lambda: nn.Sequential(nn.Linear(3, 4), nn.PReLU(), nn.Linear(4, 2)), "layer '1' (PReLU)"),
-        (lambda: Custom(lambda net, x: net.last(torch.cat([net.first(x)], -1))), "layer 'cat' (cat)"),
-        (lambda: Custom(lambda net, x: net.last(net.first(x) * net.slope)), "layer 'mul' (mul)"),
-        (lambda: Custom(lambda net, x: net.last(net.first(x) * net.first(x))), "layer 'mul' (mul)"),
-        (lambda: Custom(lambda net, x: net.last(2 / net.first(x))), "layer 'truediv' (truediv)"),
-        (lambda: Custom(lambda net, x: net.last(net.first(x) + net.slope)), "layer 'add' (add)"),
-        (lambda: Custom(lambda net, x: net.last(torch.add(net.first(x), net.first(x), alpha=2))), "layer 'add' (add)"),
-        (lambda: Custom(lambda net, x: net.last(F.leaky_relu(net.first(x), net.slope))), "layer 'leaky_relu'"),
-        (lambda: Custom(lambda net, x: F.linear(x, net.square.weight.T)), "layer "),
-        (lambda: Custom(lambda net, x: net.last(net.first(x.view(x.size(0), -1)))), "layer 'size' (size)"),
-        (lambda: Custom(lambda net, x: net.last(net.first(x).abs())), "layer 'abs_1' (abs)"),
+        (lambda: Custom(lambda net, x: net.last(torch.fft.fft(net.first(x)).real)), "operation '_fft_r2c'"),
+        (
+            lambda: Custom(lambda net, x: net.last(torch.linalg.inv(net.square(x)[:, None] * x[..., None])[0])),
+            "operation",
+        ),
         (lambda: hooked("spectral"), "layer '2' (Linear)"),
-        (lambda: hooked("parametrized"), "layer '2' (ParametrizedLinear)"),
         (lambda: hooked("hook"), "layer '2' (Linear) has forward hooks"),
     ],
 )
@@ -484,15 +475,14 @@ def test_unsupported_layers_are_named_with_what_is_supported(net, names):
 @pytest.mark.parametrize(
     ("net", "says"),
     [
-        (Branching, "could not trace.*must not branch"),
-        (TwoInputs, "second input, 'z'"),
+        (Branching, "branches on it; a network must not branch on values"),
+        (TwoInputs, "Give an example.*required positional argument: 'z'"),
         (lambda: nn.Sequential(), "must return one tensor that its layers computed"),
         (lambda: nn.Tanh(), "must return one tensor that its layers computed"),
         (lambda: Custom(lambda net, x: {"a": net.square(x)}), "must return one tensor"),
         (lambda: Custom(lambda net, x: (net.square(x), x)), "must return one tensor"),
         (lambda: nn.Sequential(nn.Linear(3, 4), nn.Linear(5, 2)), r"layer '1' \(Linear\) reads 5 .* has 4 units"),
         (lambda: Custom(lambda net, x: net.first(x) + net.square(x)), r"layer 'add' .*reads 4 .* has 3 units"),
-        (lambda: Custom(lambda net, x: net.first(x + x)), "adds the raw input to itself"),
         (lambda: Custom(lambda net, x: net.first(x.flatten())), "must flatten from dimension 1 to -1, got 0 to -1"),
         (lambda: nn.Sequential(nn.Flatten(0), nn.Linear(3, 2)), r"'0' \(Flatten\) must flatten from .* got 0"),
         (lambda: nn.Sequential(nn.LeakyReLU(inplace=True), nn.Linear(3, 2)), r"'0' \(LeakyReLU\) works in place"),

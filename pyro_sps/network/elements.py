@@ -1,0 +1,319 @@
+"""Which number of a tensor belongs to which unit: the bookkeeping under the rules of `layers`.
+
+Every tensor that a network computes is described number by number. An *atom* is an index of an axis of a weight tensor
+(one output of a layer, say) or a block of such; a symmetry permutes atoms. An element of a tensor is
+described by the atoms that it belongs to (its *tokens*, none for a pinned number) and by a code of everything else that
+tells it apart (its *place*: row, position, slot). Elements with the same tokens and the same place hold the same
+number. So a symmetry acts on a tensor by its action on tokens, whatever was reshaped, cut or put together, and a rule
+has only to say which atoms can no longer move apart. What no rule can follow is pinned, which is always sound.
+
+Signs and scales are noted in the same way: an element has at most one sign and one scale, named by the atom whose sign
+it was first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Codes = NDArray[np.uint64]
+
+SIGN, SCALE = 0, 1
+
+
+def mix(x: Any) -> Codes:
+    """Scramble 64-bit numbers, one to one (the finaliser of SplitMix64, Steele et al. 2014)."""
+    with np.errstate(over="ignore"):  # of single numbers
+        x = np.asarray(x).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        scrambled: Codes = x ^ (x >> np.uint64(31))
+    return scrambled
+
+
+def pair(first: Any, second: Any) -> Codes:
+    """A code of two codes, in this order."""
+    with np.errstate(over="ignore"):
+        return mix(mix(first) + np.uint64(0x632BE59BD9B4E019) * np.asarray(second).astype(np.uint64))
+
+
+@dataclass(frozen=True)
+class Value:
+    """What is known of each element of a tensor.
+
+    Attributes:
+        tokens: Arrays of the tensor's shape: the atoms that an element belongs to; −1 for none.
+        place: Codes of the tensor's shape.
+        characters: Its sign and its scale: the atom whose sign (scale) an element has; −1 for none.
+        weight: Name of the parameter if this is a view of one.
+    """
+
+    tokens: tuple[Ints, ...]
+    place: Codes
+    characters: tuple[Ints, Ints]
+    weight: str | None = None
+
+    @staticmethod
+    def pinned(place: Codes) -> Value:
+        """A tensor of numbers without units."""
+        none = np.full(place.shape, -1)
+        return Value((), place, (none, none))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the tensor."""
+        return self.place.shape
+
+    def map(self, function: Any) -> Value:
+        """The same function of every array, one that only moves elements."""
+        return Value(
+            tuple(function(token) for token in self.tokens),
+            function(self.place),
+            (function(self.characters[0]), function(self.characters[1])),
+            self.weight,
+        )
+
+    def without(self, kind: int) -> Value:
+        """The value without its signs or its scales."""
+        none = np.full(self.shape, -1)
+        return replace(self, characters=(none, self.characters[1]) if kind == SIGN else (self.characters[0], none))
+
+
+class Classes:
+    """Classes of numbers that are merged step by step."""
+
+    def __init__(self) -> None:
+        self.root = np.zeros(0, dtype=np.int64)
+
+    def grow(self, count: int) -> None:
+        """Make room for more numbers, each in a class of its own."""
+        self.root = np.concatenate([self.root, np.arange(len(self.root), count)])
+
+    def find(self, numbers: Ints) -> Ints:
+        """The class of each number; −1 stays."""
+        return np.where(numbers >= 0, self.root[numbers], -1)
+
+    def merge(self, first: Ints, second: Ints) -> None:
+        """Merge the classes of numbers at the same places of two arrays."""
+        while True:
+            pairs = np.unique(np.stack([self.root[first], self.root[second]]), axis=1)
+            low, high = pairs.min(axis=0), pairs.max(axis=0)
+            differ = low != high
+            if not differ.any():
+                return
+            np.minimum.at(self.root, high[differ], low[differ])
+            while not np.array_equal(jumped := self.root[self.root], self.root):
+                self.root = jumped
+
+
+@dataclass
+class Link:
+    """Atoms that belong to blocks: a symmetry takes them along, and what is in a block stays together."""
+
+    child: Ints
+    parent: Ints
+    label: Codes
+
+
+@dataclass
+class Atoms:
+    """All atoms, and what is known of how they can move.
+
+    Attributes:
+        units: Classes of atoms that move together: indices of one unit.
+        characters: Classes of signs, and of scales, that are equal.
+        array: For each atom the array that it was made in; at first, atoms of one array are alike.
+        mark: A code of all that has been found to tell atoms of an array apart.
+        is_pinned: Whether an atom has an identity.
+        lost: For signs and scales, whether nothing but 1 is possible.
+        links: Blocks.
+    """
+
+    units: Classes = field(default_factory=Classes)
+    characters: tuple[Classes, Classes] = field(default_factory=lambda: (Classes(), Classes()))
+    array: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    mark: Codes = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
+    is_pinned: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    lost: list[NDArray[np.bool_]] = field(default_factory=lambda: [np.zeros(0, dtype=bool) for _ in range(2)])
+    links: list[Link] = field(default_factory=list)
+    events: int = 0
+
+    def new(self, count: int) -> Ints:
+        """An array of atoms that are alike."""
+        start = len(self.array)
+        number = int(self.array.max(initial=-1)) + 1
+        self.array = np.concatenate([self.array, np.full(count, number)])
+        self.mark = np.concatenate([self.mark, np.zeros(count, dtype=np.uint64)])
+        self.is_pinned = np.concatenate([self.is_pinned, np.zeros(count, dtype=bool)])
+        self.lost = [np.concatenate([lost, np.zeros(count, dtype=bool)]) for lost in self.lost]
+        for classes in (self.units, *self.characters):
+            classes.grow(start + count)
+        return np.arange(start, start + count)
+
+    def event(self) -> np.uint64:
+        """A number of its own for one thing that happens."""
+        self.events += 1
+        return np.uint64(self.events << 8)
+
+    def pin(self, atoms: Ints) -> None:
+        """Give atoms an identity."""
+        self.is_pinned[atoms[atoms >= 0]] = True
+
+    def pinned(self, atoms: Ints) -> NDArray[np.bool_]:
+        """Which atoms have an identity, in that their unit has."""
+        known = np.zeros(len(self.array), dtype=bool)
+        known[self.units.root[self.is_pinned]] = True
+        return np.where(atoms >= 0, known[self.units.root[atoms]], False)
+
+    def distinguish(self, atoms: Ints, codes: Codes) -> None:
+        """Note what tells atoms apart, and with each all atoms of its unit."""
+        more = np.zeros(len(self.array), dtype=np.uint64)
+        pairs = np.unique(np.stack([self.units.root[atoms].astype(np.uint64), codes]), axis=1)
+        np.add.at(more, pairs[0].astype(np.int64), mix(pairs[1]))
+        self.mark += more[self.units.root]
+
+    # signs and scales
+
+    def lose(self, kind: int, atoms: Ints) -> None:
+        """Signs (scales) that can be nothing but 1."""
+        self.lost[kind][atoms[atoms >= 0]] = True
+
+    def equate(self, kind: int, first: Ints, second: Ints) -> None:
+        """Signs (scales) that must be equal; where there is one on one side alone, it must be 1."""
+        both = (first >= 0) & (second >= 0)
+        self.characters[kind].merge(first[both], second[both])
+        self.lose(kind, np.where(both, -1, np.maximum(first, second)))
+
+    def equate_along(self, kind: int, atoms: Ints, axis: int) -> Ints:
+        """Signs (scales) that must be equal along an axis, and what they are."""
+        first = np.take(atoms, [0], axis=axis)
+        self.equate(kind, np.broadcast_to(first, atoms.shape).ravel(), atoms.ravel())
+        return first.squeeze(axis)
+
+    # units
+
+    def relate(self, first: Ints, second: Ints, place: Codes) -> str:
+        """Atoms that numbers at the same places belong to, and so can no longer move apart.
+
+        Args:
+            first: Atoms, flat.
+            second: Atoms, as many.
+            place: Codes of what else tells the numbers apart.
+
+        Returns:
+            `equal` if each determines the other, `first` or `second` if only that one determines the other, `free` if
+            they do not depend on each other or are pinned, and `pinned` if all were pinned: they do in another way.
+        """
+        event = self.event()
+        a, b = self.units.root[first], self.units.root[second]
+        if np.array_equal(a, b):
+            return "equal"
+        key = a * (len(self.array) + 1) + b
+        pairs, index, inverse = np.unique(key, return_index=True, return_inverse=True)
+        label = np.zeros(len(pairs), dtype=np.uint64)
+        np.add.at(label, inverse.ravel(), mix(place))
+        left, right = a[index], b[index]
+        count_a, count_b = len(np.unique(left)), len(np.unique(right))
+        if len(pairs) == max(count_a, count_b):
+            fine, coarse = (left, right) if count_a >= count_b else (right, left)
+            slots = np.unique(np.stack([coarse.astype(np.uint64), label]), axis=1).shape[1] == len(pairs)
+            if slots:  # with its slot, the coarse one determines the fine one: one unit
+                for side, atoms in enumerate((first, second)):
+                    self.distinguish(atoms, pair(label[inverse.ravel()], event + np.uint64(side)))
+                self.units.merge(left, right)
+                return "equal"
+            self.links.append(Link(fine, coarse, pair(label, event)))
+            return "first" if count_a >= count_b else "second"
+        if len(pairs) == count_a * count_b and len(np.unique(label)) == 1:
+            return "free"
+        told = [self._told(atoms, place) for atoms in (first, second)]
+        for atoms, known in zip((first, second), told, strict=True):
+            if known or not any(told):
+                self.pin(atoms)
+        return "free" if any(told) else "pinned"
+
+    def _told(self, atoms: Ints, place: Codes) -> bool:
+        """Whether the places tell which atom it is."""
+        pairs = np.unique(np.stack([place, self.units.root[atoms].astype(np.uint64)]), axis=1)
+        return pairs.shape[1] == len(np.unique(place))
+
+    def blocks(self, tokens: Ints, place: Codes) -> Ints | None:
+        """What a function of a set of numbers, in whatever order, belongs to: the set as a whole.
+
+        Args:
+            tokens: Atoms of the numbers of each set, shape (sets, numbers); −1 for none.
+            place: Their codes.
+
+        Returns:
+            A block for each set, or None if there is one for all of them.
+        """
+        root = self.units.find(tokens)
+        order = np.argsort(root, axis=1, kind="stable")
+        ordered = np.take_along_axis(root, order, 1)
+        new = np.ones(ordered.shape, dtype=bool)
+        new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+        new &= ordered >= 0
+        names = np.where(new, mix(ordered), np.uint64(0)).sum(axis=1, dtype=np.uint64)
+        sets, of = np.unique(names, return_inverse=True)
+        of = of.ravel()
+        some = root >= 0
+        rows = np.broadcast_to(np.arange(len(root))[:, None], root.shape)
+        # Codes of the places of an atom in one set, and in all sets of the same atoms.
+        key, inverse = np.unique(rows[some] * (len(self.array) + 1) + root[some], return_inverse=True)
+        inside = np.zeros(len(key), dtype=np.uint64)
+        np.add.at(inside, inverse.ravel(), mix(place[some]))
+        row, atom = key // (len(self.array) + 1), key % (len(self.array) + 1)
+        members, inverse = np.unique(of[row] * (len(self.array) + 1) + atom, return_inverse=True)
+        label = np.zeros(len(members), dtype=np.uint64)
+        np.add.at(label, inverse.ravel(), mix(inside))
+        child, which = members % (len(self.array) + 1), members // (len(self.array) + 1)
+        made = self.new(len(sets))
+        self.links.append(Link(child, made[which], pair(label, self.event())))
+        return None if len(sets) == 1 else made[of]
+
+    def combine(self, first: Sequence[Ints], second: Sequence[Ints], place: Codes) -> tuple[tuple[Ints, ...], Codes]:
+        """Tokens and places of numbers that are computed from two tensors, element by element.
+
+        Args:
+            first: Tokens of the one.
+            second: Tokens of the other, of the same shape.
+            place: Codes of the elements, from the places in both.
+        """
+        result = list(first)
+        for token in second:
+            for index, other in enumerate(result):
+                both = (token >= 0) & (other >= 0)
+                how = self.relate(other[both], token[both], place[both]) if both.any() else "equal"
+                if how == "free":
+                    continue
+                # What was pinned goes to the places, below; which of the two does not matter then but for that.
+                if how == "pinned":
+                    place = pair(place, token + 1)
+                result[index] = (
+                    np.where(token >= 0, token, other) if how == "second" else np.where(other >= 0, other, token)
+                )
+                break
+            else:
+                result.append(token)
+        return self.settle(result, place)
+
+    def settle(self, tokens: Sequence[Ints], place: Codes) -> tuple[tuple[Ints, ...], Codes]:
+        """Pin the atoms that the place tells, and turn pinned tokens into places."""
+        kept = []
+        for token in tokens:
+            some = token >= 0
+            atoms = self.units.root[token[some]]
+            if len(np.unique(atoms)) > 1 and self._told(token[some], place[some]):
+                self.pin(token[some])
+            pinned = self.pinned(token)
+            if pinned.any():
+                place = np.where(pinned, pair(place, self.units.find(token) + 1), place)
+                token = np.where(pinned, -1, token)
+            if (token >= 0).any():
+                kept.append(token)
+        return tuple(kept), place

@@ -1,0 +1,168 @@
+"""Operations that copy numbers elsewhere: concatenation, selection, padding, look-up in a table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..elements import SCALE, SIGN, Value, mix, pair
+from ..recorder import Call, Recorder, handles, leaves
+
+
+@handles(
+    *[
+        "clone",
+        "_to_copy",
+        "contiguous",
+        "repeat",
+        "repeat_interleave",
+        "roll",
+        "flip",
+        "rot90",
+        "take",
+        "gather",
+        "index",
+        "index_select",
+        "im2col",
+    ],
+    *["pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle"],
+    *(f"{how}_pad{d}d" for how in ("reflection", "replication") for d in (1, 2, 3)),
+    *(f"{how}{d}d" for how in ("upsample_nearest", "_upsample_nearest_exact") for d in (1, 2, 3)),
+    *(f"{how}_copy" for how in ("diagonal", "select", "view", "unfold")),
+)
+def move(recorder: Recorder, call: Call) -> None:
+    """Numbers move or are copied: what is done to their places is done to what is known of them."""
+    argument = call.args.get("self", call.args.get("input"))
+    assert isinstance(argument, Tensor)
+    for tensor in leaves([value for value in call.args.values() if value is not argument]):
+        if call.known(tensor) is not None:
+            raise recorder.unsupported(f"{call.name} at places that the network computes is not known")
+    value = recorder.as_value(recorder.operand(argument, call))
+    # Zero stays for what is not a copy, such as the edges of unfolded images.
+    places = torch.arange(1, argument.numel() + 1, dtype=torch.float64).reshape(argument.shape)
+    moved = places.clone() if call.name in ("_to_copy", "clone", "contiguous") else _again(call, places)
+    index = moved.to(torch.int64).numpy() - 1
+    flat = value.map(lambda array: array.ravel()[np.maximum(index, 0)])
+    if (index < 0).any():
+        flat = replace(flat, place=np.where(index < 0, np.uint64(0), flat.place))
+    recorder.write(call.out, flat)
+
+
+def _again(call: Call, places: Tensor) -> Any:
+    """The same operation on numbers that say where they were."""
+    function = getattr(torch.ops.aten, call.name)
+    arguments = [places if name in ("self", "input") else value for name, value in call.args.items()]
+    packet = {"index": "Tensor", "roll": "default", "upsample_nearest1d": "default"}.get(call.name)
+    if packet is not None:
+        return getattr(function, packet)(*arguments)
+    return function(*arguments)
+
+
+@handles("cat", "stack")
+def cat(recorder: Recorder, call: Call) -> None:
+    """Tensors one behind another, or side by side."""
+    tensors = [t for t in call["tensors"] if call.name == "stack" or tuple(t.shape) != (0,)]
+    dim = call["dim"] % len(call.out.shape)
+    parts = []
+    for number, tensor in enumerate(tensors):
+        value = recorder.as_value(recorder.operand(tensor, call))
+        if call.name == "stack":
+            value = value.map(lambda array: np.expand_dims(array, dim))
+        parts.append(replace(value, place=pair(value.place, number), weight=None))
+    count = max(len(part.tokens) for part in parts)
+    none = [np.full(part.shape, -1) for part in parts]
+    tokens = tuple(
+        np.concatenate(
+            [p.tokens[i] if i < len(p.tokens) else empty for p, empty in zip(parts, none, strict=True)], axis=dim
+        )
+        for i in range(count)
+    )
+    characters = tuple(np.concatenate([part.characters[kind] for part in parts], axis=dim) for kind in (SIGN, SCALE))
+    place = np.concatenate([part.place for part in parts], axis=dim)
+    recorder.write(call.out, Value(tokens, place, (characters[0], characters[1])))
+
+
+@handles("constant_pad_nd")
+def pad(recorder: Recorder, call: Call) -> None:
+    """Padding by a constant: the same for every unit."""
+    value = recorder.as_value(recorder.operand(call["self"], call))
+    padding, fill = call["pad"], call["value"]
+    if fill != 0:
+        for kind in (SIGN, SCALE):
+            recorder.atoms.lose(kind, value.characters[kind].ravel())
+            value = value.without(kind)
+    index: list[Any] = [np.arange(size) for size in value.shape]
+    outside = np.zeros(tuple(call.out.shape), dtype=bool)
+    for number in range(len(padding) // 2):
+        axis = len(value.shape) - 1 - number
+        where = np.arange(call.out.shape[axis]) - padding[2 * number]
+        size = value.shape[axis]
+        away = (where < 0) | (where >= size)
+        outside |= away.reshape([-1 if i == axis else 1 for i in range(len(value.shape))])
+        index[axis] = np.clip(where, 0, size - 1)
+        moving = any((token != token.take([0], axis=axis)).any() for token in value.tokens)
+        if away.any() and moving:  # units are padded: what is put there belongs to none
+            for token in value.tokens:
+                recorder.atoms.pin(token.ravel())
+    tokens, place = recorder.atoms.settle(value.tokens, value.place)
+    grid = np.ix_(*index)
+    moved = replace(value, tokens=tokens, place=place).map(lambda array: array[grid])
+    recorder.write(call.out, replace(moved, place=np.where(outside, np.uint64(1), pair(moved.place, 2))))
+
+
+@handles("copy", "fill", "zero")
+def copy(recorder: Recorder, call: Call) -> None:
+    """Numbers are written over others."""
+    source = call.args.get("src")
+    shape = tuple(call.out.shape)
+    if isinstance(source, Tensor):
+        value = recorder.as_value(recorder.operand(source, call)).map(lambda array: np.broadcast_to(array, shape))
+    else:
+        value = Value.pinned(np.full(shape, mix(hash(call.args.get("value", 0)) & 0xFFFF)))
+    recorder.write(call.out, value, fresh=False)
+
+
+@handles("embedding")
+def embedding(recorder: Recorder, call: Call) -> None:
+    """Rows of a table, by numbers that have an identity."""
+    indices, table = call["indices"], call["weight"]
+    place = recorder.operand(indices, call)
+    if place.tokens:
+        raise recorder.unsupported("it looks up what its units say")
+    value = recorder.operand(table, call)
+    if value.weight is None:
+        raise recorder.unsupported("it looks up rows of a table that the network computes")
+    _look_up(
+        recorder, value, pair(place.place, mix(np.arange(indices.numel())).reshape(tuple(indices.shape))), call.out
+    )
+
+
+@handles("_embedding_bag", "_embedding_bag_forward_only")
+def embedding_bag(recorder: Recorder, call: Call) -> None:
+    """Sums, means or maxima of rows of a table."""
+    value, out = recorder.operand(call["weight"], call), call.out[0]
+    if value.weight is None:
+        raise recorder.unsupported("it looks up rows of a table that the network computes")
+    _look_up(recorder, value, mix(np.arange(out.shape[0])), out)
+    if call["mode"] == 2:
+        recorder.atoms.lose(SIGN, recorder.weights[value.weight].axes[1])  # type: ignore[arg-type]
+
+
+def _look_up(recorder: Recorder, table: Value, place: Any, out: Tensor) -> None:
+    assert table.weight is not None
+    weight = recorder.weights[table.weight]
+    rows, columns = weight.axes
+    assert rows is not None
+    assert columns is not None
+    recorder.atoms.pin(rows)
+    weight.looked_up.add(0)
+    recorder.role(table.weight, 1, 1)
+    for kind in (SIGN, SCALE):
+        recorder.atoms.lose(kind, rows)
+    shape = tuple(out.shape)
+    own = np.broadcast_to(columns, shape)
+    recorder.write(out, Value(*recorder.atoms.settle([own], np.broadcast_to(place[..., None], shape)), (own, own)))

@@ -1,0 +1,312 @@
+"""Sums of products: linear layers, convolutions, attention, recurrent cells.
+
+An index that is summed over ties what is on both sides of it. On one side there may be a parameter, whose
+indices have no meaning but by what they meet, or two tensors that the network computes, as in attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ..elements import SCALE, SIGN, Codes, Ints, Value, mix, pair
+from ..recorder import Call, Recorder, handles, rows_code
+from .functions import two
+
+
+@handles("mm", "bmm", "matmul", "mv", "dot")
+def product(recorder: Recorder, call: Call) -> None:
+    """A product of matrices, or of batches of them."""
+    first, second = (argument for argument in call.args.values() if isinstance(argument, Tensor))
+    value = contract(recorder, call, first, second)
+    if value is not None:
+        recorder.write(call.out, value.map(lambda array: array.reshape(tuple(call.out.shape))))
+
+
+@handles("addmm", "baddbmm", "addmv")
+def sum_and_product(recorder: Recorder, call: Call) -> None:
+    """A product of matrices and what is added to it."""
+    bias, first, second, beta, _ = call.args.values()
+    value = contract(recorder, call, first, second)
+    if value is None:
+        if call.known(bias) is None:
+            return
+        shape = tuple(call.out.shape)
+        only = recorder.operand(bias, call).map(lambda array: np.broadcast_to(array, shape))
+        return recorder.write(call.out, recorder.as_value(only))
+    value = value.map(lambda array: array.reshape(tuple(call.out.shape)))
+    if beta != 0:
+        value = two(recorder, "add", value, recorder.operand(bias, call), call.out)
+    recorder.write(call.out, value)
+
+
+def contract(recorder: Recorder, call: Call, first: Tensor, second: Tensor) -> Value | None:
+    """What is known of (b, l, i) @ (b, i, o); None if it is zero."""
+    if any(call.known(t) is None and not bool(t.any()) for t in (first, second)):
+        return None
+    left, right = recorder.operand(first, call), recorder.operand(second, call)
+    if len(left.shape) == 1:
+        left = left.map(lambda array: array[None])
+    if len(right.shape) == 1:
+        right = right.map(lambda array: array[:, None])
+    if len(left.shape) == 2:
+        left = left.map(lambda array: array[None])
+    if len(right.shape) == 2:
+        right = right.map(lambda array: array[None])
+    # Of the two, a parameter is `right`, and its index that is summed over in the middle.
+    turned = left.weight is not None and right.weight is None
+    if turned:
+        left, right = (value.map(lambda array: array.swapaxes(1, 2)) for value in (right, left))
+    if right.weight is not None and left.weight is not None:
+        left = replace(recorder.as_value(left), weight=None)
+    result = _contracted(recorder, left, right)
+    return result.map(lambda array: array.swapaxes(1, 2)) if turned else result
+
+
+def _contracted(recorder: Recorder, left: Value, right: Value) -> Value:
+    atoms = recorder.atoms
+    left, right = _aligned(recorder, left, 1), _aligned(recorder, right, 2)
+    outside_left, inside_left = _split(left, summed=2, other=1)
+    outside_right, inside_right = _split(right, summed=1, other=2)
+    label_left, row = _label(left.place.swapaxes(1, 2)), rows_code(left.place)
+    label_right, column = _label(right.place), rows_code(right.place.swapaxes(1, 2))
+    label = pair(label_left, label_right)
+    own = right.weight is not None
+    if own:
+        _unmet(recorder, inside_left, inside_right, label)
+    inside, label = atoms.combine(inside_left, inside_right, label)
+    blocks: list[Ints] = []
+    if not own or (len(left.shape) == 3 and left.shape[0] > 1):
+        for extra in inside[1:]:
+            atoms.pin(extra.ravel())
+        if len(inside) > 1:
+            inside, label = atoms.settle(inside, label)
+        for token in inside:
+            block = atoms.blocks(token, label)
+            if block is not None:
+                blocks.append(block)
+    shape = (left.shape[0], left.shape[1], right.shape[2])
+    place = pair(np.broadcast_to(row[:, :, None], shape), np.broadcast_to(column[:, None, :], shape))
+    tokens = [np.broadcast_to(block[:, None, None], shape) for block in blocks]
+    for more, axis in ((outside_left, 2), (outside_right, 1)):
+        for token in more:
+            wide = np.broadcast_to(np.expand_dims(token, axis), shape)
+            kept, place = atoms.combine(tokens, [wide], place)
+            tokens = list(kept)
+    if own:
+        characters = _through_weight(recorder, left, right, inside_right, outside_right, shape)
+    else:
+        characters = _between(recorder, left, right, shape)
+    return Value(tuple(tokens), place, characters)
+
+
+def _aligned(recorder: Recorder, value: Value, axis: int) -> Value:
+    """A value whose tokens depend on the index that is summed over or on the other one (`axis`), not on both."""
+    if value.weight is not None:
+        return value
+    tokens, place, summed = [], value.place, 3 - axis
+    for token in map(recorder.atoms.units.find, value.tokens):
+        along = (token == token.take([0], axis=summed)).all()
+        if not along and not (token == token.take([0], axis=axis)).all():
+            first = np.broadcast_to(token.take([0], axis=axis), token.shape)
+            some = (first >= 0) & (token >= 0)
+            how = "pinned"
+            if ((first >= 0) == (token >= 0)).all():
+                how = recorder.atoms.relate(first[some], token[some], np.zeros(int(some.sum()), dtype=np.uint64))
+            if how != "equal":
+                recorder.atoms.pin(token.ravel())
+            token = np.where(token >= 0, recorder.atoms.units.find(token), -1) if how == "equal" else token
+            if how == "equal":
+                token = np.broadcast_to(token.take([0], axis=axis), token.shape)
+        tokens.append(token)
+    settled, place = recorder.atoms.settle(tokens, place)
+    return replace(value, tokens=settled, place=place)
+
+
+def _split(value: Value, summed: int, other: int) -> tuple[list[Ints], list[Ints]]:
+    """Tokens that do not depend on the summed index, (b, other), and those that do, (b, summed)."""
+    outside: list[Ints] = []
+    inside: list[Ints] = []
+    unclear: list[Ints] = []
+    for token in value.tokens:
+        if not (token == token.take([0], axis=summed)).all():
+            inside.append(token)
+        elif not (token == token.flat[0]).all():
+            outside.append(token)
+        else:
+            unclear.append(token)
+    if value.weight is None:  # one unit, which may have several slots
+        inside += unclear
+    else:  # axes of one index; that of the inputs was made first
+        for token in sorted(unclear, key=lambda token: int(token.flat[0])):
+            (outside if inside else inside).append(token)
+    return _first_along(outside, summed), _first_along(inside, other)
+
+
+def _first_along(tokens: list[Ints], axis: int) -> list[Ints]:
+    return [np.take(token, 0, axis=axis) for token in tokens]
+
+
+def _label(place: Codes) -> Codes:
+    """For each index of the middle axis a code of the places along the last; nothing if it tells no index apart."""
+    code = rows_code(place)
+    return np.where((code == code[:, :1]).all(axis=1, keepdims=True), np.uint64(0), code)
+
+
+def _unmet(recorder: Recorder, met: list[Ints], own: list[Ints], label: Codes) -> None:
+    """Indices of a parameter that meet pinned numbers: those that meet the same are the same."""
+    partner = np.zeros(label.shape, dtype=bool)
+    for token in met:
+        partner |= token >= 0
+    for token in own:
+        free = (token >= 0) & ~partner
+        if not free.any():
+            continue
+        meet_pinned(recorder, token[free], label[free], alone=token.shape[1] == 1)
+
+
+def meet_pinned(recorder: Recorder, own: Ints, label: Codes, alone: bool) -> None:
+    """Indices of a parameter meet numbers that have an identity."""
+    if len(np.unique(label)) < len(np.unique(own)) and not alone:
+        recorder.atoms.distinguish(own, pair(label, recorder.atoms.event()))
+        return
+    recorder.atoms.pin(own)
+    own, index = np.unique(own, return_index=True)
+    key = int(pair(label[index], np.arange(len(index))).sum(dtype=np.uint64)) ^ len(own)
+    if key in recorder.inputs:
+        recorder.atoms.units.merge(recorder.inputs[key], own)
+    else:
+        recorder.inputs[key] = own
+
+
+def _through_weight(
+    recorder: Recorder, left: Value, right: Value, inside: list[Ints], outside: list[Ints], shape: tuple[int, ...]
+) -> tuple[Ints, Ints]:
+    """Signs and scales behind a parameter: those that its outputs have."""
+    name, atoms = right.weight, recorder.atoms
+    assert name is not None
+    for tokens, role in ((inside, -1), (outside, 1)):
+        for token in tokens:
+            recorder.role(name, recorder.axis_of(name, int(token[token >= 0][0])), role)
+    single = (
+        len(inside) == len(outside) == 1
+        and len(recorder.weights[name].shape) - recorder.weights[name].shape.count(1) <= 2
+    )
+    result = []
+    for kind in (SIGN, SCALE):
+        own = left.characters[kind]
+        if single and not (
+            (own == own[:, :, :1]).all() and (own >= 0).all() and own.shape[2] > 1 and len(np.unique(own)) > 1
+        ):
+            read = atoms.equate_along(kind, own, axis=1)
+            atoms.equate(kind, read.ravel(), np.broadcast_to(inside[0], read.shape).ravel())
+            result.append(np.broadcast_to(outside[0][:, None, :], shape))
+            continue
+        # The index that is summed over has no sign, or there are too many: what was there must be 1.
+        atoms.lose(kind, own.ravel())
+        for token in (*inside, *outside):
+            atoms.lose(kind, token.ravel())
+        result.append(np.full(shape, -1))
+    return result[0], result[1]
+
+
+def _between(recorder: Recorder, left: Value, right: Value, shape: tuple[int, ...]) -> tuple[Ints, Ints]:
+    """Signs and scales of a product of two tensors that the network computes."""
+    atoms = recorder.atoms
+    left, right = recorder.as_value(left), recorder.as_value(right)
+    result = []
+    for kind in (SIGN, SCALE):
+        a, b = left.characters[kind], right.characters[kind]  # (b, l, i) and (b, i, o)
+        rest: list[Ints] = []
+        inside: list[Ints] = []
+        for array, summed, other in ((a, 2, 1), (b, 1, 2)):
+            if (array < 0).all():
+                continue
+            if (array == array.take([0], axis=summed)).all():
+                rest.append(np.broadcast_to(array.take([0], axis=summed), shape))
+            else:
+                inside.append(atoms.equate_along(kind, array, axis=other))
+        if len(inside) == 2 and kind == SIGN:
+            atoms.equate(kind, inside[0].ravel(), inside[1].ravel())
+        else:
+            for array in inside:  # it is summed over, and nothing on the other side undoes it
+                atoms.lose(kind, array.ravel())
+        if len(rest) == 2:
+            for array in rest:
+                atoms.lose(kind, array.ravel())
+        result.append(rest[0] if len(rest) == 1 else np.full(shape, -1))
+    return result[0], result[1]
+
+
+@handles("convolution")
+def convolution(recorder: Recorder, call: Call) -> None:
+    """Convolutions of one to three dimensions, transposed or not, with groups."""
+    groups, transposed = call["groups"], call["transposed"]
+    if call.known(call["input"]) is None and not bool(call["input"].any()):
+        raise recorder.unsupported("it convolves zeros")
+    weight = recorder.convolution(call["weight"], transposed, groups)
+    atoms, name = recorder.atoms, recorder.parameters[call["weight"].untyped_storage()._cdata][0]
+    inputs, outputs = (0, 1) if transposed else (1, 0)
+    recorder.role(name, inputs, -1)
+    recorder.role(name, outputs, 1)
+    read, made = (weight.axes[axis] for axis in (inputs, outputs))
+    assert read is not None
+    assert made is not None
+    read, made = read.reshape(groups, -1), made.reshape(groups, -1)
+    # The channels last: (1, rows × positions, channels).
+    value = recorder.as_value(recorder.operand(call["input"], call))
+    value = value.map(lambda array: np.moveaxis(array, 1, -1).reshape(1, -1, array.shape[1]))
+    value = _aligned(recorder, value, 1)
+    outside, inside = _split(value, summed=2, other=1)
+    for token in outside:
+        atoms.pin(token.ravel())
+    label = _label(value.place.swapaxes(1, 2))
+    _unmet(recorder, inside, [read.reshape(1, -1)], label)
+    met, _ = atoms.combine(inside, [read.reshape(1, -1)], label)
+    channel = met[0] if met else read.reshape(1, -1)
+    if groups > 1:
+        _grouped(recorder, channel.reshape(groups, -1), read, made)
+    for kind in (SIGN, SCALE):
+        along = atoms.equate_along(kind, value.characters[kind], axis=1)
+        atoms.equate(kind, along.ravel(), read.ravel())
+    shape = tuple(call.out.shape)
+    column = made.reshape(-1, *(1,) * (len(shape) - 2))
+    own = np.broadcast_to(column, shape)
+    position = mix(np.arange(shape[0] * int(np.prod(shape[2:])))).reshape(shape[0], 1, *shape[2:])
+    tokens, place = atoms.settle([own], np.broadcast_to(position, shape))
+    result = Value(tokens, place, (own, own))
+    if call["bias"] is not None:
+        bias = recorder.operand(call["bias"], call).map(lambda array: array.reshape(-1, *(1,) * (len(shape) - 2)))
+        result = two(recorder, "add", result, bias, call.out)
+    recorder.write(call.out, result)
+
+
+def _grouped(recorder: Recorder, channel: Ints, read: Ints, made: Ints) -> None:
+    """Inputs and outputs of a group move with it."""
+    atoms = recorder.atoms
+    groups, outputs = made.shape
+    pinned = atoms.pinned(channel)
+    if channel.shape[1] == 1 and not pinned.any():  # depthwise: the group is its channel
+        owner = np.broadcast_to(channel, made.shape)
+        atoms.relate(owner.ravel(), made.ravel(), np.zeros(made.size, dtype=np.uint64))
+        return
+    block = atoms.new(groups)[:, None]
+    if pinned.any():
+        atoms.pin(block.ravel())
+    for member in (channel, made):
+        owner = np.broadcast_to(block, member.shape)
+        atoms.relate(owner.ravel(), member.ravel(), np.zeros(member.size, dtype=np.uint64))
+    if pinned.any() and outputs == 1:
+        atoms.pin(made.ravel())
+
+
+def along(value: Value, axes: tuple[int, ...]) -> tuple[Value, Callable[[Any], Any]]:
+    """The axes as one, at the end; and how to put an array without them back."""
+    rest = [axis for axis in range(len(value.shape)) if axis not in axes]
+    shape = [value.shape[axis] for axis in rest]
+    moved = value.map(lambda array: array.transpose(*rest, *axes).reshape(int(np.prod(shape)), -1))
+    return moved, lambda array: array.reshape(*shape, *array.shape[1:])

@@ -1,0 +1,245 @@
+"""From any network to its topology, by running it once, and to a pure function of its weights, by mapping over them."""
+
+from __future__ import annotations
+
+import copy
+import threading
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves, tree_map
+
+from ..base.process import process_lock
+from . import layers as layers  # registers their rules
+from .assemble import assemble
+from .elements import SCALE, SIGN
+from .layers.recurrent import make_stepwise
+from .recorder import Recorder
+from .topology import Topology, UnsupportedLayerError
+
+# Positions of an image, and lengths of a sequence, that are tried where no example is given.
+_SIDES, _LENGTHS = (32, 28, 64, 16, 8, 96, 224), (6, 8, 16, 32, 64)
+
+
+class NoExampleError(UnsupportedLayerError):
+    """No inputs are known that the network can be run with."""
+
+
+def record(net: nn.Module, example: Any = None) -> Topology:
+    """The topology of a network, from one run of it.
+
+    Args:
+        net: The network, in evaluation mode or not; it is read as in evaluation mode.
+        example: Inputs to run it with; None to try some.
+
+    Raises:
+        UnsupportedLayerError: If something in it cannot be followed, or if no example fits.
+    """
+    weightless = skeleton(net)
+    like = next((p for p in net.parameters() if p.is_floating_point()), torch.empty(0))
+    examples = [example] if example is not None else list(_examples(net, like.dtype))
+    failures = []
+    for inputs in examples:
+        try:
+            return _recorded(weightless, inputs)
+        except UnsupportedLayerError:
+            raise
+        except Exception as error:
+            if example is not None:
+                raise ValueError(f"net cannot be run with the example that was given: {error}") from error
+            failures.append(f"{_shapes(inputs)}: {str(error).splitlines()[0][:100]}")
+    tried = f" Tried: {'; '.join(failures[:3])}" if failures else ""
+    raise NoExampleError(
+        "the shape of the network's inputs cannot be told from its layers. Give an example of two rows: "
+        f"sps.BNN(net, example=torch.randn(2, ...)) or Topology.of(net, example=...).{tried}"
+    )
+
+
+def skeleton(net: nn.Module) -> nn.Module:
+    """A copy of a network in evaluation mode, without the numbers of its parameters."""
+    weightless: dict[int, Any] = {
+        id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in net.parameters()
+    }
+    result = copy.deepcopy(net, weightless).eval()
+    make_stepwise(result)
+    return result
+
+
+@contextmanager
+def plain_operations() -> Iterator[None]:
+    """Modules come apart into operations that are known, not into fused ones of this machine."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _recorded(net: nn.Module, example: Any) -> Topology:
+    net = copy.deepcopy(net)
+    originals = list(net.parameters())  # kept, so that no two of them have one id
+    zeros: dict[int, nn.Parameter] = {}
+    for module in net.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is not None:
+                if id(parameter) not in zeros:  # shared parameters stay shared
+                    own = torch.zeros(parameter.shape, dtype=parameter.dtype)
+                    zeros[id(parameter)] = nn.Parameter(own, requires_grad=False)
+                module._parameters[name] = zeros[id(parameter)]
+        for name, buffer in list(module._buffers.items()):
+            if buffer is not None:
+                module._buffers[name] = (
+                    buffer.detach().cpu().clone() if not buffer.is_meta else torch.zeros_like(buffer, device="cpu")
+                )
+    del originals
+    recorder = Recorder(net)
+    _name_layers(net, recorder)
+    inputs = tree_map(lambda x: x.detach().cpu().clone() if isinstance(x, Tensor) else x, example)
+    tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    recorder.give(tensors)
+    with process_lock(), torch.no_grad(), torch.random.fork_rng(devices=[]), plain_operations(), recorder:
+        args, kwargs = _arguments(inputs)
+        out = net(*args, **kwargs)
+    if not isinstance(out, Tensor) or recorder.value(out) is None:
+        raise UnsupportedLayerError(
+            f"the network must return one tensor that its layers computed, it returns {type(out).__name__}; wrap it in "
+            "a module that picks one of its outputs"
+        )
+    known = recorder.value(out)
+    assert known is not None
+    value = recorder.as_value(known)
+    for kind in (SIGN, SCALE):
+        recorder.atoms.lose(kind, value.characters[kind].ravel())
+    outputs = np.concatenate([np.zeros(0, dtype=np.int64), *(token.ravel() for token in value.tokens)])
+    recorder.atoms.pin(outputs)
+    outputs = np.unique(outputs)
+    made = recorder.atoms.units.root[outputs[outputs >= 0]]
+    return assemble(
+        recorder,
+        np.flatnonzero(np.isin(recorder.atoms.units.root, made)),
+        out.shape[-1] if out.dim() > 1 else 1,
+        tuple((tuple(t.shape), t.is_floating_point()) for t in tensors),
+    )
+
+
+def _name_layers(net: nn.Module, recorder: Recorder) -> None:
+    """Let errors say in which layer something happened."""
+    for name, module in net.named_modules():
+        module.register_forward_pre_hook(lambda m, args, name=name or "network": recorder.stack.append(name))
+        module.register_forward_hook(lambda m, args, out: recorder.stack.pop() and None)
+
+
+def _shapes(inputs: Any) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(leaf.shape) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))
+
+
+def _examples(net: nn.Module, dtype: torch.dtype) -> Iterator[Any]:
+    """Inputs that a network of these layers could take, likely ones first."""
+    first = next((m for m in net.modules() if next(m.parameters(recurse=False), None) is not None), None)
+    if first is None:
+        return
+
+    def numbers(*shape: int) -> Tensor:
+        return torch.zeros(2, *shape, dtype=dtype)
+
+    if isinstance(first, nn.Conv2d | nn.ConvTranspose2d):
+        yield from (numbers(first.in_channels, side, side) for side in _SIDES)
+    elif isinstance(first, nn.Conv1d | nn.ConvTranspose1d):
+        yield from (numbers(first.in_channels, length) for length in _LENGTHS[::-1])
+    elif isinstance(first, nn.Conv3d | nn.ConvTranspose3d):
+        yield from (numbers(first.in_channels, side, side, side) for side in (8, 16))
+    elif isinstance(first, nn.Embedding | nn.EmbeddingBag):
+        yield from (torch.zeros(2, length, dtype=torch.int64) for length in _LENGTHS)
+    elif isinstance(first, nn.RNNBase):
+        yield from (numbers(length, first.input_size) for length in _LENGTHS[:2])
+    elif isinstance(first, nn.RNNCellBase):
+        yield numbers(first.input_size)
+        yield numbers(_LENGTHS[0], first.input_size)
+    elif isinstance(first, nn.MultiheadAttention | nn.LayerNorm):
+        width = first.embed_dim if isinstance(first, nn.MultiheadAttention) else first.normalized_shape[-1]
+        yield from (numbers(length, width) for length in _LENGTHS[:2])
+        yield numbers(width)
+    elif isinstance(first, nn.Linear):
+        yield numbers(first.in_features)
+        yield from (numbers(length, first.in_features) for length in _LENGTHS)
+    elif isinstance(first, nn.BatchNorm1d):
+        yield numbers(first.num_features)
+    elif isinstance(first, nn.BatchNorm2d):
+        yield from (numbers(first.num_features, side, side) for side in _SIDES)
+    else:  # parameters of a module of the user's own, such as positions
+        inner = [m for m in net.modules() if isinstance(m, nn.Conv2d | nn.Embedding | nn.Linear)]
+        if inner and inner[0] is not first:
+            yield from _examples(inner[0], dtype)
+
+
+class MappedFunction:
+    """A network as a function of its weights: the operations of the network itself, mapped over sets of weights.
+
+    Args:
+        net: The network.
+        names: Names of the parameters that are weights.
+    """
+
+    def __init__(self, net: nn.Module, names: Sequence[str]) -> None:
+        self.skeleton = skeleton(net)
+        self.names = tuple(names)
+        self.shapes = {name: self.skeleton.get_parameter(name).dim() for name in self.names}
+        self._local = threading.local()
+
+    def __call__(self, weights: Mapping[str, Tensor], x: Any) -> Tensor:
+        """Outputs of shape B + (rows, ...) for weights of shape B + their own."""
+        name = self.names[0]
+        batch = weights[name].shape[: weights[name].dim() - self.shapes[name]]
+        own = {key: weights[key] for key in self.names}
+        buffers = self._buffers(weights[name])
+
+        def run(one: Mapping[str, Tensor]) -> Tensor:
+            args, kwargs = _arguments(x)
+            result: Tensor = torch.func.functional_call(self._net(), {**one, **buffers}, args, kwargs, tie_weights=True)
+            return result
+
+        with plain_operations():
+            if not batch:
+                return run(own)
+            flat = {key: value.reshape((-1, *value.shape[len(batch) :])) for key, value in own.items()}
+            if batch.numel() == 1:  # without vmap there is less to record
+                single = run({key: value[0] for key, value in flat.items()})
+                return single.reshape(batch + single.shape)
+            outputs = torch.func.vmap(run)(flat)
+            return outputs.reshape(batch + outputs.shape[1:])
+
+    def _net(self) -> nn.Module:
+        """A skeleton for this thread alone, since a call puts the weights into it for a while."""
+        if not hasattr(self._local, "net"):
+            self._local.net = copy.deepcopy(self.skeleton)
+        net: nn.Module = self._local.net
+        return net
+
+    def _buffers(self, like: Tensor) -> dict[str, Tensor]:
+        """Constants of the network, where the weights are and of their dtype."""
+        return {
+            name: value.to(device=like.device, dtype=like.dtype if value.is_floating_point() else value.dtype)
+            for name, value in self.skeleton.named_buffers()
+        }
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.skeleton, self.names)
+
+
+def _arguments(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A tensor, a tuple of arguments or a dictionary of them, as positional and keyword arguments."""
+    if isinstance(x, Mapping):
+        return (), dict(x)
+    return (x if isinstance(x, tuple) else (x,)), {}

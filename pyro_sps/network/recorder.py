@@ -1,0 +1,351 @@
+"""Runs a network once and follows every number through it, operation by operation, for the rules of `layers`.
+
+The operations are those that PyTorch itself breaks modules and functions into (ATen): attention, recurrent cells and
+whatever a user writes by hand come apart into products, sums and functions of numbers. Views need no rule: what is
+known of elements is noted where they are in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from .elements import SCALE, SIGN, Atoms, Codes, Ints, Value, mix, pair
+from .topology import SUPPORTED, UnsupportedLayerError
+
+Handler = Callable[["Recorder", "Call"], None]
+
+_HANDLERS: dict[str, Handler] = {}
+# What makes a tensor of a shape and reads no number.
+_FACTORIES = {
+    *(f"{what}_like" for what in ("zeros", "ones", "empty", "full", "rand", "randn")),
+    *(f"new_{what}" for what in ("zeros", "ones", "empty", "full", "empty_strided")),
+    "_assert_tensor_metadata",
+}
+# What changes the shape of a tensor in place, and no number.
+_RESHAPED = {"transpose_", "t_", "squeeze_", "unsqueeze_", "swapaxes_", "swapdims_", "detach_", "as_strided_"}
+
+
+def handles(*names: str) -> Callable[[Handler], Handler]:
+    """Register what the recorder does at operations of ATen, by names without overloads and without a last `_`."""
+
+    def register(handler: Handler) -> Handler:
+        for name in names:
+            _HANDLERS[name] = handler
+        return handler
+
+    return register
+
+
+@dataclass
+class Weight:
+    """A parameter that the network reads.
+
+    Attributes:
+        shape: Its shape.
+        axes: For each axis its atoms, or None where its indices are positions.
+        grouped: For a grouped convolution, the axis of which the atoms depend on the index of the other, else None;
+            its atoms have shape (groups, size of the axis).
+        roles: For each axis +1 if outputs of a layer are along it, −1 if inputs are.
+        gates: Where the parameter multiplies units: signs and scales of what it multiplies, by index of that axis.
+    """
+
+    shape: tuple[int, ...]
+    axes: list[Ints | None]
+    grouped: int | None = None
+    roles: dict[int, int] = field(default_factory=dict)
+    gates: dict[int, tuple[Ints, Ints]] = field(default_factory=dict)
+    looked_up: set[int] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One operation.
+
+    Attributes:
+        name: Its name.
+        args: Arguments by name, with defaults.
+        values: What is known of each tensor among them; those of constants are None.
+        out: What it returned.
+    """
+
+    name: str
+    args: Mapping[str, Any]
+    values: Mapping[int, Value | None]
+    out: Any
+
+    def __getitem__(self, name: str) -> Any:
+        return self.args[name]
+
+    def known(self, argument: Any) -> Value | None:
+        """What is known of a tensor; None for a constant."""
+        return self.values.get(id(argument)) if isinstance(argument, Tensor) else None
+
+
+class Recorder(TorchDispatchMode):
+    """Follows the numbers of one run.
+
+    Attributes:
+        atoms: All atoms.
+        weights: The parameters in the order in which they were read.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        self.atoms = Atoms()
+        self.weights: dict[str, Weight] = {}
+        self.order: list[str] = []
+        self.storages: dict[int, tuple[Any, Value]] = {}
+        self.parameters = {_address(p): (name, p) for name, p in net.named_parameters()}
+        self.stack: list[str] = []
+        self.operation = ""
+        self.largest = 1
+        self.given: set[int] = set()
+        self.names = {id(module): name or "network" for name, module in net.named_modules()}
+        self.inputs: dict[int, Ints] = {}  # pinned units by the code of the column that they read
+
+    # memory
+
+    def value(self, tensor: Tensor) -> Value | None:
+        """What is known of a tensor; None for a constant."""
+        address = _address(tensor)
+        if address not in self.storages and address in self.parameters:
+            self.register(address)
+        if address not in self.storages:
+            return None
+        index = _where(tensor)
+        return self.storages[address][1].map(lambda array: array[index])
+
+    def operand(self, tensor: Tensor, call: Call) -> Value:
+        """What is known of a tensor; numbers of a constant are told apart by what they are."""
+        known = call.known(tensor)
+        return constant(tensor) if known is None else known
+
+    def write(self, tensor: Tensor, value: Value, fresh: bool = True) -> None:
+        """Note what is known of a tensor, which may be a view of a larger one."""
+        address = _address(tensor)
+        if address in self.parameters:
+            raise UnsupportedLayerError(f"{self.place()} changes a parameter of the network in place")
+        if address in self.given:
+            raise UnsupportedLayerError(
+                f"{self.place()} works in place on the network's input and would change the data; use inplace=False"
+            )
+        index, size = _where(tensor), _elements(tensor)
+        value = Value(value.tokens, value.place, value.characters)
+        if index.size != size or not fresh:
+            event = self.atoms.event()
+            value = Value(value.tokens, pair(value.place, event), value.characters)
+        old = self.storages.get(address)
+        base = Value.pinned(np.zeros(size, dtype=np.uint64)) if old is None else old[1]
+        tokens = []
+        for i in range(max(len(value.tokens), len(base.tokens))):
+            array = base.tokens[i].copy() if i < len(base.tokens) else np.full(size, -1)
+            array[index] = value.tokens[i] if i < len(value.tokens) else -1
+            tokens.append(array)
+        place = base.place.copy()
+        place[index] = value.place
+        characters = [array.copy() for array in base.characters]
+        for array, own in zip(characters, value.characters, strict=True):
+            array[index] = own
+        whole = Value(tuple(token for token in tokens if (token >= 0).any()), place, (characters[0], characters[1]))
+        self.storages[address] = (tensor, whole)
+
+    # parameters
+
+    def register(self, address: int, kind: str = "plain", groups: int = 1) -> None:
+        """Make the atoms of a parameter that is read for the first time."""
+        name, parameter = self.parameters[address]
+        shape = tuple(parameter.shape)
+        axes: list[Ints | None] = [None] * len(shape)
+        grouped = None
+        if kind == "plain":
+            for axis in reversed(range(len(shape))):
+                if shape[axis] > 1 or len(shape) <= 2:
+                    axes[axis] = self.atoms.new(shape[axis])
+        else:
+            # A transposed convolution has its inputs first; the other axis counts within one group.
+            inputs, outputs = (0, 1) if kind == "transposed" else (1, 0)
+            for axis in (inputs, outputs):
+                count = shape[axis] * (groups if axis == 1 else 1)
+                axes[axis] = self.atoms.new(count)
+            if groups > 1:
+                grouped = 1
+                axes[1] = axes[1].reshape(groups, -1)  # type: ignore[union-attr]
+        self.weights[name] = Weight(shape, axes, grouped)
+        self.order.append(name)
+        count = int(np.prod(shape))
+        tokens = []
+        if kind == "plain":
+            for axis, atoms in enumerate(axes):
+                if atoms is not None:
+                    tokens.append(
+                        np.broadcast_to(
+                            atoms.reshape([-1 if i == axis else 1 for i in range(len(shape))]), shape
+                        ).ravel()
+                    )
+        none = np.full(count, -1)
+        self.storages[address] = (parameter, Value(tuple(tokens), np.zeros(count, dtype=np.uint64), (none, none), name))
+
+    def convolution(self, tensor: Tensor, transposed: bool, groups: int) -> Weight:
+        """The parameter that a convolution reads as its kernel."""
+        address = _address(tensor)
+        kind = "transposed" if transposed else "convolution"
+        if address not in self.parameters:
+            raise UnsupportedLayerError(
+                f"{self.place()} convolves with a kernel that was computed; a parameter of the network is needed"
+            )
+        name = self.parameters[address][0]
+        if name not in self.weights:
+            self.register(address, kind, groups)
+        weight = self.weights[name]
+        known = self.storages[address][1]
+        if known.tokens or tuple(tensor.shape) != weight.shape:
+            raise UnsupportedLayerError(f"{self.place()} uses {name!r} as a kernel, which is used in another way too")
+        return weight
+
+    def _convolved(self, args: Any) -> None:
+        """Read a kernel as one, before its numbers are read."""
+        if _address(args[1]) in self.parameters:
+            self.convolution(args[1], args[6], args[8])
+
+    def axis_of(self, name: str, atom: int) -> int:
+        """The axis of a parameter that an atom is an index of."""
+        for axis, atoms in enumerate(self.weights[name].axes):
+            if atoms is not None and atom in (known := atoms.ravel()) and known.size:
+                return axis
+        raise AssertionError(f"{name} has no atom {atom}")
+
+    def role(self, name: str, axis: int, role: int) -> None:
+        """Note that outputs (+1) or inputs (−1) of a layer are along an axis of a parameter."""
+        weight = self.weights[name]
+        if weight.roles.setdefault(axis, role) != role:  # its scale would have to be its own inverse
+            atoms = weight.axes[axis]
+            assert atoms is not None
+            self.atoms.lose(SCALE, atoms.ravel())
+
+    def as_value(self, value: Value) -> Value:
+        """A parameter as units that are read: along its last axis its numbers have signs and scales of their own."""
+        if value.weight is None or not value.tokens:
+            return value
+        tokens, place = self.atoms.settle(value.tokens, value.place)
+        axes = [self.axis_of(value.weight, int(token[token >= 0][0])) for token in tokens]
+        none = np.full(value.shape, -1)
+        own = none
+        for axis, token in zip(axes, tokens, strict=True):
+            if axis == max(axes):
+                self.role(value.weight, axis, 1)
+                own = token
+            else:
+                for kind in (SIGN, SCALE):
+                    self.atoms.lose(kind, token.ravel())
+        return Value(tokens, place, (own, own))
+
+    def give(self, tensors: list[Tensor]) -> None:
+        """Note the inputs: numbers that have an identity."""
+        for number, tensor in enumerate(tensors):
+            place = mix(np.arange(tensor.numel()) + (number << 40)).reshape(tuple(tensor.shape))
+            self.write(tensor, Value.pinned(place))
+        self.given = {_address(tensor) for tensor in tensors}
+
+    # running
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation and note what is known of its result."""
+        kwargs = kwargs or {}
+        schema = func._schema
+        name = schema.name.split("::")[1]
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        base = name.removesuffix("_") if schema.is_mutable else name
+        if base == "convolution":
+            self._convolved(args)
+        values = {id(tensor): self.value(tensor) for tensor in tensors}
+        if base in _FACTORIES or name in _RESHAPED or not any(value is not None for value in values.values()):
+            return func(*args, **kwargs)
+        self.operation = base
+        if base in ("_local_scalar_dense", "is_nonzero", "equal"):
+            raise UnsupportedLayerError(
+                f"{self.place()} turns a value that depends on the inputs into a Python number, or branches on it; "
+                "a network must not branch on values, or its symmetries cannot be read"
+            )
+        out = func(*args, **kwargs)
+        self.largest = max([self.largest, *(leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, Tensor))])
+        results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        if not schema.is_mutable and results and all(_shares(result, tensors) for result in results):
+            return out  # a view
+        handler = _HANDLERS.get(base)
+        if handler is None:
+            raise self.unsupported(f"the operation {base!r} is not known")
+        handler(self, Call(base, _bind(schema, args, kwargs), values, out))
+        return out
+
+    def place(self) -> str:
+        """Where in the network this is."""
+        if not self.stack or self.stack[-1] == "network":
+            return f"operation {self.operation!r} in the network's forward"
+        module = self.net.get_submodule(self.stack[-1])
+        return f"layer {self.stack[-1]!r} ({type(module).__name__})"
+
+    def unsupported(self, why: str) -> UnsupportedLayerError:
+        """What to raise where a rule cannot follow."""
+        return UnsupportedLayerError(f"{self.place()} is not supported: {why}. Supported: {SUPPORTED}")
+
+
+def constant(tensor: Tensor) -> Value:
+    """Numbers of a constant: equal ones are alike."""
+    if tensor.is_meta:
+        return Value.pinned(mix(np.arange(tensor.numel())).reshape(tuple(tensor.shape)))
+    numbers = tensor.detach().cpu().to(torch.float64).numpy() + 0.0
+    return Value.pinned(mix(np.ascontiguousarray(numbers).view(np.uint64).reshape(numbers.shape)))
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _elements(tensor: Tensor) -> int:
+    return tensor.untyped_storage().nbytes() // tensor.element_size()
+
+
+def _where(tensor: Tensor) -> Ints:
+    """For each element of a tensor its place in memory."""
+    index = np.array(tensor.storage_offset())
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        index = index[..., None] + np.arange(size) * stride
+    return index
+
+
+def _shares(result: Tensor, tensors: list[Tensor]) -> bool:
+    return any(_address(result) == _address(tensor) for tensor in tensors)
+
+
+def _bind(schema: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """Arguments by name."""
+    bound = {}
+    for position, argument in enumerate(schema.arguments):
+        if position < len(args):
+            bound[argument.name] = args[position]
+        elif argument.name in kwargs:
+            bound[argument.name] = kwargs[argument.name]
+        elif argument.has_default_value():
+            bound[argument.name] = argument.default_value
+    return bound
+
+
+def leaves(argument: Any) -> Iterator[Tensor]:
+    """Tensors of an argument."""
+    yield from (leaf for leaf in tree_leaves(argument) if isinstance(leaf, Tensor))
+
+
+def rows_code(place: Codes) -> Codes:
+    """A code of the places along the last axis, in order."""
+    if (place == place[..., :1]).all():
+        return place[..., 0]
+    return (mix(place) * (mix(np.arange(place.shape[-1])) | np.uint64(1))).sum(-1, dtype=np.uint64)

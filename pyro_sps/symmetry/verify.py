@@ -1,0 +1,107 @@
+"""A check on numbers of what a topology claims of a network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..base.process import process_lock
+from ..network.run import NetworkFunction
+from ..network.topology import Topology
+from ..network.trace import trace
+from .certificate import certify
+
+
+@dataclass(frozen=True)
+class NetworkVerification:
+    """What was tried on a network, and whether its outputs stayed the same.
+
+    Attributes:
+        moves: Number of generators that were applied one by one, by class of symmetry.
+        products: Number of random products of all of them that were applied, rescalings included.
+        max_deviation: Largest change of an output, relative to the largest output.
+        ok: Whether all changes were rounding errors.
+
+    Example:
+        >>> import pyro_sps as sps
+        >>> net = sps.mlp([3, 5, 2])
+        >>> sps.Topology.of(net).verify(net).ok
+        True
+    """
+
+    moves: Mapping[str, int]
+    products: int
+    max_deviation: float
+    ok: bool
+
+
+def verify_network(
+    topology: Topology, net: nn.Module, seed: int = 0, example: Any = None, most: int = 64, products: int = 8
+) -> NetworkVerification:
+    """Apply symmetries that a topology claims to random weights of its network; see `Topology.verify`.
+
+    Args:
+        topology: The topology.
+        net: The network.
+        seed: Seeds weights, inputs and symmetries.
+        example: As in `Topology.of`.
+        most: Largest number of generators of each class, spread evenly over all.
+        products: Number of random products.
+    """
+    own, function = trace(net, example)
+    if own != topology:
+        raise ValueError(f"net has another topology:\n{own}\nand not\n{topology}")
+    generator = torch.Generator().manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    weights = random_weights(topology, generator)
+    inputs = [topology.random_inputs(generator) for _ in range(4)]  # in a few rows a rectifier may be off
+
+    def outputs(own: Mapping[str, Tensor]) -> Tensor:
+        return torch.stack([run(function, own, x) for x in inputs])
+
+    report = certify(topology, {})
+    expected = outputs(weights)
+    largest = max(float(expected.abs().max()), 1e-300)
+    deviation, counts, every = 0.0, {}, []
+    for one in report.classes:
+        count = len(one.generators)
+        chosen = (
+            [one.generators[i] for i in np.unique(np.linspace(0, count - 1, most).round().astype(int))] if count else []
+        )
+        counts[one.name] = len(chosen)
+        every += chosen
+        for move in chosen:
+            moved = outputs(move.apply(topology, weights))
+            deviation = max(deviation, float((moved - expected).abs().max()) / largest)
+    for _ in range(products if every else 0):
+        moved_weights: Mapping[str, Tensor] = weights
+        for index in rng.integers(len(every), size=min(len(every), 20)):
+            moved_weights = every[index].apply(topology, moved_weights)
+        deviation = max(deviation, float((outputs(moved_weights) - expected).abs().max()) / largest)
+    return NetworkVerification(counts, products if every else 0, deviation, deviation < 1e-9)
+
+
+def random_weights(topology: Topology, generator: torch.Generator) -> dict[str, Tensor]:
+    """Weights in float64 with which no layer saturates."""
+    return {
+        tensor.name: torch.randn(tensor.shape, dtype=torch.float64, generator=generator) / math.sqrt(tensor.fan_in)
+        for tensor in topology.tensors
+    }
+
+
+def run(function: NetworkFunction, weights: Mapping[str, Tensor], x: Any) -> Tensor:
+    """Outputs in float64, of tensors too that the network makes itself."""
+    with process_lock():
+        dtype = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        try:
+            with torch.no_grad():
+                return function(weights, x)
+        finally:
+            torch.set_default_dtype(dtype)

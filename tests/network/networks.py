@@ -1,0 +1,214 @@
+# ruff: noqa: E501
+"""Small networks of every family: whoever writes a rule for an operation adds one that has it, and inherits all tests."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Net(nn.Module):
+    """A network whose forward is a function of itself and its inputs."""
+
+    def __init__(self, forward, **layers):
+        super().__init__()
+        for name, layer in layers.items():
+            if isinstance(layer, nn.Parameter):
+                self.register_parameter(name, layer)
+            else:
+                self.add_module(name, layer)
+        self.function = forward
+
+    def forward(self, *inputs):
+        return self.function(self, *inputs)
+
+
+def conv(*args, **options):
+    return nn.Conv2d(*args, **options)
+
+
+def residual(norm):
+    def forward(net, x):
+        x = F.relu(net.n0(net.stem(x)))
+        x = x + F.relu(net.n1(net.c1(x)))
+        return net.out(net.c2(x).mean((2, 3)))
+
+    return Net(
+        forward,
+        stem=conv(2, 4, 3, padding=1),
+        n0=nn.BatchNorm2d(4),
+        c1=conv(4, 4, 3, padding=1, bias=False),
+        n1=norm(4),
+        c2=conv(4, 3, 1),
+        out=nn.Linear(3, 2),
+    )
+
+
+def unet(net, x):
+    a = F.relu(net.a(x))
+    b = F.relu(net.b(F.max_pool2d(a, 2)))
+    up = F.interpolate(b, scale_factor=2, mode="nearest")
+    return net.out(F.adaptive_avg_pool2d(torch.tanh(net.c(torch.cat([up, a], 1))), 1).flatten(1))
+
+
+def last_step(net, x):
+    return net.out(net.cell(x)[0][:, -1])
+
+
+def recurrent(kind, features=4, **options):
+    return Net(last_step, cell=kind(3, 4, batch_first=True, **options), out=nn.Linear(features, 2))
+
+
+def cells(kind):
+    def forward(net, x):
+        state = None
+        for step in x.unbind(1):
+            state = net.cell(step, state)
+        return net.out(state[0] if isinstance(state, tuple) else state)
+
+    return Net(forward, cell=kind(3, 4), out=nn.Linear(4, 2))
+
+
+def lstm_by_hand(net, x):
+    h = c = x.new_zeros(len(x), 4)
+    for step in x.unbind(1):
+        i, f, g, o = (net.input(step) + net.hidden(h)).chunk(4, 1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = o.sigmoid() * c.tanh()
+    return net.out(h)
+
+
+def attention_by_hand(net, x):
+    x = net.embed(x)
+    rows, length, width = x.shape
+    q, k, v = net.qkv(x).view(rows, length, 3, 2, width // 2).permute(2, 0, 3, 1, 4)
+    weights = (q @ k.transpose(-2, -1) / 2).softmax(-1)
+    x = x + net.proj((weights @ v).transpose(1, 2).reshape(rows, length, width))
+    return net.out(net.norm(x).mean(1))
+
+
+def causal(net, ids):
+    x = net.tokens(ids) + net.positions(torch.arange(ids.shape[1]))
+    rows, length, width = x.shape
+    q, k, v = (t.view(rows, length, 2, -1).transpose(1, 2) for t in net.qkv(net.norm(x)).split(width, 2))
+    y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    x = x + net.proj(y.transpose(1, 2).reshape(rows, length, width))
+    x = x + net.down(F.gelu(net.up(net.norm2(x))))
+    return F.linear(x, net.tokens.weight)[:, -1]
+
+
+def vision_transformer(net, x):
+    x = net.patches(x).flatten(2).transpose(1, 2)
+    x = torch.cat([net.token.expand(len(x), -1, -1), x], 1) + net.positions
+    return net.out(net.block(x)[:, 0])
+
+
+def mixer(net, x):
+    x = net.patches(x).flatten(2).transpose(1, 2)
+    x = x + net.b(F.gelu(net.a(net.n(x).transpose(1, 2)))).transpose(1, 2)
+    return net.out((x + net.d(F.gelu(net.c(net.m(x))))).mean(1))
+
+
+def gated(net, x):
+    h = net.first(x)
+    return net.out(net.down(F.silu(net.gate(h)) * net.up(h)) + h)
+
+
+def squeeze_excite(net, x):
+    x = F.relu(net.c(x))
+    return net.out((x * net.e(F.relu(net.s(x.mean((2, 3))))).sigmoid()[:, :, None, None]).flatten(1))
+
+
+def concatenated(net, x):
+    h = net.a(x).tanh()
+    return net.out(torch.cat([h, net.b(h).relu(), x], 1))
+
+
+def wavenet(net, x):
+    x = net.start(x)
+    a, b = net.dilated(F.pad(x, (2, 0))).chunk(2, 1)
+    return net.out((x + net.mix(a.tanh() * b.sigmoid())).mean(2))
+
+
+def normed(*layers):
+    return nn.Sequential(nn.Linear(3, 4), *layers, nn.Linear(4, 2))
+
+
+def sequence_to_sequence(net, x):
+    _, state = net.encoder(x)
+    return net.out(net.decoder(x.flip(1), state)[0][:, -1])
+
+
+ROWS = 2
+NETWORKS = {
+    "conv, flatten": (lambda: nn.Sequential(conv(2, 3, 3), nn.ReLU(), conv(3, 4, 2), nn.Tanh(), nn.Flatten(), nn.Linear(16, 2)), (2, 5, 5)),
+    "conv, pools": (lambda: nn.Sequential(conv(2, 3, 3, stride=2, padding="valid"), nn.Tanh(), nn.AvgPool2d(2), conv(3, 4, 1), nn.MaxPool2d(2, 1), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(4, 2)), (2, 12, 12)),
+    "conv, one channel": (lambda: nn.Sequential(conv(1, 1, 3), nn.Tanh(), nn.Flatten(), nn.Linear(9, 2)), (1, 5, 5)),
+    "circular": (lambda: nn.Sequential(conv(2, 3, 3, padding=1, padding_mode="circular"), nn.Tanh(), conv(3, 4, 3, padding=1, padding_mode="reflect", dilation=1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)), (2, 4, 4)),
+    "conv 1d": (lambda: nn.Sequential(nn.Conv1d(2, 3, 3, padding=1), nn.ReLU(), nn.Upsample(scale_factor=2), nn.Conv1d(3, 4, 2), nn.ZeroPad1d(1), nn.Flatten(), nn.Linear(36, 2)), (2, 4)),
+    "conv 3d": (lambda: nn.Sequential(nn.Conv3d(1, 3, 2), nn.SiLU(), nn.AvgPool3d(2), nn.Flatten(), nn.Linear(3, 2)), (1, 3, 3, 3)),
+    "transposed": (lambda: nn.Sequential(conv(2, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 6, 2, stride=2, groups=2), nn.Tanh(), nn.Flatten(), nn.Linear(96, 2)), (2, 4, 4)),
+    "grouped": (lambda: nn.Sequential(conv(2, 4, 1), nn.ReLU(), conv(4, 4, 2, groups=2), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)), (2, 3, 3)),
+    "grouped twice": (lambda: nn.Sequential(conv(2, 4, 1), nn.ReLU(), conv(4, 4, 1, groups=2), nn.ReLU(), nn.ChannelShuffle(2), conv(4, 4, 1, groups=2), nn.Flatten(), nn.Linear(16, 2)), (2, 2, 2)),
+    "depthwise": (lambda: nn.Sequential(conv(2, 4, 1), nn.ReLU6(), conv(4, 4, 3, groups=4, padding=1), nn.Tanh(), conv(4, 3, 1), nn.Flatten(), nn.Linear(12, 2)), (2, 2, 2)),
+    "depthwise, twice as many": (lambda: nn.Sequential(conv(2, 3, 1), nn.Tanh(), conv(3, 6, 1, groups=3), nn.Tanh(), nn.Flatten(), nn.Linear(24, 2)), (2, 2, 2)),
+    "depthwise on the input": (lambda: nn.Sequential(conv(2, 4, 1, groups=2), nn.Tanh(), nn.Flatten(), nn.Linear(16, 2)), (2, 2, 2)),
+    "residual, group norm": (lambda: residual(lambda c: nn.GroupNorm(2, c)), (2, 3, 3)),
+    "residual, batch norm": (lambda: residual(nn.BatchNorm2d), (2, 3, 3)),
+    "residual, instance norm": (lambda: residual(lambda c: nn.InstanceNorm2d(c, affine=True)), (2, 3, 3)),
+    "residual, no affine": (lambda: residual(lambda c: nn.GroupNorm(4, c, affine=False)), (2, 3, 3)),
+    "u-net": (lambda: Net(unet, a=conv(1, 3, 3, padding=1), b=conv(3, 4, 3, padding=1), c=conv(7, 3, 1), out=nn.Linear(3, 2)), (1, 4, 4)),
+    "squeeze and excite": (lambda: Net(squeeze_excite, c=conv(2, 4, 1), s=nn.Linear(4, 2), e=nn.Linear(2, 4), out=nn.Linear(16, 2)), (2, 2, 2)),
+    "wavenet": (lambda: Net(wavenet, start=nn.Conv1d(1, 3, 1), dilated=nn.Conv1d(3, 6, 2, dilation=2), mix=nn.Conv1d(3, 3, 1), out=nn.Linear(3, 2)), (1, 5)),
+    "concatenation": (lambda: Net(concatenated, a=nn.Linear(3, 4), b=nn.Linear(4, 3), out=nn.Linear(10, 2)), (3,)),
+    "stack": (lambda: Net(lambda n, x: n.out(torch.stack([n.a(x), n.b(x)], 1).tanh().amax(1)), a=nn.Linear(3, 4), b=nn.Linear(3, 4), out=nn.Linear(4, 2)), (3,)),
+    "layer norm": (lambda: normed(nn.LayerNorm(4), nn.Tanh()), (3,)),
+    "rms norm": (lambda: normed(nn.RMSNorm(4), nn.ReLU()), (3,)),
+    "batch norm": (lambda: normed(nn.BatchNorm1d(4), nn.ReLU(), nn.Dropout(0.5)), (3,)),
+    "batch norm, no affine": (lambda: normed(nn.BatchNorm1d(4, affine=False), nn.Tanh()), (3,)),
+    "softmax": (lambda: normed(nn.Softmax(-1)), (3,)),
+    "prelu": (lambda: normed(nn.PReLU(4)), (3,)),
+    "prelu, one": (lambda: normed(nn.PReLU(), nn.Hardshrink()), (3,)),
+    "glu": (lambda: nn.Sequential(nn.Linear(3, 8), nn.GLU(), nn.Linear(4, 2)), (3,)),
+    "swiglu": (lambda: Net(gated, first=nn.Linear(3, 4), gate=nn.Linear(4, 3), up=nn.Linear(4, 3), down=nn.Linear(3, 4, bias=False), out=nn.Linear(4, 2)), (3,)),
+    "product of two": (lambda: Net(lambda n, x: n.out(n.a(x) * n.b(x) / (1 + n.a(x).abs())), a=nn.Linear(3, 4), b=nn.Linear(3, 4), out=nn.Linear(4, 2)), (3,)),
+    "even": (lambda: Net(lambda n, x: n.out(n.a(x).square() + n.b(x).cos()), a=nn.Linear(3, 4), b=nn.Linear(3, 4), out=nn.Linear(4, 2)), (3,)),
+    "scale and shift": (lambda: Net(lambda n, x: n.out((n.a(x).tanh() * n.scale + n.shift).tanh()), a=nn.Linear(3, 4), scale=nn.Parameter(torch.ones(4)), shift=nn.Parameter(torch.zeros(4)), out=nn.Linear(4, 2)), (3,)),
+    "one scale": (lambda: Net(lambda n, x: n.out(n.a(x).tanh() * n.scale), a=nn.Linear(3, 4), scale=nn.Parameter(torch.ones(1)), out=nn.Linear(4, 2)), (3,)),
+    "weight norm": (lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.Tanh(), nn.Linear(4, 2)), (3,)),
+    "rnn": (lambda: recurrent(nn.RNN), (3, 3)),
+    "rnn, relu": (lambda: recurrent(nn.RNN, nonlinearity="relu", num_layers=2), (3, 3)),
+    "lstm": (lambda: recurrent(nn.LSTM), (3, 3)),
+    "lstm, two layers both ways": (lambda: recurrent(nn.LSTM, 8, num_layers=2, bidirectional=True), (3, 3)),
+    "lstm, projected": (lambda: recurrent(nn.LSTM, 2, proj_size=2), (3, 3)),
+    "gru": (lambda: recurrent(nn.GRU), (3, 3)),
+    "rnn cell": (lambda: cells(nn.RNNCell), (3, 3)),
+    "lstm cell": (lambda: cells(nn.LSTMCell), (3, 3)),
+    "gru cell": (lambda: cells(nn.GRUCell), (3, 3)),
+    "lstm by hand": (lambda: Net(lstm_by_hand, input=nn.Linear(3, 16), hidden=nn.Linear(4, 16, bias=False), out=nn.Linear(4, 2)), (3, 3)),
+    "seq2seq": (lambda: Net(sequence_to_sequence, encoder=nn.GRU(3, 4, batch_first=True), decoder=nn.GRU(3, 4, batch_first=True), out=nn.Linear(4, 2)), (3, 3)),
+    "multihead attention": (lambda: Net(lambda n, x: n.out(n.att(x, x, x, need_weights=False)[0].mean(1)), att=nn.MultiheadAttention(4, 2, batch_first=True), out=nn.Linear(4, 2)), (3, 4)),
+    "attention by hand": (lambda: Net(attention_by_hand, embed=nn.Linear(3, 4), qkv=nn.Linear(4, 12), proj=nn.Linear(4, 4), norm=nn.LayerNorm(4), out=nn.Linear(4, 2)), (3, 3)),
+    "encoder layer": (lambda: Net(lambda n, x: n.out(n.layer(n.embed(x)).mean(1)), embed=nn.Linear(3, 4), layer=nn.TransformerEncoderLayer(4, 2, 5, batch_first=True, norm_first=True), out=nn.Linear(4, 2)), (3, 3)),
+    "decoder layer": (lambda: Net(lambda n, x: n.out(n.layer(n.embed(x), n.memory(x)).mean(1)), embed=nn.Linear(3, 4), memory=nn.Linear(3, 4), layer=nn.TransformerDecoderLayer(4, 2, 5, batch_first=True), out=nn.Linear(4, 2)), (3, 3)),
+    "small gpt": (lambda: Net(causal, tokens=nn.Embedding(5, 4), positions=nn.Embedding(3, 4), norm=nn.LayerNorm(4), qkv=nn.Linear(4, 12), proj=nn.Linear(4, 4), norm2=nn.LayerNorm(4), up=nn.Linear(4, 5), down=nn.Linear(5, 4)), "ids"),
+    "small vit": (lambda: Net(vision_transformer, patches=conv(1, 4, 2, stride=2), token=nn.Parameter(torch.zeros(1, 1, 4)), positions=nn.Parameter(torch.zeros(1, 5, 4)), block=nn.TransformerEncoderLayer(4, 2, 5, batch_first=True), out=nn.Linear(4, 2)), (1, 4, 4)),
+    "mixer": (lambda: Net(mixer, patches=conv(1, 4, 2, stride=2), n=nn.LayerNorm(4), a=nn.Linear(4, 3), b=nn.Linear(3, 4), m=nn.LayerNorm(4), c=nn.Linear(4, 5), d=nn.Linear(5, 4), out=nn.Linear(4, 2)), (1, 4, 4)),
+    "embedding": (lambda: Net(lambda n, x: n.out(n.e(x).mean(1).relu()), e=nn.Embedding(5, 4), out=nn.Linear(4, 2)), "ids"),
+    "embedding bag": (lambda: Net(lambda n, x: n.out(n.e(x)), e=nn.EmbeddingBag(5, 4), out=nn.Linear(4, 2)), "ids"),
+    "two uses of one layer": (lambda: Net(lambda n, x: n.out(n.b(n.b(n.a(x)).tanh()).tanh()), a=nn.Linear(3, 4), b=nn.Linear(4, 4), out=nn.Linear(4, 2)), (3,)),
+}  # fmt: skip
+
+
+def example(name, rows=ROWS, generator=None):
+    """Random inputs of a network, in float64."""
+    shape = NETWORKS[name][1]
+    if shape == "ids":
+        return torch.randint(0, 3, (rows, 3), generator=generator)
+    return torch.randn(rows, *shape, dtype=torch.float64, generator=generator)
+
+
+def build(name):
+    """A network in float64 and evaluation mode."""
+    return NETWORKS[name][0]().double().eval()

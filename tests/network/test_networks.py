@@ -1,0 +1,156 @@
+"""Every operation that is known, on the networks of `networks.py`: what is claimed of them is true of numbers."""
+
+import math
+import pickle
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+
+import pyro_sps as sps
+from pyro_sps.network.record import MappedFunction, record
+from pyro_sps.network.topology import UnsupportedLayerError
+from pyro_sps.network.trace import trace
+from pyro_sps.symmetry.certificate import certify
+from pyro_sps.symmetry.verify import random_weights, run
+
+sys.path.insert(0, str(Path(__file__).parent))
+from networks import NETWORKS, build, example
+from test_topology import NETS, inputs
+
+every_network = pytest.mark.parametrize("name", NETWORKS)
+
+
+@every_network
+def test_what_is_claimed_is_true_of_numbers(name):
+    net, x = build(name), example(name)
+    topology = sps.Topology.of(net, x)
+    result = topology.verify(net, seed=1, example=x)
+    assert result.ok
+    assert result.products > 0
+    assert result.max_deviation < 1e-11
+
+
+@every_network
+def test_moving_units_apart_changes_the_outputs(name):
+    """The control: half of a move, in one of the tensors alone, is no symmetry."""
+    net, x = build(name), example(name)
+    topology, function = trace(net, x)
+    generator = torch.Generator().manual_seed(2)
+    weights = random_weights(topology, generator)
+    expected = run(function, weights, x)
+    for one in certify(topology, {}).classes:
+        changes = []
+        for move in one.generators:
+            moved = move.apply(topology, weights)
+            touched = [key for key in weights if not torch.equal(moved[key], weights[key])]
+            for key in touched if len(touched) > 1 else ():
+                changes.append(float((run(function, {**weights, key: moved[key]}, x) - expected).abs().max()))
+        assert not changes or max(changes) > 1e-6 * float(expected.abs().max())
+
+
+@every_network
+def test_sets_of_weights_equal_a_loop_over_them(name):
+    net, x = build(name), example(name)
+    topology, function = trace(net, x)
+    weights = {t.name: torch.randn(2, 2, *t.shape, dtype=torch.float64) for t in topology.tensors}
+    got = function(weights, x)
+    flat = {key: value.flatten(0, 1) for key, value in weights.items()}
+    expected = [functional_call(net, {k: v[i] for k, v in flat.items()}, (x,), tie_weights=True) for i in range(4)]
+    torch.testing.assert_close(got, torch.stack(expected).unflatten(0, (2, 2)), rtol=1e-9, atol=1e-9)
+    if isinstance(function, MappedFunction):
+        again = pickle.loads(pickle.dumps(MappedFunction(nn.Sequential(nn.Conv1d(1, 2, 1)), ["0.weight", "0.bias"])))
+        assert again({"0.weight": torch.ones(2, 1, 1), "0.bias": torch.zeros(2)}, torch.ones(3, 1, 1)).shape == (
+            3,
+            2,
+            1,
+        )
+
+
+@pytest.mark.parametrize("name", ["conv, flatten", "lstm", "small gpt", "residual, group norm"])
+def test_gradients_equal_those_of_the_network(name):
+    net, x = build(name), example(name)
+    topology, function = trace(net, x)
+    weights = {t.name: torch.randn(3, *t.shape, dtype=torch.float64, requires_grad=True) for t in topology.tensors}
+    outputs = function(weights, x)
+    cotangent = torch.randn_like(outputs)
+    batched = torch.autograd.grad(outputs, list(weights.values()), cotangent)
+    looped = torch.stack([functional_call(net, {k: v[i] for k, v in weights.items()}, (x,)) for i in range(3)])
+    expected = torch.autograd.grad(looped, list(weights.values()), cotangent)
+    torch.testing.assert_close(batched, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_both_ways_to_read_a_fully_connected_network_agree(name):
+    """The recorder finds what the tracer of fully connected networks finds."""
+    net = NETS[name]()
+    dense, recorded = sps.Topology.of(net), record(net, inputs(net, 2, torch.float32))
+    tensors = {tensor.name for tensor in recorded.tensors}
+    assert {tensor.name for tensor in dense.tensors} >= tensors
+    ours, theirs = certify(dense, {}), certify(recorded, {})
+    if len(tensors) == len(dense.tensors) and name not in (
+        "python sum",
+        "sum with the input",
+        "sum of activated input",
+    ):
+        assert ours.permutations.before == theirs.permutations.before
+        assert dense.num_weights == recorded.num_weights
+
+
+def orders(name, net=None):
+    net = build(name) if net is None else net
+    report = certify(sps.Topology.of(net, example(name)), {})
+    return [one.before for one in report.classes]
+
+
+def test_orders_that_are_known():
+    """Counted by hand, from the networks' definitions."""
+    f = math.factorial
+    assert orders("conv, flatten") == [f(3) * f(4), f(3) * f(4) * 2**4, 3]
+    assert orders("conv, one channel") == [1, 2]
+    assert orders("lstm") == orders("lstm by hand") == orders("lstm cell") == [f(4), f(4) * 2**4]
+    assert orders("gru") == orders("gru cell") == [f(4), f(4) * 2**4]
+    assert orders("lstm, two layers both ways") == [f(4) ** 4, f(4) ** 4 * 2**16]
+    # Channels: two groups of two, with the inputs of the group; the group moves as a whole.
+    assert orders("grouped")[0] == 2 * 2**2 * 2**2
+    assert orders("depthwise")[0] == f(4) * f(3)
+    assert orders("depthwise, twice as many")[0] == f(3) * 2**3
+    # Two heads of two dimensions, of queries and keys and of values; the residual stream of four.
+    assert orders("attention by hand")[0] == 2 * 2**2 * 2**2 * f(4)
+    assert orders("small gpt")[0] == 2 * 2**2 * 2**2 * f(4) * f(5)
+    assert orders("layer norm") == [f(4), f(4) * 2 * 2**4]  # all before the norm at once, each one behind it
+    assert orders("rms norm") == [f(4), f(4) * 2**4, 4]
+    assert orders("batch norm") == [f(4), f(4) * 2**4, 8]
+    assert orders("glu") == [f(4), f(4) * 2**4, 4]
+    assert orders("concatenation") == [f(4) * f(3), f(4) * f(3) * 2**4, 3]
+
+
+def test_a_batch_norm_that_has_seen_data_tells_its_channels_apart():
+    net = build("batch norm")
+    assert orders("batch norm", net)[0] == 24
+    net[1].running_mean.copy_(torch.tensor([0.0, 0.0, 1.0, 1.0]))
+    assert orders("batch norm", net)[:2] == [4, 4 * 2**2]
+
+
+def test_example_is_asked_for_where_it_is_needed():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(7, 2)
+
+        def forward(self, x):
+            return self.layer(x[:, 0, 0] + x[:, 1, 1])
+
+    with pytest.raises(UnsupportedLayerError, match=r"Give an example.*sps.BNN\(net, example="):
+        sps.Topology.of(Odd())
+    assert sps.Topology.of(Odd(), torch.zeros(2, 2, 2, 7)).num_weights == 16
+    with pytest.raises(ValueError, match="cannot be run with the example"):
+        sps.Topology.of(Odd(), torch.zeros(2, 7))
+
+
+def test_a_network_of_another_topology_is_not_verified():
+    with pytest.raises(ValueError, match="another topology"):
+        sps.Topology.of(sps.mlp([3, 4, 2])).verify(sps.mlp([3, 5, 2]))
