@@ -24,6 +24,7 @@ def ours(part, options, scheme, values):
     x, y, x_test, y_test = part
     bnn = sps.BNN(sps.mlp(WIDTHS), scheme=scheme, values=values, likelihood=sps.Gaussian(NOISE), prior_scale=1.0)
     settings = {"num_steps": options.steps, "batch_size": BATCH, "num_particles": PARTICLES, "progress": False}
+    settings["standardize"] = False  # it is already
     watched = sps.fit(bnn, x, y, validation=(x_test, y_test), validate_every=options.every, **settings)
     checks = [(int(check["step"]), check["lpp"]) for check in watched.validation]
 

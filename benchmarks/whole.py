@@ -33,6 +33,7 @@ else:
     sps.fit
     started = time.perf_counter()
     options = {{"num_particles": step.PARTICLES, "batch_size": None, "init": "random", "progress": False}}
+    options["standardize"] = False
     fit = sps.fit(bnn, x, y, num_steps={steps}, compile={compile}, **options)
     print(fit.mode, file=sys.stderr)
 print(time.perf_counter() - started)

@@ -29,6 +29,12 @@ def require_count(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a positive integer, got {value!r}")
 
 
+def require_flag(name: str, value: Any) -> None:
+    """Raise `ValueError` unless an argument is True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+
+
 def require_seed(value: Any) -> None:
     """Raise `ValueError` unless a seed is a non-negative integer."""
     if not is_integer(value, 0):

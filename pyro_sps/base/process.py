@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import signal
@@ -20,7 +21,8 @@ def process_lock() -> AbstractContextManager[Any]:
 
     That is Pyro's handler stack, parameter store and validation flag, Python's warning filters, and the module calls
     that torch.fx redirects while it traces. Two threads that change and restore one of these at once can leave it
-    changed for good. The lock may be taken again by the thread that holds it.
+    changed for good. The lock may be taken again by the thread that holds it. A process that is forked while another
+    thread holds it has a new one, and none of the handlers and filters that the other thread had set.
 
     Example:
         >>> from pyro_sps.base.process import process_lock
@@ -28,6 +30,30 @@ def process_lock() -> AbstractContextManager[Any]:
         ...     pass
     """
     return _LOCK
+
+
+# Warning filters outside of every `silenced`, while there is one.
+_FILTERS: list[Any] = []
+
+
+def _after_fork() -> None:
+    """In a child of another thread's making: what that thread held or changed for a while, nobody puts back."""
+    global _LOCK
+    free = _LOCK.acquire(blocking=False)
+    if free:
+        _LOCK.release()
+        return
+    _LOCK = threading.RLock()
+    if _FILTERS:
+        warnings.filters[:] = _FILTERS[0]  # type: ignore[index]
+        _FILTERS.clear()
+    runtime = sys.modules.get("pyro.poutine.runtime")
+    if runtime is not None:
+        runtime._PYRO_STACK.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @contextmanager
@@ -44,8 +70,13 @@ def silenced(category: type[Warning] = Warning) -> Iterator[None]:
         ...     warnings.warn("not shown")
     """
     with process_lock(), warnings.catch_warnings():
+        _FILTERS.append(list(warnings.filters))
         warnings.simplefilter("ignore", category)
-        yield
+        try:
+            yield
+        finally:
+            if _FILTERS:  # a child that was forked meanwhile has forgotten them
+                _FILTERS.pop()
 
 
 def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
@@ -66,7 +97,7 @@ def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
     # Python 3.12 has skip_file_prefixes for this.
     modules = (sys.modules.get(name) for name in ("pyro_sps", "pyro", "torch"))
     inner = tuple(os.path.dirname(str(module.__file__)) + os.sep for module in modules if module is not None)
-    inner += (functools.__file__,)  # of properties that are computed once
+    inner += (functools.__file__, contextlib.__file__)  # of properties that are computed once, of decorators
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_code.co_filename.startswith(inner):
         frame, level = frame.f_back, level + 1

@@ -115,6 +115,9 @@ def fit(
     say(f"{dataset.name}: {len(dataset):,} rows, {dataset.x.shape[1]} features, targets {', '.join(model['targets'])}")
     say(f"{len(x):,} rows to train on, {len(x_test):,} held out (seed {options['seed']})")
 
+    if settings.likelihood == "gaussian" and (labels := _yes_no(dataset)):
+        say(f"target {', '.join(labels)} holds zeros and ones only: --likelihood bernoulli is for such targets")
+
     import pyro_sps as sps
 
     from ..inference.checkpoint import FILE
@@ -232,6 +235,12 @@ class _Settings:
         fixed = f"{bnn.num_fixed:,} of {bnn.topology.num_weights:,} weights fixed"
         how = f" ({self.scheme}, {self.values})" if bnn.num_fixed else ""
         return f"{widths} network, {self.activation}, {fixed}{how}"
+
+
+def _yes_no(dataset: Dataset) -> list[str]:
+    """Targets that hold nothing but 0 and 1."""
+    only = ((dataset.y == 0) | (dataset.y == 1)).all(0)
+    return [name for name, label in zip(dataset.target_names, only, strict=True) if label]
 
 
 def _training_data(data: str, targets: Sequence[str], features: Sequence[str], drop: Sequence[str]) -> Dataset:

@@ -136,6 +136,7 @@ def _fit(
         toy.y,
         num_steps=num_steps,
         num_particles=NUM_PARTICLES,
+        standardize=False,
         seed=seed,
         progress=progress,
         compile=False,

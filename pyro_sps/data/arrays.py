@@ -141,6 +141,35 @@ def check_resolution(name: str, value: Any, tensor: Tensor) -> None:
             )
 
 
+# Values this much larger or smaller than 1 are far from what priors, starts and learning rates are made for.
+_FAR, _OUTLYING = 30.0, 30.0
+
+
+def far_off(name: str, values: Tensor, names: Sequence[str] | None = None) -> str:
+    """What is far from a scale of 1 in data, in words; nothing where all is near it.
+
+    Args:
+        name: The argument's name.
+        values: Shape (rows, ...), in the units of the network.
+        names: Names of its columns, if they have some.
+    """
+    columns = values.reshape(len(values), -1).double()
+    largest, size = columns.abs().amax(0), columns.square().mean(0).sqrt()
+    varies = columns.amax(0) > columns.amin(0)
+    far = {
+        "large, of size": (size > _FAR, size),
+        "small, at most": (varies & (largest < 1 / _FAR), largest),
+        "dominated by outliers, up to": ((size <= _FAR) & (largest > _OUTLYING) & (largest > 20 * size), largest),
+    }
+    found = []
+    for words, (where, sizes) in far.items():
+        if where.any():
+            shown = [str(index) if names is None else repr(names[index]) for index in where.nonzero()[:3, 0].tolist()]
+            more = ", ..." if int(where.sum()) > 3 else ""
+            found.append(f"column {', '.join(shown)}{more} of {name} is {words} {sizes[where][0].item():.3g}")
+    return "; ".join(found)
+
+
 def is_stacked(x: Any, count: int, features: int) -> bool:
     """Whether inputs are (replicas, rows, ...): data of their own for each of `count` replicas."""
     return np.ndim(x) >= 3 and len(x) == count and math.prod(np.shape(x)[2:]) == features

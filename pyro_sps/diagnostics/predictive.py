@@ -121,7 +121,10 @@ def _calibration(prediction: Prediction, y: Any, seed: int, levels: Sequence[flo
     from scoringrules import crps_ensemble
 
     generator = np.random.default_rng(seed)
-    ends = torch.tensor([*((1 - level) / 2 for level in levels), *((1 + level) / 2 for level in levels)])
+    ends = torch.tensor(
+        [*((1 - level) / 2 for level in levels), *((1 + level) / 2 for level in levels)],
+        dtype=torch.float64,
+    )
     targets = prediction.check_targets(y)
     pit, crps, widths, inside = [], [], [], []
     for rows, draws in prediction.draws_by_rows():

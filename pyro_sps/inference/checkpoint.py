@@ -21,10 +21,14 @@ from ..base.process import warn_user
 from ..model.bnn import BNN
 from ..model.hierarchy import Hierarchical
 from ..version import __version__
+from .settings import FitSettings
 
 FORMAT = 1
 
 FILE = "checkpoint.safetensors"
+
+# Most numbers that the noise of a step takes, since a file can say any number of particles.
+MAX_NOISE = 1 << 27
 
 # Of the file that a directory holds: one's own, and as large as its fit. Only nonsense is kept out.
 _MAX_BYTES = 1 << 34
@@ -154,9 +158,38 @@ class Checkpoint:
         }
         if header.keys() != kinds.keys() or not all(isinstance(header[k], kind) for k, kind in kinds.items()):
             raise LoadError(f"{path} is damaged: its header is not that of a checkpoint")
+        if isinstance(header["done"], bool):
+            raise LoadError(f"{path} is damaged: its number of steps is none")
         if not all(isinstance(value, float) for value in header["seconds"].values()):
             raise LoadError(f"{path} is damaged: its seconds are no numbers")
         return Checkpoint(directory, numbers=Numbers(tensors, f"the checkpoint in {directory}"), **header)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the fit had ended, so that there is nothing to go on with."""
+        return self.stopped != "" or self.done == self.settings["num_steps"]
+
+    def check_settings(self, asked: FitSettings) -> None:
+        """Refuse settings that are not those of the numbers, before anything of their size is made.
+
+        Args:
+            asked: What the file says was asked for.
+
+        Raises:
+            LoadError: If the numbers are those of other settings.
+        """
+        replicas = asked.replicas or 1
+        params, losses = (self.numbers.left.get(name) for name in ("params", "losses"))
+        if params is None or params.dim() != 2 or len(params) != replicas:
+            raise LoadError(f"the checkpoint in {self.directory} is damaged: it does not hold {replicas} replicas")
+        if losses is None or tuple(losses.shape) != (asked.num_steps, replicas):
+            raise LoadError(f"the checkpoint in {self.directory} is damaged: it does not hold {asked.num_steps} losses")
+        size = asked.num_particles * params.shape[1]
+        if size > MAX_NOISE:
+            raise LoadError(
+                f"the checkpoint in {self.directory} asks for {asked.num_particles:,} particles, which take "
+                f"{size * params.element_size() / 1e9:.1f} GB a step: no file is trusted with that; start a new fit"
+            )
 
     def require(self, marks: Mapping[str, Any]) -> None:
         """Refuse another model or other data than those of the checkpoint.

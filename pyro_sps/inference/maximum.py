@@ -25,14 +25,16 @@ def initial_params(
     """Unconstrained parameters of a replica at the start: the guide's and the model's own."""
     bnn = member.bnn
     generator = make_generator("cpu", seed, 3)
-    loc, width = torch.zeros(problem.size), torch.ones(problem.size)
+    # In double precision for values that are given, in single for the rest, whatever the default dtype is.
+    loc = torch.zeros(problem.size, dtype=torch.float64)
+    width = torch.ones(problem.size, dtype=torch.float32)
     tensors = {tensor.name: tensor for tensor in bnn.topology.tensors}
     starts = bnn.likelihood.starts()
     for site in problem.sites:
         tensor = tensors.get(site.name)  # other sites are hyperparameters
         unit = 1 / math.sqrt(tensor.fan_in) if tensor is not None and tensor.is_matrix else 1.0
         spread = unit if tensor is not None and tensor.is_matrix else 0.1
-        value = spread * torch.randn(site.shape, generator=generator)
+        value = spread * torch.randn(site.shape, generator=generator, dtype=torch.float32)
         if tensor is not None and tensor.is_scale:
             value = 1.0 + value
         if tensor is not None and site.support is not None:  # ordered biases

@@ -7,10 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
-from ..data.arrays import Standardizer, check_resolution
+from ..base.process import warn_user
+from ..data.arrays import Standardizer, check_resolution, far_off
 from ..data.names import column_names, in_order, require_same_rows, row_names
 from ..model.bnn import BNN
 from ..model.checks import are_stacked, check_inputs, check_targets
+from ..model.likelihoods import Gaussian
+from ..model.links import warn_of_limits
 from .checkpoint import Checkpoint
 from .loop import Replica
 from .settings import FitSettings
@@ -64,10 +67,40 @@ def members_of(bnn: BNN, x: Any, y: Any, asked: FitSettings, found: Checkpoint |
             if found is not None:  # another number of threads might round the moments differently
                 scaling = scaling_of(found, scaling, index)
             inputs, targets = scaling.inputs(inputs), scaling.targets(targets)
+            if index == 0:
+                if asked.standardize:
+                    warn_of_limits(copy.likelihood, copy.function)
+                _warn_of_scales(copy, inputs, targets, scaling, asked.standardize, names)
         # All replicas run as one program, whose likelihood is that of the first.
         copy.likelihood.adapt(members[0].y if members else targets)
         members.append(Replica(copy, inputs, targets, scaling, *names))
     return members
+
+
+def _warn_of_scales(
+    bnn: BNN,
+    x: Tensor,
+    y: Tensor,
+    scaling: Standardizer,
+    standardized: bool,
+    names: tuple[tuple[str, ...] | None, tuple[str, ...] | None],
+) -> None:
+    """Warn where the data is far from the scales that priors and starts are made for, in the units of the network."""
+    likelihood = bnn.likelihood
+    found = [far_off("x", x, names[0])] + ([far_off("y", y, names[1])] if likelihood.real_valued else [])
+    if found := [text for text in found if text]:
+        then = "transform or clip it, by logarithms for instance" if standardized else "use standardize=True"
+        warn_user(f"{'; '.join(found)}: the priors are made for values of about 1, {then}")
+    if standardized and isinstance(likelihood, Gaussian) and not likelihood.learn:
+        scale = scaling.y_scale.double()
+        if ((scale > 3) | (scale < 1 / 3)).any():
+            noise = (likelihood.noise_scale.detach().double().cpu() * scale.cpu()).flatten().tolist()
+            shown = ", ".join(f"{value:.3g}" for value in noise[:3]) + (", ..." if len(noise) > 3 else "")
+            warn_user(
+                f"the given noise of {likelihood.initial_scale} counts in units of the standardised targets, and is "
+                f"{shown} in those of y: if it was meant in the units of y, use standardize=False or divide it by y's "
+                "standard deviation"
+            )
 
 
 def training_tensors(members: list[Replica]) -> Iterator[Tensor]:

@@ -16,6 +16,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from ..base.plain import plain_torch
 from ..base.process import warn_user
 from ..base.terminal import progress_bar
 from ..data.arrays import Standardizer, make_generator
@@ -43,6 +44,7 @@ class _Energy(torch.autograd.Function):
         return ctx.saved_tensors[0] * outputs[0], None
 
 
+@plain_torch()
 def sample_nuts(
     bnn: BNN,
     x: Any,

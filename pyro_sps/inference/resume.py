@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..base.files import LoadError
+from ..base.plain import plain_torch
 from ..model.bnn import BNN
 from .checkpoint import Checkpoint
 from .loop import Callback
@@ -16,6 +17,7 @@ from .settings import FitSettings
 from .variational import run_fit
 
 
+@plain_torch()
 def resume(
     directory: str | Path,
     bnn: BNN,
@@ -78,7 +80,10 @@ def resume(
                 "progress": progress,
             }
         )
-        torch.device(asked.device or "cpu")
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise LoadError(f"the checkpoint in {directory} is damaged: {error}") from error
+        torch.zeros(1, device=asked.device).item()
+    except (ValueError, TypeError, RuntimeError, AssertionError, NotImplementedError, OverflowError) as error:
+        if device is not None:
+            raise
+        raise LoadError(f"the checkpoint in {directory} is damaged, or of another machine: {error}") from error
+    found.check_settings(asked)
     return run_fit(bnn, x, y, validation, callbacks, asked, found)

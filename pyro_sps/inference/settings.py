@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..base.checks import require_count, require_positive, require_seed
+from ..base.checks import require_count, require_flag, require_positive, require_seed
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +37,7 @@ class FitSettings:
     init_scale: float = 0.05
     map_steps: int = 3000
     max_grad_norm: float = 1e3
-    standardize: bool = False
+    standardize: bool = True
     validate_every: int = 500
     patience: int | None = None
     seed: int = 0
@@ -54,8 +55,14 @@ class FitSettings:
         for name in ("batch_size", "patience", "replicas"):
             if getattr(self, name) is not None:
                 require_count(name, getattr(self, name))
-        for name in ("learning_rate", "init_scale", "max_grad_norm"):
+        for name in ("learning_rate", "init_scale"):
             require_positive(name, getattr(self, name))
+        if self.max_grad_norm != math.inf:
+            require_positive("max_grad_norm", self.max_grad_norm)
+        for name in ("standardize", "progress"):
+            require_flag(name, getattr(self, name))
+        if self.compile is not None:
+            require_flag("compile", self.compile)
         if self.final_learning_rate is not None:
             require_positive("final_learning_rate", self.final_learning_rate)
         if not (self.init is None or isinstance(self.init, Mapping) or self.init in ("random", "map")):

@@ -8,6 +8,7 @@ from torch import Tensor
 from ..base.files import LoadError
 from ..data.arrays import Standardizer
 from ..masks.values import MAP
+from ..model.bnn import BNN
 from .checkpoint import Checkpoint
 from .loop import Replica, Run
 from .validation import Validation
@@ -23,7 +24,7 @@ def tensors_of(run: Run, watcher: Validation | None) -> dict[str, Tensor]:
     for index, member in enumerate(run.members):
         for name in SCALING if index == 0 or not run.shared else ():
             tensors[f"standardizer.{index}.{name}"] = getattr(member.standardizer, name)
-        if has_map_values(member):
+        if has_map_values(member.bnn):
             tensors |= {f"constant.{index}.{weight.name}": weight.fixed for weight in member.bnn.weights}
     if watcher is None:
         return tensors
@@ -37,9 +38,9 @@ def tensors_of(run: Run, watcher: Validation | None) -> dict[str, Tensor]:
     return tensors
 
 
-def has_map_values(member: Replica) -> bool:
+def has_map_values(bnn: BNN) -> bool:
     """Whether the constants of a model are MAP values, each replica's own."""
-    return isinstance(member.bnn.values, MAP) and member.bnn.num_fixed > 0
+    return isinstance(bnn.values, MAP) and bnn.num_fixed > 0
 
 
 def scaling_of(found: Checkpoint, like: Standardizer, index: int) -> Standardizer:
@@ -66,6 +67,8 @@ def restore(found: Checkpoint, run: Run, watcher: Validation | None) -> None:
         raise LoadError(f"the checkpoint in {found.directory} is damaged: {found.done} steps of {run.num_steps} done")
     for name in ("params", "first", "second"):
         getattr(run.state, name).copy_(take(name, params.dtype, params.shape))
+    if (run.state.second < 0).any():
+        raise LoadError(f"the checkpoint in {found.directory} is damaged: it has squares that are negative")
     run.done, run.stopped = found.done, found.stopped
     run.losses.copy_(take("losses", params.dtype, run.losses.shape, finite=False))
     if run.losses[run.done :].any():

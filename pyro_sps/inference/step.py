@@ -117,6 +117,7 @@ def make_step(
     # In half precision 1e-8 is zero, and 0 / 0 would follow.
     epsilon = max(EPSILON, torch.finfo(state.params.dtype).tiny)
     replicas = group or state.params.shape[0]
+    clips = max_grad_norm <= torch.finfo(state.params.dtype).max  # a larger one, as infinity, means none
 
     def gradients(params: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
         unpacked = layout.unpack(params)
@@ -124,8 +125,9 @@ def make_step(
         flat = layout.pack(grads)
         norm = flat.norm()
         finite = loss.isfinite() & norm.isfinite()
+        clipped = flat * (max_grad_norm / norm.clamp(min=max_grad_norm)) if clips else flat
         # A step that is not finite changes nothing: the state stays the last finite one.
-        return torch.where(finite, flat * (max_grad_norm / norm.clamp(min=max_grad_norm)), flat.new_zeros(())), loss
+        return torch.where(finite, clipped, flat.new_zeros(())), loss
 
     def step(params: Tensor, first: Tensor, second: Tensor, scalars: Tensor, *args: Any) -> Tensor:
         if replicas == 1:  # without vmap the recorded program is shorter

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..base.plain import plain_torch
 from ..base.process import warn_user
 from ..masks.values import MAP, Given
 from ..model.bnn import BNN
@@ -28,6 +29,7 @@ from .snapshot import constants_of, has_map_values, restore, tensors_of
 from .validation import Validation, guide_with, validation_data
 
 
+@plain_torch()
 def fit(
     bnn: BNN,
     x: Any,
@@ -76,9 +78,10 @@ def fit(
             by name. Default: `"map"` where `values=MAP()` fixes weights, else `"random"`.
         init_scale: Initial standard deviation of every weight under the guide, in units of 1/√fan-in.
         map_steps: Steps of the MAP optimisation, with `init="map"`.
-        max_grad_norm: Gradients of the loss per row are scaled down to this norm.
+        max_grad_norm: Gradients of the loss per row are scaled down to this norm; infinity for never.
         standardize: Whether to shift and scale inputs, and real-valued targets, to mean 0 and standard deviation 1 of
-            the training data; predictions come back in the original units. Constant columns are only shifted.
+            the training data; predictions come back in the original units. Constant columns are only shifted. A noise
+            that is given (`Gaussian(0.1)`) counts in the units of the network, of scaled targets where they are scaled.
         validation: Inputs and targets on which RMSE and LPP are tracked, in original units.
         validate_every: Steps between these checks.
         patience: Stop after this many checks without a better LPP, and return the best state; None for never.
@@ -107,6 +110,9 @@ def fit(
         OSError: If `checkpoint` cannot be written, before any work.
         NonFiniteLossError: If the loss of a single fit stops being finite; it holds the last finite state.
 
+    Warns:
+        UserWarning: If data is far from the scales that priors and starts are made for.
+
     Example:
         >>> import torch, pyro_sps as sps
         >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
@@ -120,6 +126,7 @@ def fit(
     return run_fit(bnn, x, y, validation, callbacks, asked)
 
 
+@plain_torch()
 def map_estimate(
     bnn: BNN,
     x: Any,
@@ -130,7 +137,7 @@ def map_estimate(
     batch_size: int | None = None,
     held_out: float = 0.0,
     noise_share: float = MAP.noise_share,
-    standardize: bool = False,
+    standardize: bool = FitSettings.standardize,
     seed: int = 0,
     device: torch.device | str | None = None,
     progress: bool = True,
@@ -162,6 +169,8 @@ def map_estimate(
         >>> bnn = sps.BNN(net, scheme=sps.Heavy(), values=sps.Given(weights))
     """
     rule = MAP(num_steps, learning_rate, held_out, noise_share)
+    if held_out == 0 and noise_share != MAP.noise_share:
+        raise ValueError("noise_share has no effect without rows held out: give held_out, such as 0.1")
     asked = FitSettings(batch_size=batch_size, standardize=standardize, seed=seed, device=device, progress=progress)
     members = members_of(bnn, x, y, asked)
     estimate = map_weights(members, rule, asked.rows(len(members[0].x)), seed, progress)[0]
@@ -257,10 +266,11 @@ def run_fit(
     Returns:
         A `Fit`, or with `replicas` a `Fits`.
     """
+    _check_effects(bnn, validation, callbacks, asked, found is not None)
     job = _prepare(bnn, x, y, validation, asked, found)
     starts, interrupted = _starts(job, found)
     begun = time.perf_counter()
-    ended = found is not None and (found.stopped != "" or found.done == asked.num_steps)
+    ended = found is not None and found.ended
     run = _run_of(job, starts, interrupted, ended)
     watcher = None
     if job.checks:
@@ -292,6 +302,26 @@ def run_fit(
     return _results(job, run, watcher, told, mode)
 
 
+def _check_effects(bnn: BNN, validation: Any, callbacks: Sequence[Callback], asked: FitSettings, resumed: bool) -> None:
+    """Refuse options that would have no effect, and callbacks that cannot be called, before any work."""
+    if not isinstance(callbacks, Sequence) or not all(callable(callback) for callback in callbacks):
+        raise TypeError(f"callbacks must be a list of functions of (step, losses), got {callbacks!r}")
+    if resumed or not isinstance(bnn, BNN):
+        return
+    if validation is None:
+        for name in ("patience", "validate_every"):
+            if getattr(asked, name) != getattr(FitSettings, name):
+                raise ValueError(f"{name} has no effect without validation: give validation=(x, y)")
+    if asked.checkpoint is None:
+        for name in ("checkpoint_every", "checkpoint_errors"):
+            if getattr(asked, name) != getattr(FitSettings, name):
+                warn_user(f"{name} has no effect without checkpoint: name a directory there")
+    own = not bnn.awaits_map and (asked.init == "map" or (asked.init is None and has_map_values(bnn)))
+    if not own and asked.map_steps != FitSettings.map_steps:
+        how = "its values=MAP(num_steps=...) says how long" if bnn.awaits_map else "use init='map'"
+        raise ValueError(f"map_steps has no effect, since no MAP estimate of the masked model is looked for: {how}")
+
+
 def _prepare(
     bnn: BNN, x: Any, y: Any, validation: tuple[Any, Any] | None, asked: FitSettings, found: Checkpoint | None
 ) -> _Job:
@@ -308,7 +338,8 @@ def _prepare(
         marks |= {"data": digest_of(training_tensors(members)), "validation": digest_of(itertools.chain(*checks))}
         if found is not None:
             found.require(marks)
-        writer = Writer.open(asked.checkpoint, asked.checkpoint_every, asked.checkpoint_errors, found is None)
+        if found is None or not found.ended:  # the result of one that has ended can be had without writing
+            writer = Writer.open(asked.checkpoint, asked.checkpoint_every, asked.checkpoint_errors, found is None)
     first, seconds, estimates = members[0], {}, []
     rows = len(first.x)
     batch = asked.rows(rows)
@@ -317,7 +348,7 @@ def _prepare(
         begun = time.perf_counter()
         estimates = map_weights(members, rule, batch, asked.seed, asked.progress)
         seconds["map"] = time.perf_counter() - begun
-    for index, member in enumerate(members if estimates or (found is not None and has_map_values(first)) else ()):
+    for index, member in enumerate(members if estimates or (found is not None and has_map_values(first.bnn)) else ()):
         own = estimates[index] if found is None else constants_of(member, found, index)
         given = Given({tensor.name: own[tensor.name] for tensor in first.bnn.topology.tensors})
         member.bnn.hold(given(member.bnn.topology, member.bnn.masks))
@@ -340,7 +371,7 @@ def _starts(job: _Job, found: Checkpoint | None) -> tuple[list[Params], str]:
     begun, interrupted, asked = time.perf_counter(), "", job.asked
     init = asked.init if found is None else "random"  # which a checkpoint replaces
     if init is None:
-        init = "map" if has_map_values(job.members[0]) else "random"
+        init = "map" if has_map_values(job.members[0].bnn) else "random"
     starts = [job.start(init, index) for index in range(len(job.members))]
     if init == "map":
         if job.estimates:  # whose fixed entries are the constants

@@ -179,7 +179,7 @@ class Rigid:
         the sign flips depend on which values are zero only, not on their signs.
         """
         if not self.signs or values is None or isinstance(values, Constant | RandomConstant | MAP):
-            return {t.name: torch.full(t.shape, float(self.signs)) for t in topology.tensors}
+            return {t.name: torch.full(t.shape, float(self.signs), dtype=torch.float32) for t in topology.tensors}
         pattern = _draw(values, topology, masks, generator)
         return {name: (value != 0).to(torch.float64) for name, value in pattern.tensors().items()}
 

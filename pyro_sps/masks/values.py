@@ -72,7 +72,7 @@ class Zero:
         self, topology: Topology, masks: Mapping[str, Tensor], generator: Generator | None = None
     ) -> FixedValues:
         """All zeros."""
-        return FixedValues({tensor.name: torch.zeros(tensor.shape) for tensor in topology.tensors})
+        return FixedValues({tensor.name: torch.zeros(tensor.shape, dtype=torch.float32) for tensor in topology.tensors})
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Constant:
         """A random sign for every fixed entry; `generator` decides which."""
 
         def signs(shape: tuple[int, ...]) -> Tensor:
-            return torch.randint(0, 2, shape, generator=generator).to(torch.get_default_dtype()) * 2 - 1
+            return torch.randint(0, 2, shape, generator=generator).to(torch.float32) * 2 - 1
 
         return FixedValues(_draw(topology, masks, signs), self.c, self.learn, self.per_layer)
 
@@ -140,7 +140,7 @@ class RandomConstant:
         self, topology: Topology, masks: Mapping[str, Tensor], generator: Generator | None = None
     ) -> FixedValues:
         """A standard normal draw for every fixed entry, from `generator`."""
-        pattern = _draw(topology, masks, lambda shape: torch.randn(shape, generator=generator))
+        pattern = _draw(topology, masks, lambda shape: torch.randn(shape, generator=generator, dtype=torch.float32))
         return FixedValues(pattern, self.scale, self.learn, self.per_layer)
 
 
@@ -178,7 +178,7 @@ class Given:
             if given is None:
                 if fixed.any():
                     raise ValueError(f"weights lack {tensor.name!r}, of which the masks fix {int(fixed.sum())} entries")
-                given = torch.zeros(tensor.shape)
+                given = torch.zeros(tensor.shape, dtype=torch.float32)
             given = torch.as_tensor(given).detach().cpu()
             if given.shape != tensor.shape:
                 raise ValueError(f"weights[{tensor.name!r}] must have shape {tensor.shape}, got {tuple(given.shape)}")
@@ -316,7 +316,7 @@ def _draw(
     pattern = {}
     for tensor in topology.tensors:
         fixed = ~masks[tensor.name].cpu()
-        value = torch.zeros(tensor.shape)
+        value = torch.zeros(tensor.shape, dtype=torch.float32)
         value[fixed] = draw((int(fixed.sum()),))
         pattern[tensor.name] = value
     return pattern
@@ -366,7 +366,7 @@ class Ladder:
             n = int(fixed.sum())
             rank = torch.arange(n, dtype=torch.float64)
             rungs = math.sqrt(2) * torch.special.erfinv((rank + 0.5) / n) * (1 - 2 * (rank % 2))
-            value = torch.zeros(tensor.shape)
+            value = torch.zeros(tensor.shape, dtype=torch.float32)
             value[fixed] = rungs.to(value.dtype)
             if len(value[fixed].abs().unique()) < n:
                 raise ValueError(f"Ladder cannot make the {n} fixed weights of {tensor.name!r} differ in {value.dtype}")

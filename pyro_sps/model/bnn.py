@@ -16,6 +16,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
 from ..base.checks import require_positive
+from ..base.plain import plain_torch
 from ..base.process import silenced, warn_user
 from ..masks.schemes import Random, Scheme, SymmetryWarning, Unmasked, make_masks
 from ..masks.values import MAP, FixedValues, Point, RandomConstant, Values, Zero, make_values
@@ -26,6 +27,7 @@ from ..symmetry.certificate import certify, warn_of_symmetries
 from ..symmetry.report import SymmetryReport
 from .hierarchy import Hierarchical
 from .likelihoods import Gaussian, Likelihood
+from .links import warn_of_link
 from .partial import PartialWeight
 from .priors import Prior
 from .weights import Part, Priors, parts_of, with_equal_batches
@@ -116,6 +118,7 @@ class BNN(PyroModule):
     deterministic: tuple[str, ...] = ()
     _point_names: Mapping[str, str] = MappingProxyType({})
 
+    @plain_torch()
     def __init__(
         self,
         net: nn.Module,
@@ -142,6 +145,10 @@ class BNN(PyroModule):
                 "prior_scale and scale_by_fan_in are of no effect with prior=Hierarchical(); write "
                 "Hierarchical(scale=..., bias_scale=...), of which the first is divided by √fan-in"
             )
+        if prior is not None and not isinstance(prior, Mapping) and (prior_scale is not None or scale_by_fan_in):
+            raise ValueError("prior_scale and scale_by_fan_in have no effect with a prior of your own: leave them out")
+        if scale_by_fan_in and prior_scale is None:
+            raise ValueError("scale_by_fan_in has no effect without prior_scale: the default prior is scaled by fan-in")
         if prior_scale is None:
             prior_scale, scale_by_fan_in = _DEFAULT_PRIOR_SCALE, True
         require_positive("prior_scale", prior_scale)
@@ -189,6 +196,7 @@ class BNN(PyroModule):
         self.check_scales()
         self.priors.check(self.topology, self.weights)
         self._warn_of_symmetries()
+        warn_of_link(self.likelihood, function)
 
     @property
     def function(self) -> Callable[[Mapping[str, Tensor], Tensor], Tensor]:
@@ -286,6 +294,7 @@ class BNN(PyroModule):
         )
         return free
 
+    @plain_torch()
     def set_fixed(self, values: Values) -> None:
         """Replace the constants of the fixed weights, for instance by MAP values.
 

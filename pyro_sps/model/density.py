@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.distributions import biject_to, kl_divergence, transform_to
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from ..base.plain import plain_torch
 from ..base.process import process_lock
 from .bnn import BNN
 from .guides import AutoSPSNormal, Site, site_distribution
@@ -38,9 +39,21 @@ Params = dict[str, Tensor]
 
 @contextmanager
 def pyro_session() -> Iterator[None]:
-    """Run model code alone in the process, with a parameter store of its own and without validation."""
-    with process_lock(), pyro.get_param_store().scope(), pyro.validation_enabled(False):
-        yield
+    """Run model code alone in the process, out of reach of the caller's handlers, settings and parameter store."""
+    stack = poutine.runtime._PYRO_STACK
+    with (
+        process_lock(),
+        plain_torch(),
+        pyro.get_param_store().scope(),
+        pyro.validation_enabled(False),
+        pyro.settings.context(module_local_params=False),
+    ):
+        handlers = list(stack)
+        stack.clear()
+        try:
+            yield
+        finally:
+            stack[:] = handlers
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from torch import Tensor
 from .record import MappedFunction
 from .run import NetworkFunction, WeightFunction
 from .topology import Topology
+from .tracer import transposed
 
 # Inputs of these sizes: activations that agree near zero differ far from it, and the other way round.
 SIZES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
@@ -55,6 +56,21 @@ def same(first: Tensor, second: Tensor, dtype: torch.dtype) -> bool:
     size = torch.maximum(first.abs(), second.abs()).nan_to_num(0, 0, 0).amax(-1, keepdim=True)
     close = (first - second).abs() <= TOLERANCE * torch.finfo(dtype).eps * size
     return bool((close | (first == second) | (first.isnan() & second.isnan())).all())
+
+
+def last_operation(function: NetworkFunction) -> str:
+    """Name of what a network does last: `Sigmoid` or `sigmoid`, for instance; empty where that is a layer."""
+    if not isinstance(function, WeightFunction):
+        return ""
+    (result,) = (node for node in function.run.graph.nodes if node.op == "output")
+    node = result.args[0]
+    while getattr(node, "target", None) in (transposed, torch.flatten) or str(getattr(node, "target", "")) == "mT":
+        node = node.args[0]
+    if node.op == "call_module":
+        return type(function.run.get_submodule(str(node.target))).__name__
+    if node.op in ("call_function", "call_method"):
+        return str(getattr(node.target, "__name__", node.target)).strip("_")
+    return ""
 
 
 def described(function: NetworkFunction) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..base.plain import plain_torch
 from ..data.arrays import Standardizer, make_generator
 from ..model.bnn import BNN
 from ..model.density import elbo_terms, prepare, pyro_session
@@ -121,6 +122,7 @@ class Fit:
         """The final ELBO on the training data in nats, from 256 fresh draws (seed 0)."""
         return self.elbo_draws(256).mean().item()
 
+    @plain_torch()
     def elbo_draws(self, num_samples: int, seed: int = 0) -> Tensor:
         """Single-draw estimates of the ELBO on the whole training data, shape (num_samples,).
 

@@ -24,6 +24,7 @@ from ..base.files import (
     read_checked,
     unseal,
 )
+from ..base.plain import plain_torch
 from ..base.process import warn_user
 from ..data.arrays import Standardizer
 from ..masks.values import MAP, FixedValues, Point
@@ -118,6 +119,7 @@ def load(
     return read(directory, lambda _: net, prior=prior, likelihood=likelihood, device=device)[0]
 
 
+@plain_torch()
 def read(
     directory: str | Path,
     network: Callable[[Mapping[str, Any]], nn.Module],
@@ -423,7 +425,7 @@ def _model_of(
         values=values,
         likelihood=likelihood,
         prior=prior,
-        **own_scale,
+        **(own_scale if prior is None or isinstance(prior, Mapping) else {}),
         ordered_biases=header["ordered_biases"],
         deterministic={name: Point() if name in points else None for name in deterministic},
         example=_example(header, net),

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..base.plain import plain_torch
 from ..base.process import warn_user
 from ..data.arrays import Standardizer, make_generator
 from ..model.bnn import BNN
@@ -117,25 +118,29 @@ class Outputs:
         """Outputs of the networks for chunks of rows: (start, stop, what each member has there)."""
         width = self._bnn.topology.width
         rows = max(1, min(1024, _ELEMENTS // (self.num_samples * self._bnn.num_outputs), _ELEMENTS // width))
-        cached = self._cached_blocks
-        with torch.no_grad():
-            for start in range(0, len(self.x), rows):
-                x = self.x[start : start + rows]
-                outputs = []
-                for index, member in enumerate(self.members):
-                    inputs = member.standardizer.inputs(x)
-                    parts, noises = [], []
-                    for weights, noise in self._blocks(index) if cached is None else cached[index]:
-                        noises.append(noise)
-                        draws = next(iter(weights.values())).shape[0]
-                        step = max(1, _ELEMENTS // (width * len(x)))
-                        for first in range(0, draws, step):
-                            part = {name: value[first : first + step] for name, value in weights.items()}
-                            parts.append(member.bnn.function(part, inputs))
-                    noise = {name: torch.cat([own[name] for own in noises]) for name in noises[0]}
-                    outputs.append(Part(member, member.bnn.likelihood.at(noise), torch.cat(parts)))
-                yield start, start + len(x), outputs
+        for start in range(0, len(self.x), rows):
+            x = self.x[start : start + rows]
+            yield start, start + len(x), self._at(x, max(1, _ELEMENTS // (width * len(x))))
 
+    @plain_torch()
+    @torch.no_grad()
+    def _at(self, x: Tensor, step: int) -> list[Part]:
+        """What each member has at some rows, so many draws at once."""
+        cached, outputs = self._cached_blocks, []
+        for index, member in enumerate(self.members):
+            inputs = member.standardizer.inputs(x)
+            parts, noises = [], []
+            for weights, noise in self._blocks(index) if cached is None else cached[index]:
+                noises.append(noise)
+                for first in range(0, next(iter(weights.values())).shape[0], step):
+                    part = {name: value[first : first + step] for name, value in weights.items()}
+                    parts.append(member.bnn.function(part, inputs))
+            noise = {name: torch.cat([own[name] for own in noises]) for name in noises[0]}
+            outputs.append(Part(member, member.bnn.likelihood.at(noise), torch.cat(parts)))
+        return outputs
+
+    @plain_torch()
+    @torch.no_grad()
     def targets_of(self, start: int, outputs: list[Part]) -> Tensor:
         """Draws of the targets for one chunk of rows, (draws, rows, targets) or (draws, rows) for labels."""
         parts = []
@@ -147,9 +152,21 @@ class Outputs:
             )
         return torch.cat(parts)
 
+    @plain_torch()
+    @torch.no_grad()
     def means_of(self, outputs: list[Part]) -> Tensor:
         """The likelihood's mean under each draw for one chunk of rows, (draws, rows, targets)."""
         return torch.cat([m.standardizer.y_mean + own.mean(o) * m.standardizer.y_scale for m, own, o in outputs])
+
+    @plain_torch()
+    @torch.no_grad()
+    def logs_of(self, outputs: list[Part], y: Tensor) -> Tensor:
+        """Log densities of the targets of one chunk of rows under each draw, in float64 and original units."""
+        logs = []
+        for member, likelihood, output in outputs:
+            log = likelihood.elementwise(output).log_prob(member.standardizer.targets(y))
+            logs.append(log - member.standardizer.y_scale.log() if log.dim() == 3 else log)
+        return torch.cat(logs).double()
 
 
 def sample_elements(distribution: Any, generator: torch.Generator, key: tuple[int, ...]) -> Tensor:

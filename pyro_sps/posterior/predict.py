@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..base.plain import plain_torch
 from ..data.arrays import make_generator
 from ..data.names import in_order, require_same_rows, row_names
 from ..model.bnn import BNN
@@ -104,6 +106,8 @@ class Prediction:
     # --- summaries --------------------------------------------------------------------------------
 
     @cached_property
+    @plain_torch()
+    @torch.no_grad()
     def _moments(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation, computed about `centre` in units of `unit`, so that squares stay in range."""
         centre = self.members[0].standardizer.y_mean
@@ -131,6 +135,8 @@ class Prediction:
         return self._moments[1]
 
     @cached_property
+    @plain_torch()
+    @torch.no_grad()
     def probabilities(self) -> Tensor:
         """Predictive probabilities: of classes, (rows, classes), or of grades (`Ordinal`), (rows, targets, grades).
 
@@ -182,8 +188,7 @@ class Prediction:
             the network's dtype can hold.
         """
         parts = [logs.logsumexp(0) for _, logs in self.log_likelihoods_by_rows(y)]
-        count = torch.tensor(self.num_samples, dtype=torch.float64)
-        return announced("log densities", torch.cat(parts) - count.log().item(), infinite=True)
+        return announced("log densities", torch.cat(parts) - math.log(self.num_samples), infinite=True)
 
     def log_likelihoods_by_rows(self, y: Any) -> Iterator[tuple[slice, Tensor]]:
         """Log densities of targets under each posterior draw, in chunks of rows: (which rows, log p(y | x, w_s)).
@@ -196,12 +201,7 @@ class Prediction:
         """
         y = self.check_targets(y)
         for start, stop, outputs in self._outputs.chunks():
-            logs = []
-            for member, likelihood, output in outputs:
-                target = member.standardizer.targets(y[start:stop])
-                log = likelihood.elementwise(output).log_prob(target)
-                logs.append(log - member.standardizer.y_scale.log() if log.dim() == 3 else log)
-            yield slice(start, stop), torch.cat(logs).double()
+            yield slice(start, stop), self._outputs.logs_of(outputs, y[start:stop])
 
     def rmse(self, y: Any) -> float:
         """Root mean squared error of the predictive mean, per target, averaged over targets, in their units."""

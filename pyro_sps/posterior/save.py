@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..base.files import plain_settings, seal, write_atomically
+from ..base.plain import plain_torch
 from ..model.bnn import BNN
 from ..model.hierarchy import Hierarchical
 from ..model.likelihoods import LIKELIHOODS
@@ -32,6 +33,7 @@ _BYTES_PER_WEIGHT, _BYTES_BESIDES = 64, 1 << 28
 MAX_FITS = 10_000
 
 
+@plain_torch()
 def save(fit: Fit | Fits, directory: str | Path, extra: Mapping[str, Any] | None = None) -> None:
     """Write a fit, or several fits of one model, to a directory, which is made if need be.
 

@@ -93,7 +93,8 @@ def low_rank(
         **settings: Others of `fit`, for the start.
     """
     # One step that does not move: what is wanted is the start, with its MAP values.
-    starts = fit(bnn, x, y, replicas=len(x), num_steps=1, learning_rate=1e-12, seed=seed, progress=progress, **settings)
+    still: dict[str, Any] = {"num_steps": 1, "learning_rate": 1e-12, "standardize": False}
+    starts = fit(bnn, x, y, replicas=len(x), seed=seed, progress=progress, **{**still, **settings})
     found = []
     with progress_bar(len(starts), "low rank", progress) as bar:
         for index, start in enumerate(starts):

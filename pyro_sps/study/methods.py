@@ -200,7 +200,7 @@ def partial_network(
     budget = {**BUDGET, **settings}
     fits: Sequence[Fit | LowRank]
     if rank is None:
-        fits = fit(bnn, x, y, replicas=len(x), seed=seed * 1000, progress=progress, **budget)
+        fits = fit(bnn, x, y, replicas=len(x), seed=seed * 1000, progress=progress, **{"standardize": False, **budget})
     else:
         fits = low_rank(bnn, x, y, rank, seed=seed * 1000, progress=progress, **budget)
     left = fits[0].bnn.symmetry(time_limit=5.0)  # not that of `bnn`, which knows no MAP values yet

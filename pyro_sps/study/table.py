@@ -265,7 +265,7 @@ RECIPES = Study(
 
 _FOUR_NOISES: tuple[Options, ...] = tuple({"noise": noise} for noise in (0.05, 0.1, 0.25, 0.8))
 
-#: What `sps.BNN(net)` and `sps.fit(bnn, x, y, standardize=True)` do.
+#: What `sps.BNN(net)` and `sps.fit(bnn, x, y)` do.
 DEFAULT = {**_fixed_at_map(), "num_steps": 5000}
 
 HEADLINE = Study(

@@ -180,7 +180,8 @@ def measure(experiment: Experiment, effort: Effort, seed: int) -> tuple[dict[str
     )
     times.append(time.perf_counter())
     settings: dict[str, Any] = {"num_steps": effort.steps, "num_particles": 16, "batch_size": None, "compile": False}
-    fits = fit(bnn, x, y, replicas=effort.replicas, seed=seed, progress=False, **settings)
+    settings |= {"standardize": False, "progress": False}
+    fits = fit(bnn, x, y, replicas=effort.replicas, seed=seed, **settings)
     elbos = np.array([one.elbo_draws(effort.elbo_draws, seed).mean().item() for one in fits])
     times.append(time.perf_counter())
 

@@ -16,12 +16,14 @@ import pyro.distributions as dist
 import pytest
 import torch
 from click.testing import CliRunner
+from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 
 import pyro_sps as sps
 from pyro_sps.base.process import process_lock, silenced
 from pyro_sps.cli import main
 from pyro_sps.inference import loop
+from pyro_sps.model.density import pyro_session
 
 
 @pytest.fixture(autouse=True)
@@ -279,3 +281,60 @@ def test_map_values_that_were_interrupted_are_not_used():
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, old)
+
+
+# --- forks -----------------------------------------------------------------------------------------
+
+
+def _fit_in_child(results):
+    x = torch.linspace(-1, 1, 8).reshape(-1, 1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.warn("seen", UserWarning, stacklevel=1)
+    fit = sps.fit(sps.BNN(sps.mlp([1, 2, 1]), sps.Unmasked(), sps.Zero()), x, x, num_steps=3, progress=False)
+    results.put((fit.losses.tolist(), len(caught), pyro.sample("mine", dist.Normal(0.0, 1.0)).shape))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
+def test_a_fork_while_another_thread_is_at_work_can_fit():
+    """The child has a lock of its own, and none of the handlers and filters that the other thread had set."""
+    x = torch.linspace(-1, 1, 8).reshape(-1, 1)
+    bnn = sps.BNN(sps.mlp([1, 2, 1]), sps.Unmasked(), sps.Zero())
+    expected = sps.fit(bnn, x, x, num_steps=3, progress=False).losses.tolist()
+    held, done = threading.Event(), threading.Event()
+
+    def work():
+        with silenced(), pyro_session(), poutine.mask(mask=False):
+            held.set()
+            done.wait(60)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    held.wait(60)
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    child = context.Process(target=_fit_in_child, args=(results,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python 3.12 warns of forks in processes with threads
+        child.start()
+    try:
+        losses, warned, shape = results.get(timeout=60)
+    finally:
+        child.kill()
+        child.join()
+        done.set()
+        thread.join()
+    assert losses == expected
+    assert warned == 1
+    assert shape == torch.Size([])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
+def test_a_fork_of_the_thread_that_holds_the_lock_goes_on():
+    with process_lock():
+        number = os.fork()
+        if number == 0:
+            with process_lock():
+                os._exit(0)
+    assert os.waitpid(number, 0)[1] == 0
+    assert process_lock().acquire(blocking=False)
+    process_lock().release()

@@ -541,7 +541,7 @@ def test_damage_of_any_kind_is_refused(made, tmp_path):
         (["settings", "init"], ["random"]),
         (["settings", "other"], 1),
         (["settings", "replicas"], 2),
-        (["settings", "standardize"], True),
+        (["settings", "standardize"], False),
         (["seconds", "prepare"], "long"),
         (["marks", "elbo"], "high"),
         (["tensors", "params"], torch.zeros(1, 3)),
@@ -567,6 +567,87 @@ def test_what_is_no_checkpoint_is_refused_under_a_right_checksum(made, tmp_path,
     (tmp_path / FILE).write_bytes(seal(tensors, json.loads(canonical(header))))
     with pytest.raises(sps.LoadError):
         sps.resume(tmp_path, model(), *data(), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("num_particles", 5_000_000, "no file is trusted with that"),
+        ("num_particles", 10**30, "no file is trusted with that"),
+        ("num_steps", 2_000_000_000, "does not hold 2000000000 losses"),
+        ("replicas", 1_000_000_000, "does not hold 1000000000 replicas"),
+        ("device", "cuda:99", "of another machine"),
+        ("device", "meta", "of another machine"),
+    ],
+)
+def test_settings_that_would_take_memory_are_refused_before_any_work(made, tmp_path, monkeypatch, name, value, words):
+    header, tensors = unseal(made / FILE, 1 << 20, "")
+    header["settings"][name] = value
+    (tmp_path / FILE).write_bytes(seal(tensors, header))
+
+    def no_work(*_):
+        raise AssertionError("something was made of a forged setting")
+
+    monkeypatch.setattr(variational, "members_of", no_work)
+    with pytest.raises(sps.LoadError, match=words):
+        sps.resume(tmp_path, model(), *data(), progress=False)
+
+
+HOSTILE = [None, True, -1, 0, 1.5, 10**30, 1e300, "", "x" * 1000, [], [1], {}, {"a": 1}, float("nan")]
+
+
+def test_forged_headers_are_refused_or_gone_on_with(made, tmp_path):
+    """Whatever is in a file with a right checksum: a `LoadError`, or a fit."""
+    header, tensors = unseal(made / FILE, 1 << 20, "")
+    dice, refused, x, y = random.Random(0), 0, *data()
+    bnn = model()
+    for _ in range(120):
+        changed, numbers = json.loads(canonical(header)), dict(tensors)
+        if dice.random() < 0.7:
+            place, key = changed, dice.choice(list(changed))
+            while isinstance(place[key], dict) and place[key] and dice.random() < 0.8:
+                place = place[key]
+                key = dice.choice(list(place))
+            if dice.random() < 0.2:
+                del place[key]
+            else:
+                place[key] = dice.choice(HOSTILE)
+        else:
+            key = dice.choice(list(numbers))
+            numbers[key] = dice.choice(
+                [
+                    torch.zeros(()),
+                    torch.zeros(3, dtype=torch.int32),
+                    numbers[key][:0],
+                    numbers[key].to(torch.complex64),
+                    numbers[key] - 7,
+                ]
+            )
+        (tmp_path / FILE).write_bytes(seal(numbers, changed))
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                fit = sps.resume(tmp_path, bnn, x, y, progress=False)
+        except sps.LoadError:
+            refused += 1
+            continue
+        except sps.NonFiniteLossError as error:  # numbers that nobody can tell from others led to it
+            fit = error.fit
+        assert isinstance(fit, sps.Fit)
+    assert refused > 60
+
+
+def test_a_fit_that_has_ended_is_had_again_from_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    fit = sps.fit(model(), *data(), checkpoint=tmp_path, **QUICK)
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+
+    def read_only(*_):
+        raise PermissionError(errno.EACCES, "Read-only file system")
+
+    monkeypatch.setattr(checkpoints, "write_atomically", read_only)
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    assert same(sps.resume(tmp_path, model(), *data(), progress=False), fit)
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
 
 
 def test_another_environment_is_told(made, tmp_path, monkeypatch):
