@@ -23,6 +23,9 @@ from .options import (
     values_options,
 )
 
+#: Those of `pyro_sps.network.architectures`, which needs torch.
+NETWORKS = ("resnet20", "lenet5", "vgg11", "mobilenet", "unet", "lstm", "gru", "vit-tiny", "nanogpt")
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -67,10 +70,10 @@ def masks(widths: list[int], scheme: str, fraction: float | None, plot: Path | N
 
 
 def _networks(context: click.Context, parameter: click.Parameter, texts: Sequence[str]) -> list[list[int]]:
-    """Widths of networks: of one as `8 50 50 2`, of several as `8-50-50-2 1-50-50-1`."""
+    """Widths of networks, none if there are none: of one as `8 50 50 2`, of several as `8-50-50-2 1-50-50-1`."""
     if any("-" in text.lstrip("-") for text in texts):
         return [integers(context, parameter, text.split("-")) for text in texts]
-    return [integers(context, parameter, texts)]
+    return [integers(context, parameter, texts)] if texts else []
 
 
 @click.command(
@@ -78,9 +81,11 @@ def _networks(context: click.Context, parameter: click.Parameter, texts: Sequenc
     epilog="\b\n"
     "Examples:\n"
     "  pyro-sps symmetry 8 50 50 2 --activation tanh --scheme light --values zero\n"
-    "  pyro-sps symmetry 8-50-50-2 1-50-50-1 8-50-2 --table",
+    "  pyro-sps symmetry 8-50-50-2 1-50-50-1 8-50-2 --table\n"
+    "  pyro-sps symmetry --network lenet5 --scheme heavy",
 )
-@click.argument("widths", nargs=-1, required=True, callback=_networks)
+@click.argument("widths", nargs=-1, callback=_networks)
+@click.option("--network", type=click.Choice(NETWORKS), help="A well-known network in place of WIDTHS.")
 @activation_option
 @scheme_options("heavy")
 @values_options("zero")
@@ -91,6 +96,7 @@ def _networks(context: click.Context, parameter: click.Parameter, texts: Sequenc
 @quiet_option
 def symmetry(
     widths: list[list[int]],
+    network: str | None,
     activation: str,
     scheme: str,
     fraction: float | None,
@@ -102,8 +108,12 @@ def symmetry(
     seed: int,
     quiet: bool,
 ) -> None:
-    """Count exactly which symmetries masks leave in a network of these WIDTHS, inputs first."""
+    """Count exactly which symmetries masks leave in a network of these WIDTHS, inputs first, or in a well-known one."""
     say = printer(quiet)
+    if (network is None) == (not any(widths)):
+        raise click.UsageError("give either the WIDTHS of a fully connected network or --network")
+    if network is not None and (table or plot is not None):
+        raise click.UsageError("--table and --plot are for fully connected networks, given by their WIDTHS")
     if table:
         from ..symmetry.table import scheme_table
 
@@ -119,11 +129,15 @@ def symmetry(
     from ..base.process import silenced
     from ..masks.schemes import make_masks
     from ..masks.values import make_values
+    from ..network import architectures
     from ..network.build import mlp
     from ..network.topology import Topology
     from ..symmetry.certificate import certify
 
-    topology = Topology.of(mlp(widths[0], activation, device="meta"))
+    if network is None:
+        topology = Topology.of(mlp(widths[0], activation, device="meta"))
+    else:
+        topology = Topology.of(architectures.NETWORKS[network](), architectures.example_of(network))
     generator = torch.Generator().manual_seed(seed)
     rule = make_values_rule(values, scale)
     with silenced():  # what the masks leave is what the report says

@@ -380,7 +380,7 @@ def nanogpt(
     return _GPT(vocabulary, length, width, depth, heads, tied)
 
 
-#: What `pyro-sps symmetry --network NAME` knows.
+#: What `pyro-sps symmetry --network NAME` knows. `example_of` makes inputs for them.
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "resnet20": resnet20,
     "lenet5": lenet5,
@@ -392,3 +392,20 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "vit-tiny": vit_tiny,
     "nanogpt": nanogpt,
 }
+
+
+def example_of(name: str) -> Tensor:
+    """Two rows of inputs of a network with its default options.
+
+    Args:
+        name: A key of `NETWORKS`.
+
+    Example:
+        >>> from pyro_sps.network.architectures import example_of
+        >>> example_of("lenet5").shape
+        torch.Size([2, 1, 28, 28])
+    """
+    if name == "nanogpt":
+        return torch.zeros(2, 64, dtype=torch.int64)
+    shapes = {"lenet5": (1, 28, 28), "unet": (3, 16, 16), "lstm": (6, 1), "gru": (6, 1), "vit-tiny": (3, 224, 224)}
+    return torch.zeros(2, *shapes.get(name, (3, 32, 32)))

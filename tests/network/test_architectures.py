@@ -1,11 +1,13 @@
 """Builders of well-known networks: sizes that their papers give, shapes, and graphs that torch.fx can read."""
 
+import importlib
+
 import pytest
 import torch
 from torch import fx
 
 import pyro_sps as sps
-from pyro_sps.network.architectures import NETWORKS
+from pyro_sps.network.architectures import NETWORKS, example_of
 
 IMAGE, GRAY = torch.zeros(2, 3, 32, 32), torch.zeros(2, 1, 28, 28)
 SMALL = {
@@ -32,6 +34,12 @@ def test_sizes_are_those_of_the_papers():
     assert weights_of(sps.networks.vgg11()) == 9_231_114
     # Touvron et al. (2021): 5,717,416 with a class token and its position, which are not here.
     assert weights_of(sps.networks.vit_tiny()) == 5_717_416 - 2 * 192
+
+
+def test_the_command_line_knows_them_all():
+    assert tuple(NETWORKS) == importlib.import_module("pyro_sps.cli.symmetry").NETWORKS
+    for name in ("lenet5", "lstm", "nanogpt"):
+        assert len(NETWORKS[name]()(example_of(name))) == 2
 
 
 @pytest.mark.parametrize("name", NETWORKS)
