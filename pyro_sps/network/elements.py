@@ -101,12 +101,13 @@ class Classes:
     def merge(self, first: Ints, second: Ints) -> None:
         """Merge the classes of numbers at the same places of two arrays."""
         while True:
-            pairs = np.unique(np.stack([self.root[first], self.root[second]]), axis=1)
-            low, high = pairs.min(axis=0), pairs.max(axis=0)
-            differ = low != high
-            if not differ.any():
+            one, other = self.root[first], self.root[second]
+            differ = np.flatnonzero(one != other)
+            if not len(differ):
                 return
-            np.minimum.at(self.root, high[differ], low[differ])
+            first, second = first[differ], second[differ]
+            key = np.unique(np.minimum(one, other)[differ] * len(self.root) + np.maximum(one, other)[differ])
+            np.minimum.at(self.root, key % len(self.root), key // len(self.root))
             while not np.array_equal(jumped := self.root[self.root], self.root):
                 self.root = jumped
 
@@ -143,8 +144,8 @@ class Atoms:
     links: list[Link] = field(default_factory=list)
     events: int = 0
 
-    def new(self, count: int) -> Ints:
-        """An array of atoms that are alike."""
+    def new(self, count: int, signed: bool = True) -> Ints:
+        """An array of atoms that are alike; without signs and scales of their own if they are blocks."""
         start = len(self.array)
         number = int(self.array.max(initial=-1)) + 1
         self.array = np.concatenate([self.array, np.full(count, number)])
@@ -153,6 +154,8 @@ class Atoms:
         self.lost = [np.concatenate([lost, np.zeros(count, dtype=bool)]) for lost in self.lost]
         for classes in (self.units, *self.characters):
             classes.grow(start + count)
+        for lost in self.lost:
+            lost[start:] = not signed
         return np.arange(start, start + count)
 
     def event(self) -> np.uint64:
@@ -173,8 +176,9 @@ class Atoms:
     def distinguish(self, atoms: Ints, codes: Codes) -> None:
         """Note what tells atoms apart, and with each all atoms of its unit."""
         more = np.zeros(len(self.array), dtype=np.uint64)
-        pairs = np.unique(np.stack([self.units.root[atoms].astype(np.uint64), codes]), axis=1)
-        np.add.at(more, pairs[0].astype(np.int64), mix(pairs[1]))
+        root = self.units.root[atoms]
+        index = np.unique(pair(root, codes), return_index=True)[1]
+        np.add.at(more, root[index], mix(codes[index]))
         self.mark += more[self.units.root]
 
     # signs and scales
@@ -239,8 +243,7 @@ class Atoms:
 
     def _told(self, atoms: Ints, place: Codes) -> bool:
         """Whether the places tell which atom it is."""
-        pairs = np.unique(np.stack([place, self.units.root[atoms].astype(np.uint64)]), axis=1)
-        return pairs.shape[1] == len(np.unique(place))
+        return len(np.unique(pair(place, self.units.root[atoms]))) == len(np.unique(place))
 
     def blocks(self, tokens: Ints, place: Codes) -> Ints | None:
         """What a function of a set of numbers, in whatever order, belongs to: the set as a whole.
@@ -272,7 +275,7 @@ class Atoms:
         label = np.zeros(len(members), dtype=np.uint64)
         np.add.at(label, inverse.ravel(), mix(inside))
         child, which = members % (len(self.array) + 1), members // (len(self.array) + 1)
-        made = self.new(len(sets))
+        made = self.new(len(sets), signed=False)
         self.links.append(Link(child, made[which], pair(label, self.event())))
         return None if len(sets) == 1 else made[of]
 

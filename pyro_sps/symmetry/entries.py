@@ -170,17 +170,21 @@ def _index(shape: tuple[int, ...], places: tuple[Places, ...], goes: Ints) -> li
         own, wanted = place.unit * slots + place.slot, goes[place.unit] * slots + place.slot
         axis = place.axes[-1]
         if len(place.axes) == 1:
-            order = np.argsort(own)
-            new = order[np.searchsorted(own[order], wanted)]
-            index[axis] = place.along(len(shape), new)
+            index[axis] = place.along(len(shape), _found(own, wanted))
             continue
         # The units along one axis depend on the index of the other: look for them where that has gone.
         rows = index[place.axes[0]].ravel()
-        if place.unit.shape[0] != len(rows):
-            raise AssertionError("an axis of a grouped convolution has another size")
         new = np.empty_like(own)
         for row, to in enumerate(rows.tolist()):
-            order = np.argsort(own[to])
-            new[row] = order[np.searchsorted(own[to][order], wanted[row])]
+            new[row] = _found(own[to], wanted[row])
         index[axis] = place.along(len(shape), new)
     return None if still else index
+
+
+def _found(own: Ints, wanted: Ints) -> Ints:
+    """Where in one array the numbers of another are."""
+    order = np.argsort(own)
+    place = np.searchsorted(own[order], wanted)
+    if (place == len(own)).any() or (own[order][place] != wanted).any():
+        raise ValueError("a relabelling takes units apart that can only move together")
+    return order[place]

@@ -2,11 +2,11 @@
 
 import math
 import pickle
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from network.networks import NETWORKS, build, example
+from network.test_topology import NETS, inputs
 from torch import nn
 from torch.func import functional_call
 
@@ -16,10 +16,6 @@ from pyro_sps.network.topology import UnsupportedLayerError
 from pyro_sps.network.trace import trace
 from pyro_sps.symmetry.certificate import certify
 from pyro_sps.symmetry.verify import random_weights, run
-
-sys.path.insert(0, str(Path(__file__).parent))
-from networks import NETWORKS, build, example
-from test_topology import NETS, inputs
 
 every_network = pytest.mark.parametrize("name", NETWORKS)
 

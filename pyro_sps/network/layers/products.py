@@ -294,7 +294,7 @@ def _grouped(recorder: Recorder, channel: Ints, read: Ints, made: Ints) -> None:
         owner = np.broadcast_to(channel, made.shape)
         atoms.relate(owner.ravel(), made.ravel(), np.zeros(made.size, dtype=np.uint64))
         return
-    block = atoms.new(groups)[:, None]
+    block = atoms.new(groups, signed=False)[:, None]
     if pinned.any():
         atoms.pin(block.ravel())
     for member in (channel, made):

@@ -1,0 +1,233 @@
+# ruff: noqa: E501
+"""Certificates of networks that are not fully connected, against all relabellings and signs tried one by one.
+
+The group of the network without masks is found by numbers: of all permutations within groups, with all signs, those that
+leave the outputs of random weights as they are. What a mask leaves is then counted among these.
+"""
+
+import functools
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from network.networks import Net, attention_by_hand, concatenated, conv, gated, last_step, normed
+from torch import nn
+
+import pyro_sps as sps
+from pyro_sps.network.trace import trace
+from pyro_sps.symmetry.certificate import certify
+from pyro_sps.symmetry.entries import apply_to_places
+from pyro_sps.symmetry.verify import random_weights
+
+
+def residual(net, x):
+    x = F.relu(net.n0(net.stem(x)))
+    return net.out((x + net.n1(net.c1(x)).tanh()).mean((2, 3)))
+
+
+def tied(net, ids):
+    x = net.e(ids)
+    return F.linear(x + net.a(x.tanh()), net.e.weight)[:, -1]
+
+
+def two_heads(net, x):
+    rows, length, _ = x.shape
+    q, k, v = (layer(x).view(rows, length, 2, -1).transpose(1, 2) for layer in (net.q, net.k, net.v))
+    y = (q @ k.transpose(-2, -1)).softmax(-1) @ v
+    return net.out(y.transpose(1, 2).reshape(rows, length, -1).mean(1))
+
+
+# Name: network, shape of a row, and whether every symmetry that numbers show is claimed.
+FAMILIES = {
+    "convolution and flatten": (lambda: nn.Sequential(conv(1, 2, 2), nn.Tanh(), conv(2, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(2, 1)), (1, 3, 3), True),
+    "flatten of positions": (lambda: nn.Sequential(conv(1, 3, 2), nn.Tanh(), nn.Flatten(), nn.Linear(12, 1)), (1, 3, 3), True),
+    "grouped": (lambda: nn.Sequential(conv(1, 4, 1), nn.ReLU(), conv(4, 4, 1, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(4, 1)), (1, 1, 1), True),
+    "depthwise": (lambda: nn.Sequential(conv(1, 3, 1), nn.Tanh(), conv(3, 3, (1, 2), groups=3), nn.Tanh(), nn.Flatten(), nn.Linear(3, 1)), (1, 1, 2), True),
+    "depthwise, twice as many": (lambda: nn.Sequential(conv(1, 2, 1), nn.Tanh(), conv(2, 4, 1, groups=2), nn.GELU(), nn.Flatten(), nn.Linear(4, 1)), (1, 1, 1), True),
+    "residual, batch norm": (lambda: Net(residual, stem=conv(1, 2, 1), n0=nn.BatchNorm2d(2), c1=conv(2, 2, 1, bias=False), n1=nn.BatchNorm2d(2), out=nn.Linear(2, 1)), (1, 2, 2), True),
+    "residual, group norm": (lambda: Net(residual, stem=conv(1, 4, 1, bias=False), n0=nn.GroupNorm(2, 4), c1=conv(4, 4, 1, bias=False), n1=nn.Identity(), out=nn.Linear(4, 1)), (1, 2, 2), True),
+    "layer norm": (lambda: normed(nn.LayerNorm(4), nn.Tanh()), (3,), True),
+    "rms norm": (lambda: nn.Sequential(nn.Linear(2, 3), nn.RMSNorm(3), nn.GELU(), nn.Linear(3, 1)), (2,), True),
+    "concatenation": (lambda: Net(concatenated, a=nn.Linear(3, 3), b=nn.Linear(3, 3), out=nn.Linear(9, 1)), (3,), True),
+    "lstm": (lambda: Net(last_step, cell=nn.LSTM(2, 3, batch_first=True), out=nn.Linear(3, 1)), (3, 2), True),
+    "gru": (lambda: Net(last_step, cell=nn.GRU(2, 3, batch_first=True), out=nn.Linear(3, 1)), (3, 2), True),
+    "rnn of two layers": (lambda: Net(last_step, cell=nn.RNN(2, 2, num_layers=2, batch_first=True), out=nn.Linear(2, 1)), (3, 2), True),
+    "two heads": (lambda: Net(two_heads, q=nn.Linear(2, 4, False), k=nn.Linear(2, 4, False), v=nn.Linear(2, 2, False), out=nn.Linear(2, 1)), (3, 2), True),
+    "attention block": (lambda: Net(attention_by_hand, embed=nn.Linear(2, 2, False), qkv=nn.Linear(2, 6, False), proj=nn.Linear(2, 2, False), norm=nn.RMSNorm(2), out=nn.Linear(2, 1)), (3, 2), True),
+    "gated unit": (lambda: nn.Sequential(nn.Linear(2, 6), nn.GLU(), nn.Linear(3, 1)), (2,), True),
+    "gated, residual": (lambda: Net(gated, first=nn.Linear(2, 2), gate=nn.Linear(2, 2), up=nn.Linear(2, 2), down=nn.Linear(2, 2), out=nn.Linear(2, 1)), (2,), True),
+    "tied embedding": (lambda: Net(tied, e=nn.Embedding(3, 3), a=nn.Linear(3, 3, False)), "ids", True),
+    "product of two": (lambda: Net(lambda n, x: n.out(n.a(x) * n.b(x)), a=nn.Linear(2, 2), b=nn.Linear(2, 2), out=nn.Linear(2, 1)), (2,), False),
+}  # fmt: skip
+
+
+class Case:
+    """A network, and every relabelling with signs that numbers show to be a symmetry of it.
+
+    Attributes:
+        topology: Its topology.
+        index: For each tensor where its entries come from, by symmetry, shape (symmetries, entries).
+        sign: Their signs.
+        unsigned: Which symmetries change no sign.
+    """
+
+    def __init__(self, name):
+        make, shape, self.complete = FAMILIES[name]
+        torch.manual_seed(0)
+        net = make().double().eval()
+        x = torch.randint(0, 3, (4, 3)) if shape == "ids" else torch.randn(4, *shape, dtype=torch.float64)
+        self.topology, function = trace(net, x[:2])
+        topology = self.topology
+        vertices = topology.first[-1] if topology.structure is None else len(topology.structure.unit)
+        if topology.structure is None:
+            flips = np.repeat([g.odd and not g.pinned for g in topology.groups], [g.size for g in topology.groups])
+        else:
+            flips = topology.structure.flips & (topology.structure.unit >= 0)
+        free = np.flatnonzero(flips)
+        orders = [
+            list(itertools.permutations(range(group.size))) if not group.pinned else [tuple(range(group.size))]
+            for group in topology.groups
+        ]
+        count = math.prod(map(len, orders)) * 2 ** len(free)
+        assert count <= 200_000, count
+        generator = torch.Generator().manual_seed(1)
+        weights = random_weights(topology, generator)
+        numbered = {  # with the sign in the sign, and the place in the size
+            t.name: torch.arange(1, t.numel + 1, dtype=torch.float64).reshape(t.shape) for t in topology.tensors
+        }
+        with torch.no_grad():
+            expected = function(weights, x)
+        kept = []
+        first = topology.first[:-1]
+        # Signs that are wrong for the identity are wrong for every relabelling that is right, so relabellings first.
+        for order in itertools.product(*orders):
+            goes = np.concatenate([start + np.array(own) for start, own in zip(first, order, strict=True)])
+            candidates = []
+            for signs in itertools.product([1.0, -1.0], repeat=len(free)):
+                factors = np.ones(vertices)
+                factors[free] = signs
+                candidates.append((goes, factors))
+            try:
+                apply_to_places(topology, numbered, *candidates[0])
+            except ValueError:  # it takes the units of a grouped convolution apart
+                continue
+            for chunk in (
+                itertools.batched(candidates, 512) if hasattr(itertools, "batched") else _batched(candidates, 512)
+            ):
+                moved = [apply_to_places(topology, numbered, *candidate) for candidate in chunk]
+                stacked = {key: torch.stack([one[key] for one in moved]) for key in numbered}
+                own = {key: weights[key].flatten()[v.abs().long() - 1] * v.sign() for key, v in stacked.items()}
+                with torch.no_grad():
+                    same = (function(own, x) - expected).abs().flatten(1).amax(1) < 1e-9
+                for i in torch.nonzero(same).flatten().tolist():
+                    kept.append((chunk[i][1], {key: value[i].flatten().numpy() for key, value in stacked.items()}))
+        # Moves that do the same to the weights are one.
+        unique = {b"".join(v[key].tobytes() for key in sorted(v)): (factors, v) for factors, v in kept}
+        self.index = {key: np.stack([np.abs(v[key]) - 1 for _, v in unique.values()]).astype(int) for key in numbered}
+        self.sign = {key: np.stack([np.sign(v[key]) for _, v in unique.values()]) for key in numbered}
+        self.unsigned = np.array([(factors > 0).all() for factors, _ in unique.values()])
+
+    def left(self, masks, values):
+        """Numbers of relabellings, and of relabellings with signs, that keep the fixed entries."""
+        stays = np.ones(len(self.unsigned), dtype=bool)
+        for key, index in self.index.items():
+            fixed, value = ~masks[key].numpy().ravel(), values[key].numpy().ravel()
+            value = np.where(fixed, value, 0.0)
+            stays &= (fixed[index] == fixed).all(1) & (self.sign[key] * value[index] == value).all(1)
+        return int((stays & self.unsigned).sum()), int(stays.sum())
+
+
+def _batched(items, size):
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+@functools.cache
+def case(name):
+    return Case(name)
+
+
+def random_masks(topology, rng):
+    """Masks and values at random: single entries, whole connections, or patterns; values that are often equal."""
+    kind, density = rng.integers(4), rng.random() ** 2
+    masks, values = {}, {}
+    for tensor in topology.tensors:
+        shape = tensor.shape
+        free = rng.random(shape) >= density
+        if kind == 1 and len(shape) > 1:  # rows
+            free = np.broadcast_to((rng.random(shape[0]) >= density).reshape(-1, *(1,) * (len(shape) - 1)), shape)
+        elif kind == 2:
+            free = np.fromfunction(lambda i, *j: (i + sum(j)) % 2 == 0, shape)
+        elif kind == 3 and not tensor.is_matrix:
+            free = np.ones(shape, dtype=bool)
+        masks[tensor.name] = torch.from_numpy(np.array(free, dtype=bool))
+        choices = ([0.0, -0.0], [1.0, -1.0], [0.0, 1.0, -1.0, 2.0])[rng.integers(3)]
+        values[tensor.name] = torch.from_numpy(np.asarray(rng.choice(choices, shape), dtype=np.float64))
+    if kind == 3:
+        for joint in topology.joints:
+            connected = torch.from_numpy(rng.random([topology.groups[g].size for g in joint.groups]) < density)
+            masks[joint.tensor] = ~topology.entries_of(joint, connected)
+    return masks, values
+
+
+def counts(topology, masks, values):
+    report = certify(topology, masks, values)
+    plain = report.permutations.after
+    return plain, plain if report.signed_permutations is None else report.signed_permutations.after
+
+
+CASES = 170  # of each family: more than 3,000 in all
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_certificates_equal_brute_force(name):
+    own = case(name)
+    topology = own.topology
+    free = topology.check_masks({})
+    zeros = {t.name: torch.zeros(t.shape, dtype=torch.float64) for t in topology.tensors}
+    whole = own.left(free, zeros)
+    claimed = counts(topology, free, zeros)
+    assert (
+        claimed == whole if own.complete else all(found % one == 0 for found, one in zip(whole, claimed, strict=True))
+    )
+    rng = np.random.default_rng([5, sorted(FAMILIES).index(name)])
+    symmetric = 0
+    for _ in range(CASES if own.complete else 0):
+        masks, values = random_masks(topology, rng)
+        found = own.left(masks, values)
+        assert counts(topology, masks, values) == found
+        symmetric += found[1] > 1
+    assert symmetric > 10 or not own.complete  # the cases are not all rigid
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(sorted(FAMILIES)), st.integers(0, 2**32))
+def test_a_mask_and_a_distinct_value_leave_subgroups(name, seed):
+    topology = case(name).topology
+    rng = np.random.default_rng(seed)
+    masks, values = random_masks(topology, rng)
+    before = counts(topology, masks, values)
+    for all_of_it, some in zip(counts(topology, topology.check_masks({}), values), before, strict=True):
+        assert all_of_it % some == 0
+    free = [(key, index) for key, mask in masks.items() for index in torch.nonzero(mask).tolist()]
+    if free:
+        key, index = free[rng.integers(len(free))]
+        masks[key][tuple(index)] = False
+        values[key][tuple(index)] = 17.25
+        for larger, smaller in zip(before, counts(topology, masks, values), strict=True):
+            assert larger % smaller == 0
+
+
+@pytest.mark.parametrize("name", ["lstm", "grouped", "residual, group norm", "attention block"])
+@pytest.mark.parametrize("scheme", [sps.Unmasked(), sps.Light(), sps.Heavy()], ids=["none", "light", "heavy"])
+@pytest.mark.filterwarnings("ignore::pyro_sps.masks.schemes.SymmetryWarning")
+def test_what_a_scheme_leaves_is_what_numbers_show(name, scheme):
+    own = case(name)
+    masks = scheme(own.topology)
+    zeros = {t.name: torch.zeros(t.shape, dtype=torch.float64) for t in own.topology.tensors}
+    assert counts(own.topology, masks, zeros) == own.left(masks, zeros)
