@@ -318,8 +318,8 @@ def _check_effects(bnn: BNN, validation: Any, callbacks: Sequence[Callback], ask
                 warn_user(f"{name} has no effect without checkpoint: name a directory there")
     own = not bnn.awaits_map and (asked.init == "map" or (asked.init is None and has_map_values(bnn)))
     if not own and asked.map_steps != FitSettings.map_steps:
-        how = "its values=MAP(num_steps=...) says how long" if bnn.awaits_map else "use init='map'"
-        raise ValueError(f"map_steps has no effect, since no MAP estimate of the masked model is looked for: {how}")
+        how = "values=MAP(num_steps=...) says how long" if bnn.awaits_map else "use init='map'"
+        warn_user(f"map_steps has no effect, since no MAP estimate of the masked model is looked for: {how}")
 
 
 def _prepare(

@@ -37,7 +37,7 @@ class NonFiniteLossError(FloatingPointError):
         >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
         >>> bnn = sps.BNN(sps.mlp([1, 5, 5, 1]), sps.Heavy(), sps.Zero())
         >>> try:
-        ...     sps.fit(bnn, x, x**2 * 1e30, num_steps=5, progress=False)
+        ...     sps.fit(bnn, x, x**2 * 1e30, num_steps=5, standardize=False, progress=False)
         ... except sps.NonFiniteLossError as error:
         ...     print(error.step, error.site)
         0 obs
