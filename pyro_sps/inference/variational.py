@@ -194,6 +194,7 @@ class _Job:
         estimates: MAP weights of the replicas with nothing fixed, where these are what the constants are from.
         marks: What tells model and data from others, for checkpoints.
         writer: Where checkpoints go; None for no checkpoints.
+        decay: Steps over which the learning rate decays; None for all.
         seconds: Wall time of each part.
     """
 
@@ -206,6 +207,7 @@ class _Job:
     estimates: list[Params]
     marks: dict[str, Any]
     writer: Writer | None
+    decay: int | None
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -355,7 +357,19 @@ def _prepare(
     guide = AutoSPSNormal(first.bnn)
     num_data = None if batch == rows else rows
     problem, own_params = prepare(first.bnn, guide, first.x[:batch], first.y[:batch], num_data=num_data)
-    job = _Job(asked, members, checks, guide, problem, own_params, estimates, marks, writer, seconds)
+    job = _Job(
+        asked,
+        members,
+        checks,
+        guide,
+        problem,
+        own_params,
+        estimates,
+        marks,
+        writer,
+        None if found is None else found.decay,
+        seconds,
+    )
     if keeps:
         noise = first.x.new_zeros((1, problem.size))
         with pyro_session(), torch.no_grad():
@@ -407,7 +421,7 @@ def _run_of(job: _Job, starts: list[Params], interrupted: str, ended: bool) -> R
         batch_size=job.batch,
         noise_shape=(asked.num_particles, job.problem.size),
         seeds=[asked.seed + index for index in range(count)],
-        rates=decaying_rates(asked.learning_rate, asked.final_learning_rate, asked.num_steps),
+        rates=decaying_rates(asked.learning_rate, asked.final_learning_rate, job.decay or asked.num_steps),
         max_grad_norm=asked.max_grad_norm,
         compile=compile and not interrupted and not ended,
         progress=asked.progress,
@@ -426,7 +440,7 @@ def _header(job: _Job, run: Run, told: Mapping[str, Any], mode: str) -> dict[str
         "stopped": run.stopped,
         "environment": {**environment(job.members[0].x), "steps": mode},
         "seconds": job.seconds,
-    }
+    } | ({} if job.decay is None else {"decay": job.decay})
 
 
 def _results(job: _Job, run: Run, watcher: Validation | None, told: Mapping[str, Any], mode: str) -> Any:
