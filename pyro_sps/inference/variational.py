@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from .maximum import free_entries, initial_params, map_weights, maximise_posteri
 from .members import members_of, training_tensors
 from .settings import FitSettings
 from .snapshot import constants_of, has_map_values, restore, tensors_of
+from .underfit import warn_of_underfit
 from .validation import Validation, guide_with, validation_data
 
 
@@ -348,7 +350,8 @@ def _prepare(
     rule = first.bnn.values
     if found is None and first.bnn.awaits_map and isinstance(rule, MAP):
         begun = time.perf_counter()
-        estimates = map_weights(members, rule, batch, asked.seed, asked.progress)
+        with _told_of_batches(batch, rows):
+            estimates = map_weights(members, rule, batch, asked.seed, asked.progress)
         seconds["map"] = time.perf_counter() - begun
     for index, member in enumerate(members if estimates or (found is not None and has_map_values(first.bnn)) else ()):
         own = estimates[index] if found is None else constants_of(member, found, index)
@@ -356,7 +359,8 @@ def _prepare(
         member.bnn.hold(given(member.bnn.topology, member.bnn.masks))
     guide = AutoSPSNormal(first.bnn)
     num_data = None if batch == rows else rows
-    problem, own_params = prepare(first.bnn, guide, first.x[:batch], first.y[:batch], num_data=num_data)
+    with _told_of_batches(batch, rows):
+        problem, own_params = prepare(first.bnn, guide, first.x[:batch], first.y[:batch], num_data=num_data)
     job = _Job(
         asked,
         members,
@@ -378,6 +382,20 @@ def _prepare(
             found.require_elbo(marks["elbo"], torch.finfo(first.x.dtype).eps)
     seconds["prepare"] = time.perf_counter() - started - seconds.get("map", 0.0)
     return job
+
+
+@contextmanager
+def _told_of_batches(batch: int, rows: int) -> Iterator[None]:
+    """Say what a model that has something for each row of the data, such as a noise, cannot do."""
+    try:
+        yield
+    except RuntimeError as error:
+        if batch == rows or f"({batch})" not in str(error) or f"({rows})" not in str(error):
+            raise
+        raise ValueError(
+            f"the model holds something for each of the {rows} rows, such as a noise, but a step sees {batch} of them, "
+            f"and it does not learn which: use batch_size=None ({error})"
+        ) from error
 
 
 def _starts(job: _Job, found: Checkpoint | None) -> tuple[list[Params], str]:
@@ -467,6 +485,8 @@ def _results(job: _Job, run: Run, watcher: Validation | None, told: Mapping[str,
     )
     many = job.asked.replicas is not None
     _report_failures(fits, job, run, many)
+    if not run.paused and 0 not in run.failed:
+        warn_of_underfit(fits[0])
     return fits if many else fits[0]
 
 
