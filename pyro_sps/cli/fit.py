@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -93,7 +94,9 @@ MIN_ROWS = 5
 @click.option("--standardize/--no-standardize", default=True, show_default=True, help="By the training part.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the result.")
 @click.option("--checkpoint-every", type=click.IntRange(1), help="Steps between checkpoints in it.  [default: none]")
-@click.option("--resume", is_flag=True, help="Go on from the checkpoint in it; say again what was said at first.")
+@click.option(
+    "--resume", is_flag=True, help="Go on from the checkpoint in it; say again what was said at first, or more --steps."
+)
 @force_option
 @seed_option
 @quiet_option
@@ -280,9 +283,12 @@ def _resumed(out: Path, bnn: Any, x: np.ndarray, y: np.ndarray, asked: Mapping[s
     from ..inference.checkpoint import Checkpoint
 
     before = Checkpoint.read(out).settings
+    more = asked["num_steps"] if asked["num_steps"] > before.get("num_steps", math.inf) else None
+    if more is not None and all(before.get(name) == value for name, value in asked.items() if name != "num_steps"):
+        asked = {**asked, "num_steps": before["num_steps"]}
     if other := [f"{n} {before.get(n)}, not {value}" for n, value in asked.items() if before.get(n) != value]:
         raise click.UsageError(f"--resume: the fit in {out} was started with {'; '.join(other)}")
-    result: Fit | Fits = sps.resume(out, bnn, x, y, progress=progress)
+    result: Fit | Fits = sps.resume(out, bnn, x, y, progress=progress, num_steps=more)
     return result
 
 

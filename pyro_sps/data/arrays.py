@@ -66,8 +66,8 @@ def as_tensor(name: str, value: Any, like: Tensor, integer: bool = False) -> Ten
     if tensor.numel() == 0:
         raise ValueError(f"{name} is empty: its shape is {tuple(tensor.shape)}")
     if tensor.is_floating_point() and not tensor.isfinite().all():
-        row = int((~tensor.isfinite()).reshape(len(tensor), -1).any(-1).nonzero()[0])
-        raise ValueError(f"{name} must be finite, got NaN or infinity in row {row}")
+        place = _place(value, (~tensor.isfinite()).reshape(len(tensor), -1).nonzero()[0].tolist())
+        raise ValueError(f"{name} must be finite, got NaN or infinity in {place}: drop such rows or fill them")
     if integer:
         if tensor.is_floating_point() and not (tensor == tensor.round()).all():
             raise ValueError(f"{name} must hold integer labels, got fractions")
@@ -94,7 +94,7 @@ def _as_array(name: str, value: Any) -> np.ndarray:
     except Exception as error:  # nested lists of unequal lengths, of tensors with gradients, on other devices, ...
         raise ValueError(f"{name} must be an array of numbers: {error}") from error
     if array.dtype == object:
-        array = _from_objects(name, array)
+        array = _from_objects(name, array, value)
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{name} must hold real numbers, got dtype {array.dtype}")
     if array.dtype.itemsize > 8 or (array.dtype.kind == "u" and array.dtype.itemsize > 1):
@@ -102,16 +102,29 @@ def _as_array(name: str, value: Any) -> np.ndarray:
     return np.array(array, order="C", dtype=array.dtype.newbyteorder("="))
 
 
-def _from_objects(name: str, array: np.ndarray) -> np.ndarray:
+def _place(value: Any, where: Sequence[int]) -> str:
+    """Row and column of an entry, by the name of the column if there is one."""
+    row, column = where
+    names = getattr(value, "column_names", None)
+    names = list(getattr(value, "columns", ())) if names is None else list(names)
+    if column < len(names):
+        return f"row {row} of column {names[column]!r}"
+    shape = np.shape(value)
+    return f"row {row}, column {column}" if len(shape) > 1 and shape[1] > 1 else f"row {row}"
+
+
+def _from_objects(name: str, array: np.ndarray, value: Any) -> np.ndarray:
     """Objects as numbers; NumPy would also read text, and None as NaN."""
     if array.ndim == 0:
         raise TypeError(f"{name} must be an array of numbers, got {type(array.item()).__name__}")
     for position, item in enumerate(array.flat):
-        row = position * len(array) // array.size
+        place = _place(value, divmod(position, array.size // len(array)))
         if item is None or type(item).__name__ in ("NAType", "NaTType"):
-            raise ValueError(f"{name} must be finite, got the missing value {item} in row {row}")
+            raise ValueError(
+                f"{name} must be finite, got the missing value {item} in {place}: drop such rows or fill them"
+            )
         if isinstance(item, str | bytes | np.datetime64 | np.timedelta64) or not hasattr(item, "__float__"):
-            raise TypeError(f"{name} must hold real numbers, got {repr(item)[:80]} in row {row}")
+            raise TypeError(f"{name} must hold real numbers, got {repr(item)[:80]} in {place}: encode it as numbers")
     try:
         return array.astype(np.float64)
     except (TypeError, ValueError, OverflowError) as error:

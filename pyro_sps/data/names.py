@@ -11,13 +11,10 @@ from ..base.process import warn_user
 
 
 def column_names(value: Any) -> tuple[str, ...] | None:
-    """Names of the columns of a DataFrame (pandas, polars) or table (pyarrow), if all of them are text.
+    """Names of the columns of a DataFrame (pandas, polars) or table (pyarrow), if all are text and none comes twice.
 
     Args:
         value: What the user gave.
-
-    Raises:
-        ValueError: If a name comes twice.
 
     Example:
         >>> import pandas as pd
@@ -25,18 +22,16 @@ def column_names(value: Any) -> tuple[str, ...] | None:
         >>> column_names(pd.DataFrame({"a": [1], "b": [2]})), column_names([[1, 2]])
         (('a', 'b'), None)
     """
+    found = _names(value)
+    return found if found and len(set(found)) == len(found) else None
+
+
+def _names(value: Any) -> tuple[str, ...]:
     names = getattr(value, "column_names", None)  # of pyarrow, whose `columns` are the data
     if names is None:
         names = getattr(value, "columns", None)
-    if names is None or callable(names):
-        return None
-    found = tuple(names)
-    if not found or not all(isinstance(name, str) for name in found):
-        return None
-    if len(set(found)) < len(found):
-        twice = sorted({name for name in found if found.count(name) > 1})
-        raise ValueError(f"the columns {twice} come twice, so that their names do not tell them apart; rename them")
-    return found
+    found = () if names is None or callable(names) else tuple(names)
+    return found if all(isinstance(name, str) for name in found) else ()
 
 
 def in_order(name: str, value: Any, names: Sequence[str] | None) -> Any:
@@ -55,8 +50,11 @@ def in_order(name: str, value: Any, names: Sequence[str] | None) -> Any:
     """
     if names is None:
         return value
-    found = column_names(value)
-    if found is None:
+    found = _names(value)
+    if len(set(found)) < len(found):
+        twice = sorted({one for one in found if found.count(one) > 1})
+        raise ValueError(f"the columns {twice} of {name} come twice, so that they cannot be told apart; rename them")
+    if not found:
         if isinstance(value, np.ndarray) and value.ndim == 2 and value.shape[1] > 1:  # tensors never have names
             warn_user(
                 f"{name} has no column names, but what the network was fitted to had: its columns must be "

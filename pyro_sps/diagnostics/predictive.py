@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..model.likelihoods import Bernoulli
 from ..posterior.outputs import quantiles
 from ..posterior.predict import Prediction
 
@@ -150,4 +151,4 @@ def _calibration(prediction: Prediction, y: Any, seed: int, levels: Sequence[flo
 
 def is_label(likelihood: Any) -> bool:
     """Whether targets are classes or yes/no answers, for which intervals say nothing."""
-    return likelihood.event_dim == 0 or type(likelihood).__name__ == "Bernoulli"
+    return likelihood.event_dim == 0 or isinstance(likelihood, Bernoulli)

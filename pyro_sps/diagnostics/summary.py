@@ -88,7 +88,8 @@ def _replicas_text(replicas: Replicas | None) -> str:
 
 def _predictive_text(check: PredictiveCheck) -> str:
     where = "held-out rows" if check.held_out else "training rows (which is no test)"
-    head = f"Predictions for {check.num_rows:,} {where}: LPP {check.lpp:.4g} ± {check.lpp_error:.2g} nats"
+    head = f"Predictions for {check.num_rows:,} {where}: LPP {check.lpp:.4g}"
+    head += " nats (one row has no standard error)" if math.isnan(check.lpp_error) else f" ± {check.lpp_error:.2g} nats"
     if check.accuracy is not None:
         head += f", accuracy {check.accuracy:.1%}"
     if check.calibration is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..base.checks import is_integer
 from ..base.files import LoadError, Numbers, seal, unseal, write_atomically
 from ..base.process import warn_user
 from ..model.bnn import BNN
@@ -122,6 +123,7 @@ class Checkpoint:
         environment: What the last bits of its numbers depend on: `environment`, and how its `steps` were run.
         seconds: Wall time of each part so far.
         numbers: Its tensors.
+        decay: Steps over which the learning rate decays, where more were added; None for all.
     """
 
     directory: Path
@@ -132,6 +134,7 @@ class Checkpoint:
     environment: Mapping[str, Any]
     seconds: Mapping[str, float]
     numbers: Numbers
+    decay: int | None = None
 
     @staticmethod
     def read(directory: str | Path) -> Checkpoint:
@@ -156,8 +159,11 @@ class Checkpoint:
             "environment": dict,
             "seconds": dict,
         }
-        if header.keys() != kinds.keys() or not all(isinstance(header[k], kind) for k, kind in kinds.items()):
+        decay = header.setdefault("decay", None)
+        if header.keys() != {*kinds, "decay"} or not all(isinstance(header[k], kind) for k, kind in kinds.items()):
             raise LoadError(f"{path} is damaged: its header is not that of a checkpoint")
+        if decay is not None and not is_integer(decay):
+            raise LoadError(f"{path} is damaged: its learning rate decays over {str(decay)[:80]} steps")
         if isinstance(header["done"], bool):
             raise LoadError(f"{path} is damaged: its number of steps is none")
         if not all(isinstance(value, float) for value in header["seconds"].values()):
@@ -168,6 +174,22 @@ class Checkpoint:
     def ended(self) -> bool:
         """Whether the fit had ended, so that there is nothing to go on with."""
         return self.stopped != "" or self.done == self.settings["num_steps"]
+
+    def extended(self, num_steps: int) -> Checkpoint:
+        """The same with more steps to do; one whose loss is not finite has none.
+
+        Args:
+            num_steps: Number of steps in all.
+        """
+        failed, losses = self.numbers.left.get("failed"), self.numbers.left["losses"]
+        before = len(losses)
+        if num_steps == before or failed is None or (failed >= 0).all():
+            return self
+        self.numbers.left["losses"] = torch.cat([losses, losses.new_zeros((num_steps - before, losses.shape[1]))])
+        if "waited" in self.numbers.left:
+            self.numbers.left["waited"] = torch.zeros_like(self.numbers.left["waited"])
+        settings = {**self.settings, "num_steps": num_steps}
+        return replace(self, settings=settings, stopped="", decay=self.decay or before)
 
     def check_settings(self, asked: FitSettings) -> None:
         """Refuse settings that are not those of the numbers, before anything of their size is made.

@@ -70,9 +70,9 @@ def replicas_at_once(replicas: int, activations: int) -> int:
 
 
 def decaying_rates(start: float, end: float | None, num_steps: int) -> Callable[[int], float]:
-    """Exponential decay from `start` to `end`."""
+    """Exponential decay from `start` to `end` over so many steps, and `end` after them."""
     ratio = 0.3 if end is None else end / start
-    return lambda step: start * ratio ** (step / max(1, num_steps - 1))
+    return lambda step: start * ratio ** min(1.0, step / max(1, num_steps - 1))
 
 
 class Watcher(Protocol):

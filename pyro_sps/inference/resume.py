@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..base.checks import require_count
 from ..base.files import LoadError
 from ..base.plain import plain_torch
 from ..model.bnn import BNN
@@ -28,8 +30,9 @@ def resume(
     device: torch.device | str | None = None,
     progress: bool = True,
     callbacks: Sequence[Callback] = (),
+    num_steps: int | None = None,
 ) -> Any:
-    """Go on with a fit from its last checkpoint.
+    """Go on with a fit from its last checkpoint, to its end or for more steps than it was to have.
 
     On the same machine, with the same versions and number of torch's threads, a CPU gives the very numbers that the
     fit would have had without a break. If it had ended, its result comes back at once.
@@ -43,6 +46,8 @@ def resume(
         device: Where to go on; default: as in `fit`.
         progress: As in `fit`.
         callbacks: As in `fit`; they see the steps that are left.
+        num_steps: Number of steps in all, at least as many as before; default: as in `fit`. What is added has the
+            learning rate that there was at the end. A fit that `patience` had stopped goes on too.
 
     Returns:
         What `fit` would have returned, a `Fit` or a `Fits`. All other settings are those of `fit`; where `init` was
@@ -51,6 +56,7 @@ def resume(
     Raises:
         LoadError: If there is no checkpoint, it is damaged or of another version, or it is of another model or of
             other data.
+        ValueError: If `num_steps` is smaller than it was.
         NonFiniteLossError: As in `fit`.
 
     Warns:
@@ -86,4 +92,9 @@ def resume(
             raise
         raise LoadError(f"the checkpoint in {directory} is damaged, or of another machine: {error}") from error
     found.check_settings(asked)
+    if num_steps is not None:
+        require_count("num_steps", num_steps)
+        if num_steps < asked.num_steps:
+            raise ValueError(f"num_steps must be at least {asked.num_steps}, as before, got {num_steps}")
+        found, asked = found.extended(num_steps), replace(asked, num_steps=num_steps)
     return run_fit(bnn, x, y, validation, callbacks, asked, found)

@@ -82,7 +82,11 @@ def restore(found: Checkpoint, run: Run, watcher: Validation | None) -> None:
         watcher.waited = take("waited", torch.int64, (count,)).tolist()
         if "best" in found.numbers.left:
             watcher.best = take("best", params.dtype, params.shape).to(params).clone()
-        shape = (count, run.done // watcher.every + (run.done == run.num_steps and run.done % watcher.every > 0))
+        # One check more at each end there has been: the fit may have been given more steps.
+        steps = found.numbers.left.get("validation.step", torch.empty(count, 0))
+        shape = (count, steps.shape[-1] if steps.dim() else -1)
+        if not run.done // watcher.every <= shape[1] <= run.done:
+            raise LoadError(f"the checkpoint in {found.directory} is damaged: it has {shape[1]} checks")
         history = {
             name: take(f"validation.{name}", torch.float64, shape, finite=False).tolist()
             for name in list(found.numbers.names("validation."))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from .maximum import free_entries, initial_params, map_weights, maximise_posteri
 from .members import members_of, training_tensors
 from .settings import FitSettings
 from .snapshot import constants_of, has_map_values, restore, tensors_of
+from .underfit import warn_of_underfit
 from .validation import Validation, guide_with, validation_data
 
 
@@ -194,6 +196,7 @@ class _Job:
         estimates: MAP weights of the replicas with nothing fixed, where these are what the constants are from.
         marks: What tells model and data from others, for checkpoints.
         writer: Where checkpoints go; None for no checkpoints.
+        decay: Steps over which the learning rate decays; None for all.
         seconds: Wall time of each part.
     """
 
@@ -206,6 +209,7 @@ class _Job:
     estimates: list[Params]
     marks: dict[str, Any]
     writer: Writer | None
+    decay: int | None
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -318,8 +322,8 @@ def _check_effects(bnn: BNN, validation: Any, callbacks: Sequence[Callback], ask
                 warn_user(f"{name} has no effect without checkpoint: name a directory there")
     own = not bnn.awaits_map and (asked.init == "map" or (asked.init is None and has_map_values(bnn)))
     if not own and asked.map_steps != FitSettings.map_steps:
-        how = "its values=MAP(num_steps=...) says how long" if bnn.awaits_map else "use init='map'"
-        raise ValueError(f"map_steps has no effect, since no MAP estimate of the masked model is looked for: {how}")
+        how = "values=MAP(num_steps=...) says how long" if bnn.awaits_map else "use init='map'"
+        warn_user(f"map_steps has no effect, since no MAP estimate of the masked model is looked for: {how}")
 
 
 def _prepare(
@@ -346,7 +350,8 @@ def _prepare(
     rule = first.bnn.values
     if found is None and first.bnn.awaits_map and isinstance(rule, MAP):
         begun = time.perf_counter()
-        estimates = map_weights(members, rule, batch, asked.seed, asked.progress)
+        with _told_of_batches(batch, rows):
+            estimates = map_weights(members, rule, batch, asked.seed, asked.progress)
         seconds["map"] = time.perf_counter() - begun
     for index, member in enumerate(members if estimates or (found is not None and has_map_values(first.bnn)) else ()):
         own = estimates[index] if found is None else constants_of(member, found, index)
@@ -354,8 +359,21 @@ def _prepare(
         member.bnn.hold(given(member.bnn.topology, member.bnn.masks))
     guide = AutoSPSNormal(first.bnn)
     num_data = None if batch == rows else rows
-    problem, own_params = prepare(first.bnn, guide, first.x[:batch], first.y[:batch], num_data=num_data)
-    job = _Job(asked, members, checks, guide, problem, own_params, estimates, marks, writer, seconds)
+    with _told_of_batches(batch, rows):
+        problem, own_params = prepare(first.bnn, guide, first.x[:batch], first.y[:batch], num_data=num_data)
+    job = _Job(
+        asked,
+        members,
+        checks,
+        guide,
+        problem,
+        own_params,
+        estimates,
+        marks,
+        writer,
+        None if found is None else found.decay,
+        seconds,
+    )
     if keeps:
         noise = first.x.new_zeros((1, problem.size))
         with pyro_session(), torch.no_grad():
@@ -364,6 +382,20 @@ def _prepare(
             found.require_elbo(marks["elbo"], torch.finfo(first.x.dtype).eps)
     seconds["prepare"] = time.perf_counter() - started - seconds.get("map", 0.0)
     return job
+
+
+@contextmanager
+def _told_of_batches(batch: int, rows: int) -> Iterator[None]:
+    """Say what a model that has something for each row of the data, such as a noise, cannot do."""
+    try:
+        yield
+    except RuntimeError as error:
+        if batch == rows or f"({batch})" not in str(error) or f"({rows})" not in str(error):
+            raise
+        raise ValueError(
+            f"the model holds something for each of the {rows} rows, such as a noise, but a step sees {batch} of them, "
+            f"and it does not learn which: use batch_size=None ({error})"
+        ) from error
 
 
 def _starts(job: _Job, found: Checkpoint | None) -> tuple[list[Params], str]:
@@ -407,7 +439,7 @@ def _run_of(job: _Job, starts: list[Params], interrupted: str, ended: bool) -> R
         batch_size=job.batch,
         noise_shape=(asked.num_particles, job.problem.size),
         seeds=[asked.seed + index for index in range(count)],
-        rates=decaying_rates(asked.learning_rate, asked.final_learning_rate, asked.num_steps),
+        rates=decaying_rates(asked.learning_rate, asked.final_learning_rate, job.decay or asked.num_steps),
         max_grad_norm=asked.max_grad_norm,
         compile=compile and not interrupted and not ended,
         progress=asked.progress,
@@ -426,7 +458,7 @@ def _header(job: _Job, run: Run, told: Mapping[str, Any], mode: str) -> dict[str
         "stopped": run.stopped,
         "environment": {**environment(job.members[0].x), "steps": mode},
         "seconds": job.seconds,
-    }
+    } | ({} if job.decay is None else {"decay": job.decay})
 
 
 def _results(job: _Job, run: Run, watcher: Validation | None, told: Mapping[str, Any], mode: str) -> Any:
@@ -453,6 +485,8 @@ def _results(job: _Job, run: Run, watcher: Validation | None, told: Mapping[str,
     )
     many = job.asked.replicas is not None
     _report_failures(fits, job, run, many)
+    if not run.paused and 0 not in run.failed:
+        warn_of_underfit(fits[0])
     return fits if many else fits[0]
 
 

@@ -157,6 +157,11 @@ class Tracer:
         found(self, node)
 
     def _placeholder(self, node: fx.Node) -> None:
+        if self.values and node.args:
+            raise UnsupportedLayerError(
+                f"the network's forward has a second argument, {node.name!r} with the default {node.args[0]!r}; give a "
+                "network whose forward takes the inputs alone, such as a module that calls this one"
+            )
         if self.values:
             raise UnsupportedLayerError(f"the network takes a second input, {node.name!r}; one tensor is supported")
         self.values[node] = Units(None, self.graph.placeholder("x"))

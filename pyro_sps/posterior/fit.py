@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -20,6 +21,9 @@ from ..model.guides import AutoSPSNormal
 from .outputs import Member
 from .predict import Prediction
 
+# Draws and rows that `elbo` is taken of, and blocks of rows whose scatter says how exact it is.
+ELBO_DRAWS, ELBO_ROWS, ELBO_BLOCKS = 256, 20_000, 20
+
 # Activations of a layer, in elements, that estimates of the ELBO have at once: 16 MB of float32.
 ELBO_ELEMENTS = 1 << 22
 
@@ -37,7 +41,7 @@ class NonFiniteLossError(FloatingPointError):
         >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
         >>> bnn = sps.BNN(sps.mlp([1, 5, 5, 1]), sps.Heavy(), sps.Zero())
         >>> try:
-        ...     sps.fit(bnn, x, x**2 * 1e30, num_steps=5, progress=False)
+        ...     sps.fit(bnn, x, x**2 * 1e30, num_steps=5, standardize=False, progress=False)
         ... except sps.NonFiniteLossError as error:
         ...     print(error.step, error.site)
         0 obs
@@ -119,10 +123,37 @@ class Fit:
 
     @cached_property
     def elbo(self) -> float:
-        """The final ELBO on the training data in nats, from 256 fresh draws (seed 0)."""
-        return self.elbo_draws(256).mean().item()
+        """The final ELBO on the training data in nats, from 256 fresh draws (seed 0).
 
-    @plain_torch()
+        Of more than 20,000 rows as many are drawn at random, and stand for all; `elbo_error` says how exact that is.
+        """
+        return self._elbo[0]
+
+    @property
+    def elbo_error(self) -> float:
+        """Standard error of `elbo`, of its draws and of the rows it was taken of."""
+        return self._elbo[1]
+
+    @cached_property
+    def _elbo(self) -> tuple[float, float]:
+        x, y = self._training_data()
+        if len(x) <= ELBO_ROWS:
+            draws = self.elbo_draws(ELBO_DRAWS)
+            return draws.mean().item(), draws.std().item() / math.sqrt(ELBO_DRAWS)
+        rows = torch.randperm(len(x), generator=make_generator("cpu", 0, 9))[:ELBO_ROWS].to(x.device)
+        parts = [self._elbo_terms(x[block], y[block], ELBO_DRAWS, 0) for block in rows.chunk(ELBO_BLOCKS)]
+        blocks = torch.stack([observed for observed, _ in parts])  # of the same draws
+        rest = parts[0][1]
+        draws = blocks.sum(0) * (len(x) / ELBO_ROWS) + rest
+        of_rows = blocks.mean(1).std().item() * math.sqrt(ELBO_BLOCKS) * len(x) / ELBO_ROWS
+        of_rows *= math.sqrt(1 - ELBO_ROWS / len(x))  # drawn without replacement
+        return draws.mean().item(), math.hypot(of_rows, draws.std().item() / math.sqrt(ELBO_DRAWS))
+
+    def _training_data(self) -> tuple[Tensor, Tensor]:
+        if self.x is None or self.y is None:
+            raise ValueError("this fit has no training data (it was loaded from a file); its elbo is not known")
+        return self.x, self.y
+
     def elbo_draws(self, num_samples: int, seed: int = 0) -> Tensor:
         """Single-draw estimates of the ELBO on the whole training data, shape (num_samples,).
 
@@ -133,30 +164,35 @@ class Fit:
         Raises:
             ValueError: If the fit was loaded from a file, which does not hold the training data.
         """
-        if self.x is None or self.y is None:
-            raise ValueError("this fit has no training data (it was loaded from a file); its elbo is not known")
-        guide, bnn, x, y = self.guide, self.bnn, self.x, self.y
+        observed, rest = self._elbo_terms(*self._training_data(), num_samples, seed)
+        return observed + rest
+
+    @plain_torch()
+    def _elbo_terms(self, x: Tensor, y: Tensor, num_samples: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Log likelihoods of these rows under some draws, and minus the KL divergence, each of shape (num_samples,)."""
+        guide, bnn = self.guide, self.bnn
         generator = make_generator(x.device, seed, 2)
         loc, scale = (value.detach() for value in guide.parameters_of_sites())
         width = bnn.topology.width
         rows = max(1, min(len(x), ELBO_ELEMENTS // width))
         at_once = max(1, ELBO_ELEMENTS // max(width * rows, len(loc)))
         problem, _ = prepare(bnn, guide, x[:1], y[:1])
-        values = []
+        likelihoods, rests = [], []
         with pyro_session(), torch.no_grad():
             for first in range(0, num_samples, at_once):
                 shape = (min(at_once, num_samples - first), 1, len(loc))
                 noise = torch.randn(shape, generator=generator, dtype=loc.dtype, device=loc.device)
                 total = torch.zeros(len(noise), dtype=torch.float64, device=loc.device)
+                rest = torch.zeros_like(total)
                 for start in range(0, len(x), rows):
                     batch = (x[start : start + rows], y[start : start + rows])
                     terms = torch.func.vmap(partial(elbo_terms, problem, loc, scale, args=batch))(noise)
-                    observed = terms.pop("obs").double()
-                    total = total - observed
+                    total = total - terms.pop("obs").double()
                     if start == 0:
-                        total = total - torch.stack(list(terms.values())).sum(0).double()
-                values.append(total)
-        return torch.cat(values)
+                        rest = -torch.stack(list(terms.values())).sum(0).double()
+                likelihoods.append(total)
+                rests.append(rest)
+        return torch.cat(likelihoods), torch.cat(rests)
 
     def to_arviz(self, draws: int = 1000, **options: Any) -> Any:
         """The fit as ArviZ's `InferenceData` or `DataTree`. See `pyro_sps.to_arviz`, which takes the same options."""

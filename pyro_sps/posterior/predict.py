@@ -19,6 +19,9 @@ from ..model.checks import check_inputs, check_targets
 from ..model.likelihoods import Bernoulli, Ordinal
 from .outputs import Member, Outputs, announced, quantiles
 
+# More draws than this take very long and tell nothing more.
+MAX_SAMPLES = 1_000_000
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -66,6 +69,11 @@ class Prediction:
         bnn = members[0].bnn
         if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < len(members):
             raise ValueError(f"num_samples must be an integer of at least {len(members)}, got {num_samples!r}")
+        if num_samples > MAX_SAMPLES:
+            raise ValueError(
+                f"num_samples must be at most {MAX_SAMPLES:,}, got {num_samples:,}: means over draws are as exact as "
+                "the spread of the draws divided by the square root of their number"
+            )
         make_generator("cpu", seed)
         inputs = check_inputs("x", in_order("x", x, members[0].features), bnn)
         return Prediction(tuple(members), inputs, num_samples, seed, row_names(x))

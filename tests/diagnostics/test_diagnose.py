@@ -37,7 +37,7 @@ def linear():
     y = y + NOISE * torch.from_numpy(np.random.default_rng(0).normal(size=(16, 1)))
     net = sps.mlp([3, 1], dtype=torch.float64)
     bnn = sps.BNN(net, scheme=sps.Unmasked(), likelihood=sps.Gaussian(NOISE), prior_scale=1.0)
-    fit = sps.fit(bnn, x, y, num_steps=2, progress=False)
+    fit = sps.fit(bnn, x, y, num_steps=2, standardize=False, progress=False)
     precision = 1 + 16 / NOISE**2
     features = torch.cat([x, torch.ones_like(y)], 1)
     mean = ((features.T @ y) / NOISE**2 / precision).squeeze(1)
@@ -174,7 +174,9 @@ def test_pit_of_counts_is_uniform():
     bnn = sps.BNN(sps.mlp([1, 1], dtype=torch.float64), scheme=sps.Unmasked(), likelihood=sps.Poisson())
     x = torch.zeros(1500, 1, dtype=torch.float64)
     y = torch.from_numpy(np.random.default_rng(3).poisson(1.5, (1500, 1)).astype(float))
-    fit = with_guide(sps.fit(bnn, x, y, num_steps=2, progress=False), [0.0, np.log(1.5)], [1e-6, 1e-6])
+    fit = with_guide(
+        sps.fit(bnn, x, y, num_steps=2, standardize=False, progress=False), [0.0, np.log(1.5)], [1e-6, 1e-6]
+    )
     check = check_predictions(fit.predict(x, 300), y, False, 0).calibration
     assert uniformity(check.pit) > 1e-3
 
@@ -184,7 +186,7 @@ def test_labels_leave_out_what_is_not_defined(likelihood):
     bnn = sps.BNN(sps.mlp([1, 3, 2]), scheme=sps.Unmasked(), likelihood=likelihood)
     x = torch.linspace(-1, 1, 12).unsqueeze(1)
     y = (x[:, 0] > 0).long() if isinstance(likelihood, sps.Categorical) else torch.cat([x > 0, x < 0], 1)
-    found = sps.diagnose(sps.fit(bnn, x, y, num_steps=30, replicas=2, progress=False), draws=50)
+    found = sps.diagnose(sps.fit(bnn, x, y, num_steps=30, replicas=2, standardize=False, progress=False), draws=50)
     assert found.predictive.calibration is None
     assert 0 <= found.predictive.accuracy <= 1
     assert any("not defined for labels" in reason for reason in found.left_out)
@@ -252,7 +254,7 @@ def copies():
     """A fit of a tanh network, and its copy with the signs of two hidden units flipped."""
     x = torch.linspace(-2, 2, 30, dtype=torch.float64).unsqueeze(1)
     bnn = sps.BNN(sps.mlp([1, 2, 1], dtype=torch.float64), scheme=sps.Unmasked(), likelihood=sps.Gaussian(0.1))
-    fit = sps.fit(bnn, x, x.sin(), num_steps=400, num_particles=4, progress=False)
+    fit = sps.fit(bnn, x, x.sin(), num_steps=400, num_particles=4, standardize=False, progress=False)
     loc, scale = (value.detach() for value in fit.guide.parameters_of_sites())
     sign = torch.ones_like(loc)
     for site in fit.guide.sites:
@@ -306,7 +308,7 @@ def test_symmetries_left_are_told():
 
     def warnings(activation, **options):
         bnn = sps.BNN(sps.mlp([1, 4, 4, 1], activation), **options)
-        found = sps.diagnose(sps.fit(bnn, x, x, num_steps=2, progress=False), draws=20)
+        found = sps.diagnose(sps.fit(bnn, x, x, num_steps=2, standardize=False, progress=False), draws=20)
         return [warning for warning in found.warnings if "left" in warning.split(":")[0]]
 
     assert "147,456 signed permutations" in warnings("tanh", scheme=sps.Unmasked())[0]  # (2^4 4!)^2

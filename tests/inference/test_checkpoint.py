@@ -660,6 +660,58 @@ def test_another_environment_is_told(made, tmp_path, monkeypatch):
     assert record[0].filename == __file__
 
 
+# --- more steps -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("replicas", [None, 2])
+def test_more_steps_than_a_fit_was_to_have(tmp_path, replicas):
+    options = {**QUICK, "replicas": replicas, "validation": data(20, 1), "validate_every": 7}
+    rates = {
+        "learning_rate": 0.01,
+        "final_learning_rate": 0.01,
+    }  # so that it is as if there had been more from the start
+    whole = sps.fit(model(), *data(), **{**options, "num_steps": 100}, **rates, checkpoint=tmp_path / "whole")
+    sps.fit(model(), *data(), **options, **rates, checkpoint=tmp_path / "run")
+    for steps in (80, 100):
+        more = sps.resume(tmp_path / "run", model(), *data(), validation=data(20, 1), num_steps=steps, progress=False)
+    pairs = zip(more, whole, strict=True) if replicas else [(more, whole)]
+    for one, other in pairs:
+        assert np.array_equal(one.losses, other.losses)
+        assert torch.equal(one.guide.loc, other.guide.loc)
+        assert one.settings["num_steps"] == 100
+        assert all(check in one.validation for check in other.validation)
+    again = sps.resume(tmp_path / "run", model(), *data(), validation=data(20, 1), progress=False)
+    assert same(again, more)
+    with pytest.raises(ValueError, match="num_steps must be at least 100, as before, got 99"):
+        sps.resume(tmp_path / "run", model(), *data(), validation=data(20, 1), num_steps=99)
+
+
+def test_added_steps_have_the_last_learning_rate(tmp_path):
+    rates = loop.decaying_rates(0.1, 0.01, 10)
+    assert [rates(step) for step in (0, 9, 10, 50)] == pytest.approx([0.1, 0.01, 0.01, 0.01])
+    sps.fit(model(), *data(), **QUICK, checkpoint=tmp_path)
+    seen = []
+    run = loop.Run.__post_init__
+
+    def noted(self):
+        run(self)
+        seen.append(self.rates(70))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.Run, "__post_init__", noted)
+        sps.resume(tmp_path, model(), *data(), num_steps=65, progress=False)
+        sps.resume(tmp_path, model(), *data(), num_steps=75, progress=False)
+    assert seen == pytest.approx([0.003, 0.003])
+
+
+def test_a_fit_that_patience_stopped_goes_on_for_more_steps(tmp_path):
+    options = {"validation": data(20, 1), "validate_every": 4, "patience": 1, "learning_rate": 0.2}
+    first = sps.fit(model(), *data(), **QUICK, **options, checkpoint=tmp_path)
+    assert len(first.losses) < 60
+    more = sps.resume(tmp_path, model(), *data(), validation=data(20, 1), num_steps=61, progress=False)
+    assert len(more.losses) > len(first.losses)
+
+
 # --- the command line ------------------------------------------------------------------------------
 
 
@@ -698,6 +750,8 @@ def test_the_command_line_resumes(tmp_path, monkeypatch):
     assert command("run", "--resume").exit_code == 0
     assert metrics("run") == metrics("whole")
     assert command("run", "--resume").exit_code == 0  # the result at once
+    assert command("run", "--resume", "--steps", "65").exit_code == 0
+    assert metrics("run")["steps"] == 65
     assert command("run", "--force").exit_code == 0
     missing = command("run", "--resume")
     assert missing.exit_code == 2

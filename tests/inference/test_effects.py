@@ -1,6 +1,7 @@
 """Options that would have no effect, and values that no option can have, are named before any work."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -27,17 +28,6 @@ def no_work(*_):
     [
         ({}, {"patience": 3}, "patience has no effect without validation"),
         ({}, {"validate_every": 3}, "validate_every has no effect without validation"),
-        ({}, {"map_steps": 9}, "map_steps has no effect.*use init='map'"),
-        (
-            {"scheme": sps.Random(like=0.5), "values": sps.MAP()},
-            {"map_steps": 9},
-            r"map_steps has no effect.*values=MAP\(num_steps=...\)",
-        ),
-        (
-            {"scheme": sps.Random(like=0.5), "values": sps.MAP()},
-            {"map_steps": 9, "init": "map"},
-            "map_steps has no effect",
-        ),
         ({}, {"standardize": None}, "standardize must be True or False, got None"),
         ({}, {"progress": None}, "progress must be True or False, got None"),
         ({}, {"compile": "fast"}, "compile must be True or False, got 'fast'"),
@@ -55,6 +45,23 @@ def test_fit(monkeypatch, model, options, words):
     monkeypatch.setattr(loop.Run, "__post_init__", no_work)
     with pytest.raises((ValueError, TypeError), match=words):
         sps.fit(small(**model), X, Y, **{**QUICK, **options})
+
+
+@pytest.mark.parametrize(
+    ("model", "init", "words"),
+    [
+        ({}, None, "use init='map'"),
+        ({"scheme": sps.Random(like=0.5), "values": sps.MAP(num_steps=2)}, None, r"values=MAP\(num_steps=...\)"),
+        ({"scheme": sps.Random(like=0.5), "values": sps.MAP(num_steps=2)}, "map", r"values=MAP\(num_steps=...\)"),
+    ],
+)
+def test_steps_of_no_search(model, init, words):
+    with pytest.warns(UserWarning, match=f"map_steps has no effect.*{words}"):
+        fit = sps.fit(small(**model), X, Y, map_steps=2, init=init, **QUICK)
+    if model:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            sps.fit(fit.bnn, X, Y, map_steps=2, **QUICK)  # a search of the masked model, from known constants
 
 
 @pytest.mark.parametrize("option", [{"checkpoint_every": 3}, {"checkpoint_errors": "stop"}])

@@ -47,7 +47,15 @@ def test_linear_gaussian_model_reaches_the_exact_mean_field_posterior():
         prior_scale=1.0,
     )
     fit = sps.fit(
-        bnn, x, y, num_steps=3000, learning_rate=0.05, final_learning_rate=1e-4, num_particles=16, progress=False
+        bnn,
+        x,
+        y,
+        num_steps=3000,
+        learning_rate=0.05,
+        final_learning_rate=1e-4,
+        num_particles=16,
+        progress=False,
+        standardize=False,
     )
     free, fixed = mask[0], ~mask[0]
     residual = y[:, 0] - x[:, fixed] @ given[0, fixed]
@@ -156,8 +164,8 @@ def test_standardised_fit_predicts_in_original_units():
 def test_map_values_are_set_and_shared():
     x, y = regression()
     net = sps.mlp([3, 4, 4, 2])
-    weights = sps.map_estimate(sps.BNN(net), x, y, num_steps=200, progress=False)
-    own = sps.fit(sps.BNN(net, values=sps.MAP(num_steps=200)), x, y, num_steps=2, **QUICK)
+    weights = sps.map_estimate(sps.BNN(net), x, y, num_steps=200, standardize=False, progress=False)
+    own = sps.fit(sps.BNN(net, values=sps.MAP(num_steps=200)), x, y, num_steps=2, standardize=False, **QUICK)
     for name, mask in own.bnn.masks.items():
         assert torch.equal(own.bnn.fixed[name][~mask], weights[name][~mask])
     shared = sps.BNN(net, scheme=sps.Light(), values=sps.Given(weights))
@@ -165,7 +173,7 @@ def test_map_values_are_set_and_shared():
         shared.fixed["2.weight"][~shared.masks["2.weight"]], weights["2.weight"][~shared.masks["2.weight"]]
     )
     # It is a maximum: no random direction goes up by more than rounding.
-    data = sps.map_estimate(sps.BNN(net), x, y, num_steps=3000, progress=False)
+    data = sps.map_estimate(sps.BNN(net), x, y, num_steps=3000, standardize=False, progress=False)
     log_joint = _log_joint(net, x, y)
     best = log_joint(data)
     assert best > log_joint(weights)
@@ -334,7 +342,7 @@ def test_elbo_with_a_term_for_each_site():
 
 def test_minibatches_see_all_data_and_scale_the_likelihood():
     x, y = regression()
-    options = {"num_steps": 1000, "learning_rate": 0.02, "final_learning_rate": 1e-3, **QUICK}
+    options = {"num_steps": 1000, "learning_rate": 0.02, "final_learning_rate": 1e-3, "standardize": False, **QUICK}
     full = sps.fit(small(), x, y, **options)
     mini = sps.fit(small(), x, y, batch_size=10, **options)
     assert mini.elbo == pytest.approx(full.elbo, rel=0.3)

@@ -39,7 +39,15 @@ class Categorical(Likelihood):
     def _check_support(self, y: Tensor, num_outputs: int) -> None:
         if y.is_floating_point() and not (y == y.round()).all():
             raise ValueError("y must hold integer labels for Categorical, got fractions")
-        require(y, (y >= 0) & (y < num_outputs), f"labels from 0 to {num_outputs - 1}")
+        if num_outputs == 1:
+            raise ValueError(
+                "Categorical needs an output for each class, but the network has 1: give it as many outputs as there "
+                "are classes, or use Bernoulli for zeros and ones"
+            )
+        valid = (y >= 0) & (y < num_outputs)
+        if not valid.all() and y.min() == 1 and y.max() == num_outputs:
+            raise ValueError(f"y must hold labels from 0 to {num_outputs - 1}, got 1 to {num_outputs}: subtract 1")
+        require(y, valid, f"labels from 0 to {num_outputs - 1}")
 
 
 class Bernoulli(Likelihood):
@@ -56,6 +64,9 @@ class Bernoulli(Likelihood):
         return dist.Bernoulli(logits=outputs)
 
     def _check_support(self, y: Tensor, num_outputs: int) -> None:
+        if set(values := y.unique().tolist()) == {1, 2} or (len(values) == 2 and not {0, 1} >= set(values)):
+            low, high = values
+            raise ValueError(f"y must hold zeros and ones, got {low:g} and {high:g}: use y == {high:g} instead")
         require(y, (y == 0) | (y == 1), "zeros and ones")
 
 
