@@ -267,9 +267,7 @@ class ChainRun:
     def _langevin(self, data: tuple[Tensor, Tensor], warm: bool) -> tuple[Tensor, Tensor]:
         """A step of unadjusted chains: energy errors and which steps were kept."""
         tuning = self.tuning
-        *state, error, good = self.program.run(
-            *self.chains.tensors(), tuning.step, self.scale, next(self.noise), *data
-        )
+        *state, error, good = self.program.run(*self.chains.tensors(), tuning.step, self.scale, next(self.noise), *data)
         self.chains = Chains(*state)
         if warm:
             follow_error(tuning, error, good, self.stiff, self.target)
@@ -454,7 +452,9 @@ def noise_block(seeds: Sequence[int], shape: tuple[int, ...], like: Tensor, stre
     """One standard normal draw of a stream of its own for each chain, shape (K, *shape)."""
     return torch.stack(
         [
-            torch.randn(shape, generator=make_generator(like.device, seed, stream), dtype=like.dtype, device=like.device)
+            torch.randn(
+                shape, generator=make_generator(like.device, seed, stream), dtype=like.dtype, device=like.device
+            )
             for seed in seeds
         ]
     )

@@ -145,8 +145,10 @@ def unadjusted(gradient_of: Gradient, limit: float, length: float) -> Callable[.
         before = (position, -velocity, gradient, energy)
         *after, error = leapfrog(gradient_of, position, velocity, gradient, energy, step, scale, *data)
         good = (error.abs() < limit) & after[2].sum(-1).isfinite()  # of NaN the comparison is false
-        kept = [torch.where(good if new.dim() == 1 else good[:, None], new, old)
-                for new, old in zip(after, before, strict=True)]
+        kept = [
+            torch.where(good if new.dim() == 1 else good[:, None], new, old)
+            for new, old in zip(after, before, strict=True)
+        ]
         spread = (torch.expm1(2 * step / length) / velocity.shape[-1]).sqrt()
         turned = kept[1] + spread * noise
         kept[1] = turned / turned.norm(dim=-1, keepdim=True)
