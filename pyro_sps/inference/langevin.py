@@ -286,8 +286,9 @@ def rescale(tuning: Tuning, sizes: Tensor, prior: Tensor) -> None:
     """Set the scales of tensors from the squares of their gradients.
 
     In a posterior, the mean square of the gradient is the mean curvature of the energy. Chains share the median of
-    theirs: one that is still far away has gradients that say nothing of where it goes. The steps shrink where the
-    scales have grown.
+    theirs: one that is still far away has gradients that say nothing of where it goes. The mean of 1/scale² over
+    coordinates is that of the prior, so that a velocity that is forgotten over √d in these units goes far in the stiff
+    ones. The steps shrink where the scales have grown.
 
     Args:
         tuning: What to change.
@@ -295,7 +296,8 @@ def rescale(tuning: Tuning, sizes: Tensor, prior: Tensor) -> None:
         prior: Scale of each block under the prior, shape (blocks,).
     """
     squares = (tuning.squares / tuning.seen).median(0, keepdim=True).values
-    scale = (squares + 1).rsqrt().expand_as(tuning.scale)
+    scale = (squares + 1).rsqrt()
+    scale = (scale * (scale**-2 * (sizes / sizes.sum())).sum(1, keepdim=True).sqrt()).expand_as(tuning.scale)
     share = sizes / sizes.sum()
     before = ((tuning.scale / prior).square() * share).sum(1, keepdim=True)
     after = (scale.square() * share).sum(1, keepdim=True)
