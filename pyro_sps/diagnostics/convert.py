@@ -222,7 +222,7 @@ def samples_to_arviz(
     Example:
         >>> import torch, pyro_sps as sps
         >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
-        >>> bnn = sps.BNN(sps.mlp([1, 5, 1]), sps.Heavy(), sps.Zero())
+        >>> bnn = sps.BNN(sps.mlp([1, 5, 5, 1]), sps.Heavy(), sps.Zero())
         >>> posterior = sps.sample(bnn, x, x**2, chains=2, num_samples=5, warmup=50, map_steps=50, progress=False)
         >>> posterior.to_arviz().posterior["w"].dims
         ('chain', 'draw', 'weight')

@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from ..base.process import interrupts_deferred, warn_user
 from ..data.arrays import make_generator, minibatches, noise_stream
-from ..model.density import Target
+from ..model.density import Target, pyro_session
 from .langevin import (
     AVERAGE_FROM,
     FEWEST_DIMENSIONS,
@@ -187,9 +186,7 @@ class ChainRun:
         self.recent = torch.zeros((2, count), dtype=like.dtype, device=like.device)
         self.early = like.new_zeros((count, 2))  # failures and energy, for the judgement in the warm-up
         self.programs: dict[bool, Program] = {}
-        gradient, energy = self._program_of(coordinates.gradient(None), position, target.x, target.y)(
-            position, target.x, target.y
-        )
+        gradient, energy = self._evaluate(position)
         self.chains = Chains(position, self._velocities(), gradient, energy)
         self.noise = self._noise(0)
         self.program = self._make(full=True)
@@ -198,15 +195,13 @@ class ChainRun:
 
     # --- programs ---------------------------------------------------------------------------------
 
-    def _program_of(self, function: Callable[..., Any], position: Tensor, *data: Tensor) -> Callable[..., Any]:
-        """A function of all chains, recorded for a group of them."""
-        program = make_program(function, (position[: self.group], *data), compile=False)
-
-        def run(position: Tensor, *data: Tensor) -> tuple[Tensor, ...]:
-            parts = [program.run(part, *data) for part in position.split(self.group)]
-            return tuple(torch.cat(one) for one in zip(*parts, strict=True))
-
-        return run
+    def _evaluate(self, position: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients and energies of all chains, once."""
+        target, function = self.coordinates.target, self.coordinates.gradient(None)
+        with pyro_session():
+            parts = [function(part, target.x, target.y) for part in position.split(self.group)]
+        gradients, energies = zip(*parts, strict=True)
+        return torch.cat(gradients).detach(), torch.cat(energies).detach()
 
     def _make(self, full: bool) -> Program:
         """The step on all rows, or on minibatches."""
@@ -333,10 +328,7 @@ class ChainRun:
         self.restarted = wrong.nonzero().flatten().tolist()
         position = self.chains.position.clone()
         position[wrong, : self.coordinates.size] = self.starts[wrong]
-        target = self.coordinates.target
-        gradient, energies = self._program_of(self.coordinates.gradient(None), position, target.x, target.y)(
-            position, target.x, target.y
-        )
+        gradient, energies = self._evaluate(position)
         rows = wrong[:, None]
         self.chains = Chains(
             position,
@@ -442,7 +434,8 @@ class ChainRun:
         self.recent[1] += ~good
         if since == self.thinning:
             self.draws[:, self.drawn] = self.chains.position[:, : self.coordinates.size]
-            self.energies[:, self.drawn] = self.chains.energy
+            padding = self.chains.position[:, self.coordinates.size :]
+            self.energies[:, self.drawn] = self.chains.energy - padding.square().sum(1) / 2
             self.errors[:, self.drawn], self.failures[:, self.drawn] = self.recent / self.thinning
             self.recent.zero_()
             self.drawn += 1

@@ -228,9 +228,9 @@ def sample(
     Example:
         >>> import torch, pyro_sps as sps
         >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
-        >>> bnn = sps.BNN(sps.mlp([1, 5, 1]), sps.Heavy(), sps.Zero(), likelihood=sps.Gaussian(0.1, learn=True))
+        >>> bnn = sps.BNN(sps.mlp([1, 5, 5, 1]), sps.Heavy(), sps.Zero(), likelihood=sps.Gaussian(0.1, learn=True))
         >>> posterior = sps.sample(bnn, x, x**2, chains=3, num_samples=5, warmup=50, map_steps=50, progress=False)
-        >>> posterior.samples["2.bias"].shape, posterior.predict(x).std.shape
+        >>> posterior.samples["4.bias"].shape, posterior.predict(x).std.shape
         (torch.Size([3, 5, 1]), torch.Size([20, 1]))
     """
     given = locals()
@@ -344,7 +344,7 @@ def _prepare(bnn: BNN, x: Any, y: Any, asked: SampleSettings, found: Checkpoint 
         if found is not None:
             found.require(marks)
         writer = Writer.open(asked.checkpoint, asked.checkpoint_every, asked.checkpoint_errors, found is None)
-    if own.awaits_map:
+    if own.awaits_map and isinstance(own.values, MAP):
         if found is None:
             batch = min(128, len(member.x))
             estimate = map_weights([member], own.values, batch, asked.seed, asked.progress)[0]

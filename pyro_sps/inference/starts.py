@@ -53,7 +53,8 @@ def starting_points(
         last = {name: value[:, -1] for name, value in starts.samples.items()}
         return target.flat(last)[torch.arange(chains) % starts.num_chains].clone()
     if isinstance(starts, Mapping):
-        given = target.flat(starts)
+        learned = {name: value.expand(chains, -1) for name, value in target.bnn.likelihood.starts().items()}
+        given = target.flat({**learned, **starts})
         if given.shape != (chains, coordinates.size):
             raise ValueError(
                 f"starts must have a row for each of {chains} chains, got shapes "
@@ -120,9 +121,10 @@ def map_points(coordinates: Coordinates, chains: int, steps: int, seed: int, pro
     batch = min(ROWS, len(x))
     num_data = None if batch == len(x) else len(x)
     still = _noise_head(target)
+    held_still = bool(still.any())
 
     def objective(params: Params, noise: None, x: Tensor, y: Tensor, *constants: Tensor) -> Tensor:
-        loc = torch.where(still, params["loc"].detach(), params["loc"]) if still.any() else params["loc"]
+        loc = torch.where(still, params["loc"].detach(), params["loc"]) if held_still else params["loc"]
         return target.energy_on(loc, x, y, num_data) / rows
 
     begins = [_random_point(coordinates, seed, chain) for chain in range(chains)]

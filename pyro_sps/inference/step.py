@@ -333,7 +333,7 @@ def make_program(function: Callable[..., Any], example: tuple[Tensor, ...], comp
             compiled, reason = _compile(recorded, example)
             if compiled is not None:
                 return Program(_without_gradients(_on_same_threads(compiled, recorded)), "compiled")
-    return Program(_without_gradients(_by_torchscript(recorded, example)), "recorded", reason)
+        return Program(_without_gradients(_by_torchscript(recorded, example)), "recorded", reason)
 
 
 def _by_torchscript(recorded: fx.GraphModule, example: tuple[Tensor, ...]) -> Callable[..., Any]:

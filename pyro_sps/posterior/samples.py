@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,7 +42,7 @@ class Samples:
     Example:
         >>> import torch, pyro_sps as sps
         >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
-        >>> bnn = sps.BNN(sps.mlp([1, 5, 1]), sps.Heavy(), sps.Zero())
+        >>> bnn = sps.BNN(sps.mlp([1, 5, 5, 1]), sps.Heavy(), sps.Zero())
         >>> posterior = sps.sample(bnn, x, x**2, chains=2, num_samples=5, warmup=50, map_steps=50, progress=False)
         >>> posterior.weights()["0.weight"].shape, posterior.predict(x).mean.shape
         (torch.Size([2, 5, 5, 1]), torch.Size([20, 1]))
@@ -207,9 +206,3 @@ class Samples:
         from ..diagnostics.convert import samples_to_arviz
 
         return samples_to_arviz(self, **options)
-
-    def save(self, directory: str | Path) -> None:
-        """Write the draws to a directory; `pyro_sps.load` reads them again. See `pyro_sps.posterior.save.save`."""
-        from .save_samples import save_samples
-
-        save_samples(self, directory)
