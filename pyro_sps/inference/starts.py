@@ -54,8 +54,10 @@ def starting_points(
         return target.flat(last)[torch.arange(chains) % starts.num_chains].clone()
     if isinstance(starts, Mapping):
         learned = {name: value.expand(chains, -1) for name, value in target.bnn.likelihood.starts().items()}
-        given = target.flat({**learned, **starts})
-        if given.shape != (chains, coordinates.size):
+        every = {**learned, **starts}
+        if all(len(value) == chains for value in every.values()):
+            given = target.flat(every)
+        if any(len(value) != chains for value in every.values()) or given.shape != (chains, coordinates.size):
             raise ValueError(
                 f"starts must have a row for each of {chains} chains, got shapes "
                 f"{ {name: tuple(value.shape) for name, value in starts.items()} }"
