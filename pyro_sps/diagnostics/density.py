@@ -160,7 +160,7 @@ def chain_seed(seed: int, index: int) -> int:
     return make_generator("cpu", seed, 8, index).initial_seed()
 
 
-def check_data(bnn: BNN, x: Any, y: Any, prefix: str = "", fit: Fit | None = None) -> tuple[Tensor, Tensor]:
+def check_data(bnn: BNN, x: Any, y: Any, prefix: str = "", fit: Fit | Samples | None = None) -> tuple[Tensor, Tensor]:
     """Inputs and targets as tensors that fit a network.
 
     Args:

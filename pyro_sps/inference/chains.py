@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..base.process import interrupts_deferred, warn_user
+from ..base.terminal import progress_bar
 from ..data.arrays import make_generator, minibatches, noise_stream
 from ..model.density import Target, pyro_session
 from .langevin import (
@@ -361,12 +362,9 @@ class ChainRun:
             save_every: Steps between two calls of it.
             deadline: When to stop, by `time.monotonic`.
         """
-        from tqdm import tqdm
-
         self.noise = self._noise(self.done)
         self.scale = self.tuning.scale[:, self.coordinates.blocks]
-        hidden = None if self.progress else True
-        bar = tqdm(total=self.num_steps, initial=self.done, desc=self.kernel, disable=hidden, mininterval=0.5)
+        bar = progress_bar(self.num_steps, self.kernel, self.progress, initial=self.done)
         saved = -1
         advance = self._langevin if self.kernel == "mclmc" else self._trajectory
         everything = self.coordinates.target.x, self.coordinates.target.y

@@ -7,7 +7,6 @@ recorded once as tensor operations.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..base.process import warn_user
+from ..base.terminal import progress_bar
 from ..data.arrays import make_generator
 from ..model.density import Target, pyro_session, recorded
 
@@ -78,7 +78,7 @@ def run_nuts(
         return _Energy.apply(params["weights"], gradient_and_energy)
 
     chains, divergences, rates, sizes = [], [], [], []
-    with _progress_bar(len(points) * (warmup + num_samples), progress) as bar:
+    with progress_bar(len(points) * (warmup + num_samples), "NUTS", progress) as bar:
         for index, point in enumerate(points):
             kernel = pyro.infer.NUTS(
                 potential_fn=potential, target_accept_prob=target_accept, max_tree_depth=max_tree_depth
@@ -104,9 +104,3 @@ def run_nuts(
     with pyro_session(), torch.no_grad():
         energies = torch.stack([target.energy(chain) for chain in draws])
     return draws, energies, divergences, rates, sizes
-
-
-def _progress_bar(total: int, progress: bool) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(total=total, desc="NUTS", disable=None if progress else True, mininterval=0.5, file=sys.stderr)

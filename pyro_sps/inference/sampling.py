@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..base.checks import is_integer, is_number, require_count, require_positive, require_seed
+from ..base.checks import is_integer, is_number, require_count, require_flag, require_positive, require_seed
 from ..base.files import LoadError
+from ..base.plain import plain_torch
 from ..base.process import warn_user
 from ..masks.values import MAP, Given
 from ..model.bnn import BNN
@@ -30,7 +31,7 @@ from .members import members_of, training_tensors
 from .nuts import run_nuts
 from .settings import FitSettings
 from .snapshot import SCALING
-from .starts import check_starts, starting_points
+from .starts import check_starts, check_units, starting_points
 
 KERNELS = ("mclmc", "mams", "nuts")
 
@@ -77,7 +78,7 @@ class SampleSettings:
     target_accept: float | None = None
     max_tree_depth: int | None = None
     batch_size: int | None = None
-    standardize: bool = False
+    standardize: bool = True
     seed: int = 0
     device: torch.device | str | None = None
     progress: bool = True
@@ -111,6 +112,10 @@ class SampleSettings:
         for name, kernels in _ONLY.items():
             if getattr(self, name) is not None and self.kernel not in kernels:
                 raise ValueError(f"{name} is of no use with kernel={self.kernel!r}, only with {' and '.join(kernels)}")
+        for name in ("standardize", "progress"):
+            require_flag(name, getattr(self, name))
+        if self.compile is not None:
+            require_flag("compile", self.compile)
         require_seed(self.seed)
         check_starts(self.starts)
 
@@ -142,6 +147,7 @@ class SampleSettings:
         return told | {"starts": self.starts if isinstance(self.starts, str) else type(self.starts).__name__}
 
 
+@plain_torch()
 def sample(
     bnn: BNN,
     x: Any,
@@ -338,6 +344,7 @@ def _prepare(bnn: BNN, x: Any, y: Any, asked: SampleSettings, found: Checkpoint 
     if own.like.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"bnn must be of dtype float32 or float64 to be sampled, got {own.like.dtype}")
     _check_memory(own, asked)
+    check_units(asked.starts, member.standardizer)
     writer = None
     if asked.checkpoint is not None:
         marks |= {"data": digest_of(training_tensors([member]))}
@@ -416,6 +423,9 @@ def _by_nuts(job: _Job, points: Tensor) -> Samples:
         mode="recorded",
         x=job.member.x,
         y=job.member.y,
+        input_shape=tuple(job.member.x.shape[1:]),
+        features=job.member.features,
+        targets=job.member.targets,
     )
 
 
@@ -445,6 +455,9 @@ def _result(job: _Job, run: ChainRun) -> Samples:
         mode=run.program.mode,
         x=job.member.x,
         y=job.member.y,
+        input_shape=tuple(job.member.x.shape[1:]),
+        features=job.member.features,
+        targets=job.member.targets,
     )
     for warning in findings(result, run.stiff):
         warn_user(warning, RuntimeWarning)

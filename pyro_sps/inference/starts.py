@@ -16,6 +16,7 @@ from ..posterior.fit import Fit
 from ..posterior.samples import Samples
 from .chains import Coordinates
 from .loop import Replica, Run, decaying_rates, pays_to_compile, replicas_at_once
+from .snapshot import SCALING
 from .step import AdamState
 
 # Adam's step size at the start, and the share of it at the end; rows of a step; steps between two looks at the rows
@@ -73,6 +74,23 @@ def starting_points(
         learned = {name: value.unsqueeze(0) for name, value in likelihood.starts().items()}  # parameters of the fit
         points.append(target.flat({**learned, **drawn})[0])
     return torch.stack(points)
+
+
+def check_units(starts: Any, units: Standardizer) -> None:
+    """Raise for fits or samples whose weights belong to data that was standardised otherwise.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    sources = [starts] if isinstance(starts, Fit | Samples) else starts
+    for source in sources if isinstance(sources, Sequence) and not isinstance(sources, str) else ():
+        for name in SCALING:
+            own, other = getattr(units, name), getattr(source.standardizer, name).to(units.x_mean)
+            if own.shape != other.shape or not torch.allclose(own, other, rtol=1e-4, atol=1e-6):
+                raise ValueError(
+                    f"starts were standardised otherwise: their {name} is {other.flatten()[:5].tolist()}, that of the "
+                    f"data {own.flatten()[:5].tolist()}; give the same data and standardize="
+                )
 
 
 def check_starts(starts: Any) -> None:

@@ -234,11 +234,6 @@ class BNN(PyroModule):
         return self.topology.num_weights - self.num_stochastic
 
     @property
-    def awaits_map(self) -> bool:
-        """Whether the fixed weights are zero until their MAP values are known."""
-        return self._awaits_map
-
-    @property
     def like(self) -> Tensor:
         """A tensor on the module's device and of its dtype."""
         return self.weights[0].fixed

@@ -38,6 +38,9 @@ class Samples:
         mode: How steps were run: `compiled`, `recorded` or `traced`.
         x: Training inputs, in the units of the network; None after loading.
         y: Training targets, likewise.
+        input_shape: Shape of a row of inputs.
+        features: Names of the input columns, if the inputs had names.
+        targets: Names of the target columns, likewise.
 
     Example:
         >>> import torch, pyro_sps as sps
@@ -64,6 +67,9 @@ class Samples:
     mode: str = ""
     x: Tensor | None = field(default=None, repr=False)
     y: Tensor | None = field(default=None, repr=False)
+    input_shape: tuple[int, ...] | None = field(default=None, repr=False)
+    features: tuple[str, ...] | None = field(default=None, repr=False)
+    targets: tuple[str, ...] | None = field(default=None, repr=False)
 
     @property
     def num_chains(self) -> int:
@@ -183,7 +189,7 @@ class Samples:
         place = (((order // count) + 1) * length / each).round().long() - 1
         chain = order % count
         sites = {n: v[chain.to(v.device), place.clamp(0, length - 1).to(v.device)] for n, v in self.samples.items()}
-        return Member(self.bnn, None, self.standardizer, sites)
+        return Member(self.bnn, None, self.standardizer, sites, self.features, self.targets)
 
     def predict(self, x: Any, num_samples: int | None = None, seed: int = 0) -> Prediction:
         """The posterior predictive distribution at new inputs; see `Fit.predict`.

@@ -254,6 +254,7 @@ def nuts(
                 chains=num_chains,
                 kernel="nuts",
                 starts=starts,
+                standardize=False,
                 max_tree_depth=max_tree_depth,
                 seed=make_generator("cpu", seed, 11, split).initial_seed(),
                 progress=progress,

@@ -176,6 +176,7 @@ def measure(experiment: Experiment, effort: Effort, seed: int) -> tuple[dict[str
         chains=effort.chains,
         kernel="nuts",
         starts="prior",
+        standardize=False,
         max_tree_depth=effort.tree_depth,
         seed=seed,
         progress=False,

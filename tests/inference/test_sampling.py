@@ -1,5 +1,6 @@
 """Chains against exact posteriors, against NUTS, and on data of every kind."""
 
+import functools
 import pickle
 import random
 import warnings
@@ -15,7 +16,9 @@ import pyro_sps as sps
 from pyro_sps.inference.chains import stands_apart
 from pyro_sps.inference.sampling import SampleSettings
 
-QUICK = {"chains": 3, "num_samples": 4, "thinning": 2, "warmup": 20, "map_steps": 20, "progress": False}
+draw = functools.partial(sps.sample, standardize=False, progress=False)
+
+QUICK = {"chains": 3, "num_samples": 4, "thinning": 2, "warmup": 20, "map_steps": 20}
 
 
 def regression(rows=12, features=2, seed=0):
@@ -63,7 +66,7 @@ def linear():
 def test_linear_posteriors_are_exact(linear, options):
     """Means and covariances within four standard errors; of the covariances the bias of ε comes on top."""
     bnn, x, y, mean, covariance = linear
-    samples = sps.sample(bnn, x, y, **{"chains": 4, "starts": "prior", "map_steps": 200, "progress": False} | options)
+    samples = draw(bnn, x, y, **{"chains": 4, "starts": "prior", "map_steps": 200} | options)
     draws = torch.cat([samples.samples["weight"], samples.samples["bias"]], -1)
     assert samples.restarted == []
     # E[Δ²] per direction is about h⁶/32 for a leapfrog step h of a harmonic force, and the bias of variances h²/12.
@@ -81,9 +84,9 @@ def test_linear_posteriors_are_exact(linear, options):
 
 def test_large_steps_bias_unadjusted_chains_and_not_adjusted_ones(linear):
     bnn, x, y, _, covariance = linear
-    options = {"chains": 6, "starts": "prior", "warmup": 600, "num_samples": 200, "progress": False}
-    rough = sps.sample(bnn, x, y, energy_error=0.15, thinning=5, **options)
-    exact = sps.sample(bnn, x, y, kernel="mams", target_accept=0.5, thinning=1, **options)
+    options = {"chains": 6, "starts": "prior", "warmup": 600, "num_samples": 200}
+    rough = draw(bnn, x, y, energy_error=0.15, thinning=5, **options)
+    exact = draw(bnn, x, y, kernel="mams", target_accept=0.5, thinning=1, **options)
     trace = covariance.diagonal().sum()
     spread = []
     for one in (rough, exact):
@@ -99,7 +102,7 @@ def test_a_single_weight_can_be_sampled():
     x = torch.linspace(-1, 1, 20, dtype=torch.float64).unsqueeze(1)
     net = nn.Linear(1, 1, bias=False).double()
     bnn = sps.BNN(net, scheme=sps.Unmasked(), values=sps.Zero(), likelihood=sps.Gaussian(0.5), prior_scale=1.0)
-    samples = sps.sample(bnn, x, x, chains=4, starts="prior", kernel="mams", num_samples=300, thinning=1, warmup=200)
+    samples = draw(bnn, x, x, chains=4, starts="prior", kernel="mams", num_samples=300, thinning=1, warmup=200)
     precision = (x.square().sum() / 0.25 + 1).item()
     draws = samples.samples["weight"][..., 0]
     assert draws.shape == (4, 300)
@@ -116,10 +119,10 @@ def test_a_small_network_predicts_as_under_nuts():
     net = sps.mlp([1, 4, 1], dtype=torch.float64)
     bnn = sps.BNN(net, sps.Unmasked(), sps.Zero(), likelihood=sps.Gaussian(0.3, learn=True))
     grid = torch.linspace(-2.5, 2.5, 9, dtype=torch.float64).unsqueeze(1)
-    nuts = sps.sample(bnn, x, y, kernel="nuts", chains=3, num_samples=120, warmup=120, max_tree_depth=5, map_steps=300)
+    nuts = draw(bnn, x, y, kernel="nuts", chains=3, num_samples=120, warmup=120, max_tree_depth=5, map_steps=300)
     ours = [
-        sps.sample(bnn, x, y, chains=8, num_samples=150, thinning=20, warmup=1500, energy_error=1e-3, map_steps=300),
-        sps.sample(bnn, x, y, kernel="mams", chains=8, num_samples=120, thinning=1, warmup=200, map_steps=300),
+        draw(bnn, x, y, chains=8, num_samples=150, thinning=20, warmup=1500, energy_error=1e-3, map_steps=300),
+        draw(bnn, x, y, kernel="mams", chains=8, num_samples=120, thinning=1, warmup=200, map_steps=300),
     ]
     expected = functions(nuts, grid)
     noise = nuts.samples["likelihood.log_scale"].exp()
@@ -159,7 +162,7 @@ def test_simulation_based_calibration():
         with torch.no_grad():
             outputs = bnn.function(bnn.assemble(truth), x)
         y = outputs + 0.5 * torch.randn(15, 1, generator=generator, dtype=torch.float64)
-        samples = sps.sample(
+        samples = draw(
             bnn,
             x,
             y,
@@ -170,7 +173,6 @@ def test_simulation_based_calibration():
             thinning=1,
             warmup=20,
             seed=index,
-            progress=False,
         )
         drawn = functions(samples, x)[0, :, :3]
         # Of what no symmetry of the network changes: functions, the output's bias, the squared norm.
@@ -191,7 +193,7 @@ def test_seeds_chains_and_traces():
     pyro.clear_param_store()
     pyro.param("mine", torch.tensor(1.0))
     states = torch.random.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
-    one, two = (sps.sample(bnn, x, y, seed=3, **QUICK) for _ in range(2))
+    one, two = (draw(bnn, x, y, seed=3, **QUICK) for _ in range(2))
     assert torch.equal(torch.random.get_rng_state(), states[0])
     assert np.array_equal(np.random.get_state()[1], states[1])  # noqa: NPY002
     assert random.getstate() == states[2]
@@ -199,7 +201,7 @@ def test_seeds_chains_and_traces():
     pyro.clear_param_store()
     assert all(torch.equal(value, before[name]) for name, value in bnn.state_dict().items())
     assert not bnn.likelihood.sampled
-    other = sps.sample(bnn, x, y, seed=4, **QUICK)
+    other = draw(bnn, x, y, seed=4, **QUICK)
     for name, value in one.samples.items():
         assert torch.equal(value, two.samples[name])
         assert not torch.equal(value, other.samples[name])
@@ -209,8 +211,8 @@ def test_seeds_chains_and_traces():
 @pytest.mark.parametrize("kernel", ["mclmc", "mams"])
 def test_thinning_picks_draws(kernel):
     x, y = regression()
-    dense = sps.sample(small(), x, y, kernel=kernel, **QUICK | {"thinning": 1, "num_samples": 8})
-    sparse = sps.sample(small(), x, y, kernel=kernel, **QUICK)
+    dense = draw(small(), x, y, kernel=kernel, **QUICK | {"thinning": 1, "num_samples": 8})
+    sparse = draw(small(), x, y, kernel=kernel, **QUICK)
     again = dense.thinned(2)
     assert again.num_samples == 4
     for name, value in sparse.samples.items():
@@ -223,7 +225,7 @@ def test_thinning_picks_draws(kernel):
 def test_energies_are_those_of_the_model(kernel):
     """Minus the log joint density: log prior and log likelihood of each draw, which ArviZ is told too."""
     x, y = regression()
-    samples = sps.sample(small(likelihood=sps.Gaussian(0.4)), x, y, kernel=kernel, **QUICK)
+    samples = draw(small(likelihood=sps.Gaussian(0.4)), x, y, kernel=kernel, **QUICK)
     data = samples.to_arviz(groups=("posterior", "sample_stats"))
     np.testing.assert_allclose(-data.sample_stats["lp"].values, samples.energies.numpy(), rtol=1e-10)
     assert data.posterior["w"].shape == (3, 4, 13)
@@ -258,7 +260,7 @@ def test_odd_tables_give_numbers(table):
     options = QUICK | {"warmup": 200, "map_steps": 100, "num_samples": 10, "thinning": 5}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of chains that stand apart, after so few steps
-        samples = sps.sample(bnn, x, y, standardize=True, **options)
+        samples = draw(bnn, x, y, standardize=True, **options)
     assert all(value.isfinite().all() for value in samples.samples.values())
     assert samples.energies.isfinite().all()
     assert np.isfinite(samples.predict(x).lpp(y))
@@ -267,7 +269,7 @@ def test_odd_tables_give_numbers(table):
 
 def test_only_free_entries_move():
     x, y = regression()
-    masked = sps.sample(small(scheme=sps.Random(0.5), values=sps.Constant(0.7)), x, y, **QUICK)
+    masked = draw(small(scheme=sps.Random(0.5), values=sps.Constant(0.7)), x, y, **QUICK)
     assert sum(value.shape[-1] for name, value in masked.samples.items() if "likelihood" not in name) == (
         masked.bnn.num_stochastic
     )
@@ -278,7 +280,7 @@ def test_only_free_entries_move():
 
 def test_predictions_use_all_chains_alike():
     x, y = regression()
-    samples = sps.sample(small(), x, y, **QUICK)
+    samples = draw(small(), x, y, **QUICK)
     every = functions(samples, x)
     torch.testing.assert_close(samples.predict(x).mean[:, 0], every.mean((0, 1)))
     three = samples.member(3).sites["0.bias"]
@@ -296,17 +298,24 @@ def test_starts_are_where_they_are_said_to_be():
     x, y = regression(rows=30)
     bnn = small(likelihood=sps.Gaussian(0.2, learn=True))
     still = QUICK | {"warmup": 0, "num_samples": 1, "thinning": 1}
-    fits = sps.fit(bnn, x, y, num_steps=200, replicas=2, progress=False)
-    first = sps.sample(bnn, x, y, **still | {"starts": fits, "chains": 2})
+    fits = sps.fit(bnn, x, y, num_steps=200, replicas=2, standardize=False, progress=False)
+    first = draw(bnn, x, y, **still | {"starts": fits, "chains": 2})
     for chain, fit in enumerate(fits):
         for site in fit.guide.sites:
             assert (first.samples[site.name][chain, 0] - site.view(fit.guide.loc)).abs().max() < 1.0
         noise = fit.bnn.likelihood.noise_scale.log().item()
         assert first.samples["likelihood.log_scale"][chain, 0].item() == pytest.approx(noise, abs=0.1)
-    more = sps.sample(bnn, x, y, **still | {"starts": first})
+    more = draw(bnn, x, y, **still | {"starts": first})
     assert more.num_chains == 3
     for name, value in more.samples.items():
         torch.testing.assert_close(value[2, 0], first.samples[name][0, 0], rtol=0, atol=0.2)
+
+
+def test_starts_of_other_units_are_refused():
+    x, y = regression(rows=30)
+    fit = sps.fit(small(), 3 * x, y, num_steps=5, progress=False)
+    with pytest.raises(ValueError, match="starts were standardised otherwise"):
+        draw(small(), x, y, **QUICK | {"starts": fit})
 
 
 def test_map_starts_predict_rows_that_were_held_out():
@@ -314,7 +323,7 @@ def test_map_starts_predict_rows_that_were_held_out():
     x, y = regression(rows=60)
     bnn = small(likelihood=sps.Gaussian(0.2, learn=True))
     still = QUICK | {"warmup": 0, "num_samples": 1, "thinning": 1, "map_steps": 400}
-    start = sps.sample(bnn, x, y, **still)
+    start = draw(bnn, x, y, **still)
     errors = (functions(start, x) - y[:, 0]).square().mean(-1)
     assert (errors < 0.3 * y.var()).all()
 
@@ -341,35 +350,33 @@ def test_map_starts_predict_rows_that_were_held_out():
 def test_bad_arguments(options, message):
     x, y = regression()
     with pytest.raises(ValueError, match=message):
-        sps.sample(small(), **{"x": x, "y": y, **QUICK} | options)
+        draw(small(), **{"x": x, "y": y, **QUICK} | options)
 
 
 def test_bad_models():
     x, y = regression()
     with pytest.raises(TypeError, match=r"bnn must be a pyro_sps\.BNN, got Sequential"):
-        sps.sample(sps.mlp([2, 3, 1]), x, y)
+        draw(sps.mlp([2, 3, 1]), x, y)
     with pytest.raises(TypeError, match=r"starts must be .* got int"):
-        sps.sample(small(), x, y, starts=3)
+        draw(small(), x, y, starts=3)
     with pytest.raises(ValueError, match="must be of dtype float32 or float64 to be sampled"):
-        sps.sample(small(dtype=torch.bfloat16), x, y)
+        draw(small(dtype=torch.bfloat16), x, y)
     with pytest.raises(MemoryError, match=r"GiB, and there are .*; lower num_samples and raise thinning"):
-        sps.sample(small(), x, y, **QUICK | {"num_samples": 10**12})
+        draw(small(), x, y, **QUICK | {"num_samples": 10**12})
 
 
 def test_callbacks_time_limits_and_interruption():
     x, y = regression()
     seen = []
-    sps.sample(small(), x, y, callbacks=[lambda step, energies: seen.append((step, energies.shape))], **QUICK)
+    draw(small(), x, y, callbacks=[lambda step, energies: seen.append((step, energies.shape))], **QUICK)
     assert seen == [(step, (3,)) for step in range(28)]
-    stopped = sps.sample(small(), x, y, callbacks=[lambda step, _: step == 24], **QUICK)
+    stopped = draw(small(), x, y, callbacks=[lambda step, _: step == 24], **QUICK)
     assert stopped.num_samples == 2
     assert stopped.stopped == "a callback stopped it after step 25"
     with pytest.raises(RuntimeError, match="no draw yet: a callback stopped it after step 3"):
-        sps.sample(small(), x, y, callbacks=[lambda step, _: step == 2], **QUICK)
+        draw(small(), x, y, callbacks=[lambda step, _: step == 2], **QUICK)
     with pytest.warns(RuntimeWarning, match="the time limit leaves .* steps for the warm-up"):
-        limited = sps.sample(
-            small(), x, y, time_limit=1e-3, compile=False, **QUICK | {"warmup": 10**6, "num_samples": 10**4}
-        )
+        limited = draw(small(), x, y, time_limit=1e-3, compile=False, **QUICK | {"warmup": 10**6, "num_samples": 10**4})
     assert 1 <= limited.num_samples < 10**4
     assert "time limit" in limited.stopped
 
@@ -383,10 +390,10 @@ def test_ctrl_c_returns_the_draws_so_far():
         if step == 23:
             signal.raise_signal(signal.SIGINT)
 
-    samples = sps.sample(small(), x, y, callbacks=[press], **QUICK)
+    samples = draw(small(), x, y, callbacks=[press], **QUICK)
     assert samples.stopped == "interrupted after step 24"
     assert samples.num_samples == 2
-    whole = sps.sample(small(), x, y, **QUICK)
+    whole = draw(small(), x, y, **QUICK)
     assert all(torch.equal(value, whole.samples[name][:, :2]) for name, value in samples.samples.items())
 
 
@@ -399,15 +406,15 @@ def test_chains_that_stand_apart_are_told():
 
 def test_samples_can_be_pickled():
     x, y = regression()
-    samples = sps.sample(small(), x, y, **QUICK)
+    samples = draw(small(), x, y, **QUICK)
     again = pickle.loads(pickle.dumps(samples))
     torch.testing.assert_close(again.predict(x).mean, samples.predict(x).mean)
 
 
 def test_minibatches_are_told_and_near_the_posterior(linear):
     bnn, x, y, mean, covariance = linear
-    options = {"chains": 4, "starts": "prior", "warmup": 600, "num_samples": 200, "thinning": 10, "progress": False}
-    noisy = sps.sample(bnn, x, y, batch_size=15, energy_error=1e-3, **options)
+    options = {"chains": 4, "starts": "prior", "warmup": 600, "num_samples": 200, "thinning": 10}
+    noisy = draw(bnn, x, y, batch_size=15, energy_error=1e-3, **options)
     assert "minibatches" in noisy.approximate
     draws = torch.cat([noisy.samples["weight"], noisy.samples["bias"]], -1)
     assert ((draws.mean((0, 1)) - mean).abs() < covariance.diagonal().sqrt()).all()
@@ -416,3 +423,61 @@ def test_minibatches_are_told_and_near_the_posterior(linear):
 def test_settings_tell_what_was_left_open():
     told = SampleSettings(kernel="mams", num_samples=7).to_dict()
     assert (told["warmup"], told["thinning"], told["num_samples"]) == (400, 4, 7)
+
+
+# --- checkpoints -----------------------------------------------------------------------------------
+
+
+def interrupted(directory, step, kernel="mclmc"):
+    """Chains that were stopped by an error of the user's after so many steps, and what they would have given."""
+    x, y = regression()
+    options = QUICK | {"kernel": kernel, "checkpoint": directory, "checkpoint_every": 5}
+
+    def fail(now, _):
+        if now == step:
+            raise RuntimeError("the machine is gone")
+
+    with pytest.raises(RuntimeError, match="the machine is gone"):
+        draw(small(), x, y, callbacks=[fail], **options)
+    return x, y, draw(small(), x, y, **QUICK | {"kernel": kernel})
+
+
+@pytest.mark.parametrize("kernel", ["mclmc", "mams"])
+@pytest.mark.parametrize("step", [8, 25], ids=["in the warm-up", "after it"])
+def test_resumed_chains_are_those_without_a_break(tmp_path, kernel, step):
+    x, y, whole = interrupted(tmp_path, step, kernel)
+    again = sps.resume(tmp_path, small(), x, y, progress=False)
+    assert all(torch.equal(value, whole.samples[name]) for name, value in again.samples.items())
+    assert torch.equal(again.energies, whole.energies)
+    assert again.tuning == whole.tuning
+    ended = sps.resume(tmp_path, small(), x, y, progress=False)
+    assert all(torch.equal(value, whole.samples[name]) for name, value in ended.samples.items())
+
+
+def test_chains_that_ended_can_be_drawn_on(tmp_path):
+    x, y = regression()
+    draw(small(), x, y, checkpoint=tmp_path, **QUICK)
+    more = sps.resume(tmp_path, small(), x, y, num_samples=7, progress=False)
+    whole = draw(small(), x, y, **QUICK | {"num_samples": 7})
+    assert all(torch.equal(value, whole.samples[name]) for name, value in more.samples.items())
+    with pytest.raises(ValueError, match="num_samples must be at least the 7 of before, got 5"):
+        sps.resume(tmp_path, small(), x, y, num_samples=5)
+    with pytest.raises(ValueError, match="validation is of no use here"):
+        sps.resume(tmp_path, small(), x, y, validation=(x, y))
+
+
+def test_checkpoints_of_others_are_refused(tmp_path):
+    x, y, _ = interrupted(tmp_path, 8)
+    with pytest.raises(FileExistsError, match="holds the checkpoint"):
+        draw(small(), x, y, checkpoint=tmp_path, **QUICK)
+    with pytest.raises(sps.LoadError, match="x and y are not what"):
+        sps.resume(tmp_path, small(), x + 1, y)
+    with pytest.raises(sps.LoadError, match="whose priors differ"):
+        sps.resume(tmp_path, small(prior_scale=3.0), x, y)
+    sps.fit(small(), x, y, num_steps=5, checkpoint=tmp_path / "fit", progress=False)
+    with pytest.raises(ValueError, match="num_samples is of no use here"):
+        sps.resume(tmp_path / "fit", small(), x, y, num_samples=5)
+    content = (tmp_path / "checkpoint.safetensors").read_bytes()
+    (tmp_path / "checkpoint.safetensors").write_bytes(content[:-9] + b"123456789")
+    with pytest.raises(sps.LoadError, match="damaged"):
+        sps.resume(tmp_path, small(), x, y)
