@@ -35,13 +35,13 @@ _get, _names = exports(
         ],
         "model.guides": ["AutoSPSNormal"],
         "posterior.fit": ["Fit", "Fits", "NonFiniteLossError"],
-        "posterior.samples": ["NutsSamples"],
+        "posterior.samples": ["Samples"],
         "posterior.predict": ["Prediction"],
         "posterior.load": ["load"],
         "inference.elbo": ["MeanFieldELBO"],
         "inference.variational": ["fit", "map_estimate"],
         "inference.resume": ["resume"],
-        "inference.nuts": ["sample_nuts"],
+        "inference.sampling": ["sample"],
         "diagnostics.convert": ["from_mcmc", "to_arviz"],
         "diagnostics.diagnose": ["Diagnosis", "diagnose"],
     },
@@ -57,6 +57,11 @@ _MODULES = {
     "topology": "network",
     "values": "masks.values",
 }
+# What was called otherwise once.
+_RENAMED = {
+    "sample_nuts": "pyro_sps.sample(..., kernel='nuts', chains=4, num_samples=1000, starts='prior')",
+    "NutsSamples": "pyro_sps.Samples, which pyro_sps.sample returns",
+}
 
 __all__ = ["__version__", *_names]
 
@@ -64,6 +69,8 @@ moved.install()
 
 
 def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        raise AttributeError(f"pyro_sps.{name} is now {_RENAMED[name]}")
     if name in _MODULES:
         return importlib.import_module(f".{_MODULES[name]}", __name__)
     return _get(name)

@@ -17,7 +17,7 @@ from ..model.bnn import BNN
 from ..posterior.fit import Fit
 from ..posterior.outputs import Member
 from ..posterior.predict import Prediction
-from ..posterior.samples import NutsSamples
+from ..posterior.samples import Samples
 from ..version import __version__
 from .density import chain_seed, check_data, draw, log_joint, prior_draws, training_data
 from .generations import Variable, inference_data
@@ -121,7 +121,7 @@ def to_arviz(
 
 
 def from_mcmc(
-    mcmc: MCMC | NutsSamples,
+    mcmc: MCMC | Samples,
     bnn: BNN,
     x: Any,
     y: Any,
@@ -137,7 +137,7 @@ def from_mcmc(
     where the kernel knows it.
 
     Args:
-        mcmc: After `mcmc.run(x, y)`, or what `sample_nuts` returned (whose standardizer is the default).
+        mcmc: After `mcmc.run(x, y)`, or what `sample` returned (whose standardizer is the default).
         bnn: The model that was run.
         x: Its inputs.
         y: Its targets.
@@ -175,22 +175,60 @@ def from_mcmc(
             )
     num_chains, draws = next(iter(samples.values())).shape[:2]
     wanted = _check(draws, groups, layout)
-    if isinstance(mcmc, NutsSamples):
+    if isinstance(mcmc, Samples):
         standardizer = mcmc.standardizer if standardizer is None else standardizer
-        method, tuning_steps = "NUTS", mcmc.settings["warmup"]
+        method, tuning_steps = mcmc.kernel.upper(), mcmc.settings["warmup"]
     else:
         standardizer = Standardizer.identity(bnn.like) if standardizer is None else standardizer
         method, tuning_steps = type(mcmc.kernel).__name__, mcmc.warmup_steps
-    diverging = _divergences(mcmc, num_chains, draws)
+    stats = _statistics(mcmc, num_chains, draws)
     chains = [
         _Chain(
             Member(bnn, None, standardizer, {name: value[index] for name, value in samples.items()}),
-            {} if diverging is None else {"diverging": diverging[index]},
+            {name: value[index] for name, value in stats.items()},
         )
         for index in range(num_chains)
     ]
-    attrs = {"inference_library": "pyro", "method": method, "tuning_steps": int(tuning_steps)}
+    library = "pyro_sps" if isinstance(mcmc, Samples) else "pyro"
+    attrs = {"inference_library": library, "method": method, "tuning_steps": int(tuning_steps)}
+    if isinstance(mcmc, Samples):
+        attrs |= {"settings": json.dumps(plain_settings(mcmc.settings)), "stopped": mcmc.stopped}
+        attrs |= {"sampling_time": float(sum(mcmc.seconds.values()))}
     return _convert(chains, draws, wanted, layout, check_data(bnn, x, y), seed, attrs)
+
+
+def samples_to_arviz(
+    samples: Samples,
+    *,
+    groups: Sequence[str] | None = None,
+    layout: str = "flat",
+    x: Any = None,
+    y: Any = None,
+    seed: int = 0,
+) -> Any:
+    """Draws of Markov chains as ArviZ's `InferenceData` or `DataTree`, with the groups of `to_arviz`.
+
+    Args:
+        samples: What `pyro_sps.sample` returned.
+        groups: Which groups to make; default: all.
+        layout: As in `to_arviz`.
+        x: The training inputs in original units, for samples that were loaded from a file.
+        y: The training targets, likewise.
+        seed: Seeds the prior and predictive draws.
+
+    Raises:
+        ValueError: If an argument is out of range, or data is needed and there is none.
+
+    Example:
+        >>> import torch, pyro_sps as sps
+        >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
+        >>> bnn = sps.BNN(sps.mlp([1, 5, 5, 1]), sps.Heavy(), sps.Zero())
+        >>> posterior = sps.sample(bnn, x, x**2, chains=2, num_samples=5, warmup=50, map_steps=50, progress=False)
+        >>> posterior.to_arviz().posterior["w"].dims
+        ('chain', 'draw', 'weight')
+    """
+    data = training_data([samples], x, y)
+    return from_mcmc(samples, samples.bnn, *data, groups=groups, layout=layout, seed=seed)
 
 
 def check_fits(fits: Any) -> list[Fit]:
@@ -237,15 +275,22 @@ def _needs_data(wanted: Sequence[str]) -> bool:
     return bool(set(wanted) - {"posterior", "prior"})
 
 
-def _divergences(mcmc: MCMC | NutsSamples, num_chains: int, draws: int) -> np.ndarray | None:
-    """Which draws ended a diverging trajectory, shape (chains, draws); None if the kernel does not say."""
+def _statistics(mcmc: MCMC | Samples, num_chains: int, draws: int) -> dict[str, np.ndarray]:
+    """What is known of each draw, shape (chains, draws): whether its trajectory diverged, and of our chains more."""
+    if isinstance(mcmc, Samples):
+        stats = {"energy": _array(mcmc.energies)}
+        if mcmc.errors.numel():
+            stats["energy_error"] = _array(mcmc.errors)
+        if mcmc.kernel == "mams":
+            return stats | {"acceptance_rate": 1 - _array(mcmc.failures)}
+        return stats | {"diverging": _array(mcmc.failures) > 0}
     known = mcmc.diagnostics().get("divergences")
     if known is None:
-        return None
+        return {}
     diverging = np.zeros((num_chains, draws), dtype=bool)
     for index in range(num_chains):
         diverging[index, list(known[f"chain {index}"])] = True
-    return diverging
+    return {"diverging": diverging}
 
 
 # --- groups ----------------------------------------------------------------------------------------

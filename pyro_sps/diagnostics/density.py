@@ -21,6 +21,7 @@ from ..model.guides import AutoSPSNormal, site_distribution
 from ..posterior.fit import Fit
 from ..posterior.outputs import Member
 from ..posterior.predict import Prediction
+from ..posterior.samples import Samples
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def chain_seed(seed: int, index: int) -> int:
     return make_generator("cpu", seed, 8, index).initial_seed()
 
 
-def check_data(bnn: BNN, x: Any, y: Any, prefix: str = "", fit: Fit | None = None) -> tuple[Tensor, Tensor]:
+def check_data(bnn: BNN, x: Any, y: Any, prefix: str = "", fit: Fit | Samples | None = None) -> tuple[Tensor, Tensor]:
     """Inputs and targets as tensors that fit a network.
 
     Args:
@@ -179,7 +180,7 @@ def check_data(bnn: BNN, x: Any, y: Any, prefix: str = "", fit: Fit | None = Non
     return inputs, check_targets(f"{prefix}y", y, bnn, len(inputs))
 
 
-def training_data(fits: Sequence[Fit], x: Any, y: Any) -> tuple[Tensor, Tensor]:
+def training_data(fits: Sequence[Fit | Samples], x: Any, y: Any) -> tuple[Tensor, Tensor]:
     """The data that all of some fits were made with, in original units.
 
     Args:
@@ -199,7 +200,8 @@ def training_data(fits: Sequence[Fit], x: Any, y: Any) -> tuple[Tensor, Tensor]:
     every = []
     for fit in fits:
         if fit.x is None or fit.y is None:
-            raise ValueError("the fit holds no training data (it was loaded from a file): give it as x and y")
+            what = "fit holds" if isinstance(fit, Fit) else "samples hold"
+            raise ValueError(f"the {what} no training data (loaded from a file): give it as x and y")
         every.append(_original(fit.standardizer, fit.x, fit.y))
     for other in every[1:]:
         if not all(_same(own, first) for own, first in zip(other, every[0], strict=True)):

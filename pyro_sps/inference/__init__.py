@@ -3,7 +3,8 @@
 - `step`: one optimisation step as one recorded program
 - `loop`: steps of all replicas, with progress, interruption and checkpoints
 - `variational`: `fit` and `map_estimate`; `members`, `settings`, `validation` and `maximum` are their parts
-- `checkpoint`, `resume`: going on with a fit
+- `checkpoint`, `resume`: going on with a fit or with sampling
+- `sampling`: `sample`; `langevin` (the dynamics), `chains` (their run) and `starts` are its parts
 - `elbo`: the objective for stock `SVI`
 - `nuts`: the no-U-turn sampler
 """
@@ -16,6 +17,6 @@ __getattr__, __all__ = exports(
         "variational": ["fit", "map_estimate"],
         "resume": ["resume"],
         "elbo": ["MeanFieldELBO"],
-        "nuts": ["sample_nuts"],
+        "sampling": ["sample"],
     },
 )

@@ -1,4 +1,4 @@
-"""Going on with a fit from its checkpoint."""
+"""Going on with a fit, or with sampling, from its checkpoint."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from ..base.checks import require_count
 from ..base.files import LoadError
 from ..base.plain import plain_torch
 from ..model.bnn import BNN
+from ..posterior.samples import Samples
 from .checkpoint import Checkpoint
 from .loop import Callback
+from .sampling import SampleSettings, run_sample
 from .settings import FitSettings
 from .variational import run_fit
 
@@ -27,31 +29,33 @@ def resume(
     y: Any,
     *,
     validation: tuple[Any, Any] | None = None,
+    num_samples: int | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,
     callbacks: Sequence[Callback] = (),
     num_steps: int | None = None,
 ) -> Any:
-    """Go on with a fit from its last checkpoint, to its end or for more steps than it was to have.
+    """Go on with a fit, or with sampling, from its last checkpoint, to its end or for more than it was to have.
 
     On the same machine, with the same versions and number of torch's threads, a CPU gives the very numbers that the
     fit would have had without a break. If it had ended, its result comes back at once.
 
     Args:
-        directory: What was given to `fit` as `checkpoint`; further checkpoints go there too.
+        directory: What was given to `fit` or `sample` as `checkpoint`; further checkpoints go there too.
         bnn: The same model.
         x: The same inputs.
         y: The same targets.
         validation: The same as in `fit`.
-        device: Where to go on; default: as in `fit`.
+        num_samples: For sampling: draws of each chain, more than before if chains that had ended should go on.
+        device: Where to go on; default: as before.
         progress: As in `fit`.
         callbacks: As in `fit`; they see the steps that are left.
         num_steps: Number of steps in all, at least as many as before; default: as in `fit`. What is added has the
             learning rate that there was at the end. A fit that `patience` had stopped goes on too.
 
     Returns:
-        What `fit` would have returned, a `Fit` or a `Fits`. All other settings are those of `fit`; where `init` was
-        a dict, `Fit.settings` has `"given"`.
+        What `fit` or `sample` would have returned: a `Fit`, a `Fits` or `Samples`. All other settings are those of
+        before, but for a time limit, which there is none now; where `init` was a dict, `Fit.settings` has `"given"`.
 
     Raises:
         LoadError: If there is no checkpoint, it is damaged or of another version, or it is of another model or of
@@ -73,6 +77,14 @@ def resume(
         True
     """
     found = Checkpoint.read(directory)
+    if found.settings.keys() == set(SampleSettings.names()):
+        if validation is not None:
+            raise ValueError("validation is of no use here: the checkpoint is one of sample, which has none")
+        if num_steps is not None:
+            raise ValueError("num_steps is of no use here: the checkpoint is one of sample; give num_samples")
+        return _resume_sampling(found, bnn, x, y, num_samples, device, progress, callbacks)
+    if num_samples is not None:
+        raise ValueError("num_samples is of no use here: the checkpoint is one of fit, which draws when it predicts")
     if found.settings.keys() != set(FitSettings.names()):
         raise LoadError(f"the checkpoint in {directory} is damaged: its settings are not those of fit")
     known = found.settings
@@ -98,3 +110,34 @@ def resume(
             raise ValueError(f"num_steps must be at least {asked.num_steps}, as before, got {num_steps}")
         found, asked = found.extended(num_steps), replace(asked, num_steps=num_steps)
     return run_fit(bnn, x, y, validation, callbacks, asked, found)
+
+
+def _resume_sampling(
+    found: Checkpoint,
+    bnn: BNN,
+    x: Any,
+    y: Any,
+    num_samples: int | None,
+    device: torch.device | str | None,
+    progress: bool,
+    callbacks: Sequence[Callback],
+) -> Samples:
+    known = found.settings
+    try:
+        asked = SampleSettings(
+            **{
+                **known,
+                "starts": "prior",  # of which the checkpoint takes the place
+                "device": known["device"] if device is None else device,
+                "checkpoint": found.directory,
+                "time_limit": None,
+                "progress": progress,
+            }
+        )
+    except (ValueError, TypeError) as error:
+        raise LoadError(f"the checkpoint in {found.directory} is damaged: {error}") from error
+    if num_samples is not None:
+        if num_samples < asked.num_samples:
+            raise ValueError(f"num_samples must be at least the {asked.num_samples} of before, got {num_samples}")
+        asked = replace(asked, num_samples=num_samples)
+    return run_sample(bnn, x, y, callbacks, asked, found)

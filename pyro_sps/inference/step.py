@@ -300,3 +300,53 @@ def _rational_tanh(x: Tensor) -> Tensor:
     for p, q in zip(_TANH_P[-3::-1], _TANH_Q[-3::-1], strict=True):
         upper, lower = upper * square + p, lower * square + q
     return x * upper / lower
+
+
+@dataclass(frozen=True)
+class Program:
+    """A pure function of tensors, as fast as it could be made.
+
+    Attributes:
+        run: The function.
+        mode: As of a `Step`.
+        reason: Likewise.
+    """
+
+    run: Callable[..., Any]
+    mode: str
+    reason: str = ""
+
+
+def make_program(function: Callable[..., Any], example: tuple[Tensor, ...], compile: bool) -> Program:
+    """Record a pure function of tensors, and compile it if that is asked for.
+
+    Args:
+        function: The function; it may run Pyro models.
+        example: Arguments; later ones must have the same shapes and strides.
+        compile: Whether to compile.
+    """
+    with silenced():
+        recorded, reason = _record(function, example)
+        if recorded is None:
+            return Program(_without_gradients(_in_session(function)), "traced", reason)
+        if compile:
+            compiled, reason = _compile(recorded, example)
+            if compiled is not None:
+                return Program(_without_gradients(_on_same_threads(compiled, recorded)), "compiled")
+        return Program(_without_gradients(_by_torchscript(recorded, example)), "recorded", reason)
+
+
+def _by_torchscript(recorded: fx.GraphModule, example: tuple[Tensor, ...]) -> Callable[..., Any]:
+    """Recorded operations called by TorchScript, half the time of Python for tiny tensors, where there is one."""
+    try:
+        return torch.jit.freeze(torch.jit.trace(recorded.eval(), example, check_trace=False))
+    except Exception:
+        return recorded
+
+
+def _without_gradients(function: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*args: Tensor) -> Any:
+        with torch.no_grad():
+            return function(*args)
+
+    return run

@@ -319,7 +319,18 @@ class Target:
 
     def energy(self, flat: Tensor) -> Tensor:
         """Minus the log density with respect to the unconstrained weights: shape () for (n,), (S,) for (S, n)."""
-        energy = negative_log_joint(self.problem, flat, (self.x, self.y), None, self.params)
+        return self.energy_on(flat, self.x, self.y)
+
+    def energy_on(self, flat: Tensor, x: Tensor, y: Tensor, num_data: int | None = None) -> Tensor:
+        """`energy` on other data.
+
+        Args:
+            flat: Unconstrained weights, shape (n,) or (S, n).
+            x: Inputs, in the units of the network.
+            y: Targets, likewise.
+            num_data: Size of the whole data set if this is a minibatch of it.
+        """
+        energy = negative_log_joint(self.problem, flat, (x, y), {"num_data": num_data}, self.params)
         for site in self.problem.sites:
             if site.support is not None:  # such as ordered biases
                 transform = biject_to(site.support)
@@ -327,6 +338,20 @@ class Target:
                 log_det = transform.log_abs_det_jacobian(value, transform(value))
                 energy = energy - log_det.reshape((*flat.shape[:-1], -1)).sum(-1)
         return energy
+
+    @torch.no_grad()
+    def log_likelihoods(self, flat: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """Log densities of the targets of each row given draws, shape (S, rows), whatever else the model samples.
+
+        Args:
+            flat: Unconstrained weights, shape (S, n).
+            x: Inputs, in the units of the network.
+            y: Targets, likewise.
+        """
+        with pyro_session():
+            node = _run(self.problem, _latents(self.problem, flat), (x, y), None, self.params)["obs"]
+            log_prob: Tensor = node["fn"].log_prob(node["value"])
+        return log_prob.reshape(-1, len(x)).expand(len(flat), -1)
 
     def sites(self, flat: Tensor) -> dict[str, Tensor]:
         """Values of the sample sites, B + (entries,), from B + (n,)."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..data.arrays import make_generator
 from ..network.topology import Topology
 from ..posterior.fit import Fit
-from ..posterior.samples import NutsSamples
+from ..posterior.samples import Samples
 from .axes import new_axes, shades, to_numpy
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def plot_unit(
     Stochastic weights are violins with a bar at the median, fixed weights are crosses.
 
     Args:
-        sources: What to compare, by name: fits, samples of `sample_nuts`, or pairs of a topology and draws of all
+        sources: What to compare, by name: fits, what `sample` returned, or pairs of a topology and draws of all
             weight tensors by name, of shape (draws,) or (chains, draws) + the tensor's shape. All are of networks
             with the same layer.
         layer: Name of the unit's group.
@@ -170,7 +170,7 @@ def plot_twins(
     half of its draws on either side. If the symmetry is broken, a mode has none.
 
     Args:
-        source: A fit, fits (one colour each), samples of `sample_nuts` (one colour a chain), or a topology and draws
+        source: A fit, fits (one colour each), what `sample` returned (one colour a chain), or a topology and draws
             of all weight tensors by name, of shape (draws,) or (chains, draws) + the tensor's shape.
         layer: Name of the units' group.
         units: The two units.
@@ -221,7 +221,7 @@ def plot_twins(
 
 def _draws(source: Source, num_samples: int, seed: int) -> tuple[Topology, dict[str, np.ndarray]]:
     """A topology and draws of all weight tensors, shape (chains, draws) + the tensor's."""
-    if isinstance(source, NutsSamples):
+    if isinstance(source, Samples):
         source = (source.bnn.topology, source.weights())
     if isinstance(source, tuple) and len(source) == 2 and isinstance(source[0], Topology):
         topology, weights = source

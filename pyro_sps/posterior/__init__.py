@@ -12,7 +12,7 @@ __getattr__, __all__ = exports(
     __name__,
     {
         "fit": ["Fit", "Fits", "NonFiniteLossError"],
-        "samples": ["NutsSamples"],
+        "samples": ["Samples"],
         "outputs": ["Member"],
         "predict": ["Prediction"],
         "save": ["save"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,49 +16,91 @@ from .predict import Prediction
 
 
 @dataclass(frozen=True)
-class NutsSamples:
-    """Draws from the posterior of a network, with the interface of a `pyro.infer.MCMC` that has run.
+class Samples:
+    """Draws from the posterior of a network by Markov chains, with the interface of a `pyro.infer.MCMC` that has run.
 
     Attributes:
-        bnn: The model.
-        samples: Values of each sample site, shape (chains, draws, entries).
-        divergences: For each chain the draws whose trajectory diverged.
-        acceptance_rates: For each chain the share of accepted draws.
+        bnn: The model that was sampled, a copy of the one given to `sample`.
+        samples: Values of each sample site, shape (chains, draws, entries). 4 bytes a value in single precision.
+        kernel: `mclmc`, `mams` or `nuts`.
+        energies: Minus the log joint density of each draw in unconstrained space, shape (chains, draws).
+        errors: For `mclmc` and `mams`, the mean square energy error of steps since the draw before, for each stiff
+            direction, shape (chains, draws); else empty.
+        failures: The share of steps since the draw before that were taken back or not accepted, or for `nuts` whether
+            the trajectory diverged, shape (chains, draws).
+        acceptance_rates: For each chain the share of steps (trajectories) that were kept.
+        tuning: What the warm-up chose: `step_size` and `scales` (by site) of each chain, `trajectory` (steps of one).
+        restarted: Chains that were stuck or far from the others in the warm-up and began again.
         standardizer: Shift and scale between the user's units and the network's.
-        seconds: Wall time.
-        settings: What `sample_nuts` was asked for.
-        x: Training inputs, in the units of the network.
+        seconds: Wall time of each part: `prepare`, `starts`, `sample`.
+        settings: What `sample` was asked for.
+        stopped: Why it ended before its last draw; empty if it did not.
+        mode: How steps were run: `compiled`, `recorded` or `traced`.
+        x: Training inputs, in the units of the network; None after loading.
         y: Training targets, likewise.
+        input_shape: Shape of a row of inputs.
+        features: Names of the input columns, if the inputs had names.
+        targets: Names of the target columns, likewise.
 
     Example:
         >>> import torch, pyro_sps as sps
-        >>> x = torch.linspace(-1, 1, 10, dtype=torch.float64).unsqueeze(1)
-        >>> net = sps.mlp([1, 2, 1], dtype=torch.float64)
-        >>> bnn = sps.BNN(net, scheme=sps.Rigid(), values=sps.Constant(1.0), likelihood=sps.Gaussian(0.5))
-        >>> nuts = sps.sample_nuts(bnn, x, x, num_samples=5, warmup=5, num_chains=2, progress=False)
-        >>> nuts.weights()["0.weight"].shape, nuts.predict(x, num_samples=10).mean.shape
-        (torch.Size([2, 5, 2, 1]), torch.Size([10, 1]))
+        >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
+        >>> bnn = sps.BNN(sps.mlp([1, 5, 5, 1]), sps.Heavy(), sps.Zero())
+        >>> posterior = sps.sample(bnn, x, x**2, chains=2, num_samples=5, warmup=50, map_steps=50, progress=False)
+        >>> posterior.weights()["0.weight"].shape, posterior.predict(x).mean.shape
+        (torch.Size([2, 5, 5, 1]), torch.Size([20, 1]))
     """
 
     bnn: BNN
     samples: Mapping[str, Tensor] = field(repr=False)
-    divergences: Sequence[Sequence[int]] = field(repr=False)
+    kernel: str
+    energies: Tensor = field(repr=False)
+    errors: Tensor = field(repr=False)
+    failures: Tensor = field(repr=False)
     acceptance_rates: Sequence[float]
+    tuning: Mapping[str, Any] = field(repr=False)
+    restarted: Sequence[int]
     standardizer: Standardizer = field(repr=False)
-    seconds: float
+    seconds: Mapping[str, float]
     settings: Mapping[str, Any] = field(repr=False)
-    x: Tensor = field(repr=False)
-    y: Tensor = field(repr=False)
+    stopped: str = ""
+    mode: str = ""
+    x: Tensor | None = field(default=None, repr=False)
+    y: Tensor | None = field(default=None, repr=False)
+    input_shape: tuple[int, ...] | None = field(default=None, repr=False)
+    features: tuple[str, ...] | None = field(default=None, repr=False)
+    targets: tuple[str, ...] | None = field(default=None, repr=False)
 
     @property
     def num_chains(self) -> int:
         """Number of chains."""
-        return len(self.acceptance_rates)
+        return self.energies.shape[0]
+
+    @property
+    def num_samples(self) -> int:
+        """Number of draws of each chain."""
+        return self.energies.shape[1]
+
+    @property
+    def divergences(self) -> list[list[int]]:
+        """For each chain the draws before which a step was taken back (`mclmc`), or a trajectory diverged (`nuts`)."""
+        if self.kernel == "mams":  # of which some are not accepted as a matter of course
+            return [[] for _ in range(self.num_chains)]
+        return [chain.nonzero().flatten().tolist() for chain in self.failures]
 
     @property
     def num_divergent(self) -> int:
-        """Number of draws whose trajectory diverged, in all chains."""
+        """Number of `divergences` in all chains."""
         return sum(map(len, self.divergences))
+
+    @property
+    def approximate(self) -> str:
+        """In which way the draws are not those of the posterior even in the long run; empty if they are."""
+        if self.kernel != "mclmc":
+            return ""
+        rows, batch = None if self.x is None else len(self.x), self.settings.get("batch_size")
+        noisy = batch is not None and (rows is None or batch < rows)
+        return "unadjusted steps" + (" on minibatches, whose noise heats the chains" if noisy else "")
 
     def get_samples(self, num_samples: int | None = None, group_by_chain: bool = False) -> dict[str, Tensor]:
         """Values of the sample sites, as `pyro.infer.MCMC.get_samples` gives them.
@@ -81,7 +123,7 @@ class NutsSamples:
 
         found: dict[str, Any] = diagnostics(dict(self.samples))
         chains = [f"chain {index}" for index in range(self.num_chains)]
-        found["divergences"] = dict(zip(chains, map(list, self.divergences), strict=True))
+        found["divergences"] = dict(zip(chains, self.divergences, strict=True))
         found["acceptance rate"] = dict(zip(chains, self.acceptance_rates, strict=True))
         return found
 
@@ -97,7 +139,76 @@ class NutsSamples:
         index = torch.randint(len(first), (num_samples,), generator=generator, device=first.device)
         return {name: value[index] for name, value in flat.items()}
 
-    def predict(self, x: Any, num_samples: int = 1000, seed: int = 0) -> Prediction:
-        """The posterior predictive distribution at new inputs; see `Fit.predict`."""
-        guide: Any = self
-        return Prediction.of([Member(self.bnn, guide, self.standardizer)], x, num_samples, seed)
+    def thinned(self, every: int) -> Samples:
+        """Every so-many-th draw of each chain, the last one included.
+
+        Args:
+            every: How many draws make one.
+
+        Raises:
+            ValueError: If it is not between 1 and the number of draws.
+        """
+        if isinstance(every, bool) or not isinstance(every, int) or not 1 <= every <= self.num_samples:
+            raise ValueError(f"every must be an integer from 1 to {self.num_samples}, got {every!r}")
+        rows = torch.arange(self.num_samples - 1, -1, -every).flip(0)
+        return self._select(lambda value: value[:, rows.to(value.device)])
+
+    def chain(self, *chains: int) -> Samples:
+        """Some of the chains, for instance without one that stands apart.
+
+        Args:
+            *chains: Their numbers.
+
+        Raises:
+            ValueError: If there is none, or one that does not exist.
+        """
+        if not chains or not all(isinstance(one, int) and 0 <= one < self.num_chains for one in chains):
+            raise ValueError(f"chains must be among 0 ... {self.num_chains - 1}, got {chains}")
+        picked = self._select(lambda value: value[list(chains)])
+        return replace(
+            picked,
+            acceptance_rates=[self.acceptance_rates[one] for one in chains],
+            restarted=[new for new, old in enumerate(chains) if old in self.restarted],
+        )
+
+    def _select(self, pick: Any) -> Samples:
+        own = {name: pick(getattr(self, name)) for name in ("energies", "failures")}
+        errors = pick(self.errors) if self.errors.numel() else self.errors
+        return replace(self, samples={name: pick(v) for name, v in self.samples.items()}, errors=errors, **own)
+
+    def member(self, num_samples: int) -> Member:
+        """What predictions need: so many draws, from all chains alike and spread evenly over each.
+
+        Args:
+            num_samples: Number of draws; where there are fewer, each is used several times.
+        """
+        count, length = self.num_chains, self.num_samples
+        total = count * length
+        order = torch.arange(num_samples) % total
+        each = -(-min(num_samples, total) // count)
+        place = (((order // count) + 1) * length / each).round().long() - 1
+        chain = order % count
+        sites = {n: v[chain.to(v.device), place.clamp(0, length - 1).to(v.device)] for n, v in self.samples.items()}
+        return Member(self.bnn, None, self.standardizer, sites, self.features, self.targets)
+
+    def predict(self, x: Any, num_samples: int | None = None, seed: int = 0) -> Prediction:
+        """The posterior predictive distribution at new inputs; see `Fit.predict`.
+
+        Args:
+            x: Inputs in original units, shape (rows, features).
+            num_samples: Number of posterior draws S, spread evenly over chains; default: all, or 1,000 of more.
+            seed: Seeds the noise of predictive draws.
+
+        Raises:
+            ValueError: If `x` does not fit the network, or `num_samples` is not positive.
+        """
+        count = min(1000, self.num_chains * self.num_samples) if num_samples is None else num_samples
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(f"num_samples must be an integer of at least 1, got {count!r}")
+        return Prediction.of([self.member(count)], x, count, seed)
+
+    def to_arviz(self, **options: Any) -> Any:
+        """The chains as ArviZ's `InferenceData` or `DataTree`; see `pyro_sps.diagnostics.convert.samples_to_arviz`."""
+        from ..diagnostics.convert import samples_to_arviz
+
+        return samples_to_arviz(self, **options)

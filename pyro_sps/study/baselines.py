@@ -24,7 +24,7 @@ from ..base.checks import require_positive
 from ..base.terminal import progress_bar
 from ..data.arrays import make_generator, minibatches
 from ..inference.loop import decaying_rates
-from ..inference.nuts import sample_nuts
+from ..inference.sampling import sample
 from ..masks.schemes import Unmasked
 from ..masks.values import Zero
 from ..model.bnn import BNN
@@ -245,14 +245,16 @@ def nuts(
         starts = {name: torch.stack([state[name].double().flatten() for state in states]) for name in states[0]}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "NUTS on", RuntimeWarning)  # of many weights: the docstring says it
-            chains = sample_nuts(
+            chains = sample(
                 bnn,
                 problem.x[split],
                 problem.y[split],
                 num_samples=num_samples,
                 warmup=num_warmup,
-                num_chains=num_chains,
+                chains=num_chains,
+                kernel="nuts",
                 starts=starts,
+                standardize=False,
                 max_tree_depth=max_tree_depth,
                 seed=make_generator("cpu", seed, 11, split).initial_seed(),
                 progress=progress,

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..data.arrays import make_generator
-from ..inference.nuts import sample_nuts
+from ..inference.sampling import sample
 from ..inference.variational import fit
 from ..masks.rigid import Rigid
 from ..masks.schemes import Heavy, Light, Scheme, SymmetryWarning, Unmasked
@@ -32,7 +32,7 @@ from ..model.density import Target
 from ..model.likelihoods import Gaussian
 from ..network.build import mlp
 from ..plots import plot_twins
-from ..posterior.samples import NutsSamples
+from ..posterior.samples import Samples
 from . import records
 from .evidence import log_evidence
 from .modes import effective_number, find_modes, log_order
@@ -155,7 +155,7 @@ def toy(features: int, rows: int, seed: int) -> tuple[Tensor, Tensor]:
     return x, function + NOISE * torch.randn(rows, 1, generator=generator, dtype=torch.float64)
 
 
-def measure(experiment: Experiment, effort: Effort, seed: int) -> tuple[dict[str, Any], NutsSamples]:
+def measure(experiment: Experiment, effort: Effort, seed: int) -> tuple[dict[str, Any], Samples]:
     """Everything that is measured of one experiment, and the draws of NUTS."""
     features = experiment.widths[0]
     x, y = toy(features, 16 * features, seed)
@@ -167,13 +167,16 @@ def measure(experiment: Experiment, effort: Effort, seed: int) -> tuple[dict[str
     evidence = log_evidence(target, num_particles=effort.particles, num_runs=effort.runs, seed=seed)
     times.append(time.perf_counter())
     particles = evidence.particles[:: max(1, len(evidence.particles) // effort.climbs)]
-    nuts = sample_nuts(
+    nuts = sample(
         bnn,
         x,
         y,
         num_samples=effort.draws,
         warmup=effort.warmup,
-        num_chains=effort.chains,
+        chains=effort.chains,
+        kernel="nuts",
+        starts="prior",
+        standardize=False,
         max_tree_depth=effort.tree_depth,
         seed=seed,
         progress=False,

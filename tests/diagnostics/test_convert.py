@@ -348,7 +348,9 @@ def test_samples_of_our_nuts_are_converted_in_original_units():
     x = torch.linspace(-1, 1, 10, dtype=torch.float64).unsqueeze(1)
     y = 3 * x + 5
     bnn = sps.BNN(sps.mlp([1, 2, 1], dtype=torch.float64), scheme=sps.Unmasked(), likelihood=sps.Gaussian(0.5))
-    nuts = sps.sample_nuts(bnn, x, y, num_samples=5, warmup=4, num_chains=2, standardize=True, progress=False)
+    nuts = sps.sample(
+        bnn, x, y, kernel="nuts", starts="prior", num_samples=5, warmup=4, chains=2, standardize=True, progress=False
+    )
     data = sps.from_mcmc(nuts, nuts.bnn, x, y)
     assert (data.posterior.attrs["method"], data.posterior.attrs["tuning_steps"]) == ("NUTS", 4)
     first = nuts.samples["0.weight"].numpy()

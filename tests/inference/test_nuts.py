@@ -17,7 +17,16 @@ import pyro_sps as sps
 from pyro_sps.data.arrays import make_generator
 from pyro_sps.model.density import Target, recorded
 
-QUICK = {"num_samples": 4, "warmup": 3, "num_chains": 2, "max_tree_depth": 3, "progress": False}
+QUICK = {
+    "kernel": "nuts",
+    "num_samples": 4,
+    "warmup": 3,
+    "chains": 2,
+    "starts": "prior",
+    "standardize": False,
+    "max_tree_depth": 3,
+    "progress": False,
+}
 
 
 def regression(rows=12, features=2, seed=0):
@@ -112,7 +121,8 @@ def linear():
     design = torch.cat([x[:, [0, 2]], torch.ones(20, 1, dtype=torch.float64)], 1)
     precision = design.T @ design / 0.8**2 + torch.eye(3, dtype=torch.float64)
     mean = torch.linalg.solve(precision, design.T @ (y[:, 0] + 1.5 * x[:, 1]) / 0.8**2)
-    nuts = sps.sample_nuts(bnn, x, y, num_samples=400, warmup=150, num_chains=2, progress=False)
+    options = QUICK | {"num_samples": 400, "warmup": 150, "max_tree_depth": 10}
+    nuts = sps.sample(bnn, x, y, **options)
     return bnn, x, y, mean, torch.linalg.inv(precision), nuts
 
 
@@ -164,15 +174,15 @@ def test_seeded_and_without_traces():
     pyro.clear_param_store()
     pyro.param("mine", torch.tensor(1.0))
     states = torch.random.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
-    one, two = (sps.sample_nuts(bnn, x, y, seed=3, **QUICK) for _ in range(2))
+    one, two = (sps.sample(bnn, x, y, seed=3, **QUICK) for _ in range(2))
     assert torch.equal(torch.random.get_rng_state(), states[0])
     assert np.array_equal(np.random.get_state()[1], states[1])  # noqa: NPY002
     assert random.getstate() == states[2]
     assert list(pyro.get_param_store().keys()) == ["mine"]
     pyro.clear_param_store()
     assert all(torch.equal(value, before[name]) for name, value in bnn.state_dict().items())
-    more = sps.sample_nuts(bnn, x, y, seed=3, **QUICK | {"num_chains": 3})
-    other = sps.sample_nuts(bnn, x, y, seed=4, **QUICK)
+    more = sps.sample(bnn, x, y, seed=3, **QUICK | {"chains": 3})
+    other = sps.sample(bnn, x, y, seed=4, **QUICK)
     for name, value in one.samples.items():
         assert torch.equal(value, two.samples[name])
         assert torch.equal(value, more.samples[name][:2])  # a chain does not depend on how many there are
@@ -183,8 +193,8 @@ def test_seeded_and_without_traces():
 def test_standardised_data_gives_predictions_in_original_units():
     x, y = regression()
     units = [(value - value.mean(0)) / value.std(0, unbiased=False) for value in (x, y)]
-    plain = sps.sample_nuts(small(), *units, **QUICK)
-    far = sps.sample_nuts(small(), 100 + 7 * x, 5 * y + 3, standardize=True, **QUICK)
+    plain = sps.sample(small(), *units, **QUICK)
+    far = sps.sample(small(), 100 + 7 * x, 5 * y + 3, **QUICK | {"standardize": True})
     for name, value in plain.samples.items():
         torch.testing.assert_close(value, far.samples[name], rtol=1e-6, atol=1e-8)
     expected = plain.predict(units[0]).mean * y.std(unbiased=False) + y.mean()
@@ -193,28 +203,31 @@ def test_standardised_data_gives_predictions_in_original_units():
 
 def test_chains_start_where_they_are_told():
     x, y = regression()
-    fits = sps.fit(small(likelihood=sps.Gaussian(1e-3)), x, y, num_steps=400, replicas=2, progress=False)
-    options = {"num_samples": 4, "warmup": 0, "num_chains": 4, "max_tree_depth": 1, "progress": False}
-    nuts = sps.sample_nuts(fits[0].bnn, x, y, starts=fits, **options)
+    fits = sps.fit(
+        small(likelihood=sps.Gaussian(1e-3)), x, y, num_steps=400, replicas=2, standardize=False, progress=False
+    )
+    options = QUICK | {"warmup": 0, "chains": 4, "max_tree_depth": 1}
+    nuts = sps.sample(fits[0].bnn, x, y, **options | {"starts": fits})
     # Single leapfrog steps, of a size found for this sharp posterior, lead nowhere.
     for chain in range(4):
         guide, other = fits[chain % 2].guide, fits[1 - chain % 2].guide
         place = torch.cat([nuts.samples[site.name][chain, 0] for site in guide.sites])
         assert (place - guide.loc).norm() < 0.3 * (place - other.loc).norm()
     given = {name: value[:, 0] for name, value in nuts.samples.items()}
-    again = sps.sample_nuts(fits[0].bnn, x, y, starts=given, **options)
+    again = sps.sample(fits[0].bnn, x, y, **options | {"starts": given})
     for name, value in again.samples.items():
         torch.testing.assert_close(value[:, 0], given[name], rtol=0, atol=0.3)
-    assert sps.sample_nuts(fits[0].bnn, x, y, starts=fits[0], **options).num_chains == 4
+    assert sps.sample(fits[0].bnn, x, y, **options | {"starts": fits[0]}).num_chains == 4
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_samples": 0}, "num_samples must be an integer of at least 4, got 0"),
-        ({"warmup": -1}, "warmup must be an integer of at least 0, got -1"),
-        ({"num_chains": 1.5}, "num_chains must be an integer of at least 1, got 1.5"),
-        ({"max_tree_depth": 0}, "max_tree_depth must be an integer of at least 1"),
+        ({"num_samples": 0}, "num_samples must be a positive integer, got 0"),
+        ({"num_samples": 3}, "num_samples must be an integer of at least 4 for nuts, got 3"),
+        ({"warmup": -1}, "warmup must be a non-negative integer, got -1"),
+        ({"chains": 1.5}, "chains must be a positive integer, got 1.5"),
+        ({"max_tree_depth": 0}, "max_tree_depth must be a positive integer"),
         ({"target_accept": 1.0}, r"target_accept must be in \(0, 1\), got 1.0"),
         ({"seed": -1}, "seed must be"),
         ({"starts": []}, "at least one fit"),
@@ -227,43 +240,50 @@ def test_chains_start_where_they_are_told():
 def test_bad_arguments(options, message):
     x, y = regression()
     with pytest.raises(ValueError, match=message):
-        sps.sample_nuts(small(), **{"x": x, "y": y, **QUICK} | options)
+        sps.sample(small(), **{"x": x, "y": y, **QUICK} | options)
 
 
 def test_starts_need_a_row_a_chain():
     x, y = regression()
     starts = {weight.name: torch.zeros(3, weight.num_free) for weight in small().weights}
     with pytest.raises(ValueError, match="a row for each of 2 chains"):
-        sps.sample_nuts(small(), x, y, starts=starts, **QUICK)
+        sps.sample(small(), x, y, **QUICK | {"starts": starts})
 
 
 def test_models_that_cannot_be_sampled():
     x, y = regression()
     with pytest.raises(TypeError, match=r"bnn must be a pyro_sps\.BNN, got Sequential"):
-        sps.sample_nuts(sps.mlp([2, 3, 1]), x, y)
+        sps.sample(sps.mlp([2, 3, 1]), x, y)
     nothing = {name: torch.zeros_like(mask) for name, mask in small().masks.items()}
     with pytest.raises(ValueError, match="no stochastic weight"):
-        sps.sample_nuts(small(scheme=nothing, values=sps.Given(small().fixed)), x, y)
-    with pytest.raises(ValueError, match="MAP values of bnn are not set yet"):
-        sps.sample_nuts(small(values=sps.MAP(num_steps=5)), x, y)
+        sps.sample(small(scheme=nothing, values=sps.Given(small().fixed)), x, y)
     fit = sps.fit(small(values=sps.MAP(num_steps=5)), x, y, num_steps=5, progress=False)
-    sps.sample_nuts(fit.bnn, x, y, **QUICK)
+    nuts = sps.sample(fit.bnn, x, y, **QUICK)
+    assert all(torch.equal(nuts.bnn.fixed[name], value) for name, value in fit.bnn.fixed.items())
+    sought = sps.sample(small(values=sps.MAP(num_steps=5)), x, y, **QUICK)
+    assert any(value.any() for value in sought.bnn.fixed.values())
+
+
+def test_the_names_of_before_say_what_to_call():
+    for name in ("sample_nuts", "NutsSamples"):
+        with pytest.raises(AttributeError, match=r"is now pyro_sps\.[sS]ample"):
+            getattr(sps, name)
 
 
 def test_large_networks_are_warned_of(monkeypatch):
     monkeypatch.setattr("pyro_sps.inference.nuts.MANY_WEIGHTS", 10)
     x, y = regression()
     with pytest.warns(RuntimeWarning, match="NUTS on 2. stochastic weights takes very long"):
-        sps.sample_nuts(small(), x, y, **QUICK)
+        sps.sample(small(), x, y, **QUICK)
     monkeypatch.undo()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        sps.sample_nuts(small(), x, y, **QUICK)
+        sps.sample(small(), x, y, **QUICK)
 
 
-def test_pictures_take_nuts_samples():
+def test_pictures_take_samples():
     x, y = regression()
-    nuts = sps.sample_nuts(small(), x, y, **QUICK)
+    nuts = sps.sample(small(), x, y, **QUICK)
     axes = sps.plots.plot_twins(nuts, "layer 1", (0, 1))
     np.testing.assert_allclose(axes[0].lines[1].get_xdata(), nuts.weights()["0.weight"][0, :, 0, 0])
     assert "unit 0 of layer 1" in sps.plots.plot_unit({"nuts": nuts}).get_title()

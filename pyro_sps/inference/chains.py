@@ -1,0 +1,468 @@
+"""All chains of a sampler as one batched program, from their starts to their last draws."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..base.process import interrupts_deferred, warn_user
+from ..base.terminal import progress_bar
+from ..data.arrays import make_generator, minibatches, noise_stream
+from ..model.density import Target, pyro_session
+from .langevin import (
+    AVERAGE_FROM,
+    FEWEST_DIMENSIONS,
+    LOOK_AT_GRADIENTS,
+    RESCALE_AT,
+    WORST_ERROR,
+    Chains,
+    Gradient,
+    Tuning,
+    follow_acceptance,
+    follow_error,
+    follow_gradients,
+    leapfrog,
+    rescale,
+    unadjusted,
+)
+from .loop import Callback, replicas_at_once
+from .step import Program, make_program
+
+# Chains are looked at after this share of the warm-up; one that is stuck or stands apart begins again, once.
+JUDGED_AT = 0.4
+
+# A chain whose steps are taken back more often than this is stuck.
+MOST_FAILURES = 0.25
+
+# A chain whose energy is above the others' median by this many times their spread stands apart.
+FAR = 10.0
+
+# Longest trajectory of adjusted chains, in steps.
+LONGEST = 64
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """The vector that chains move in: the model's latent values, and padding.
+
+    Attributes:
+        target: The posterior.
+        size: Number of latent values n.
+        blocks: Block of each coordinate (its site, or the padding), shape (d,).
+        sizes: Number of coordinates of each block, shape (blocks,).
+        centre: Median of each block under the prior, shape (blocks,).
+        spread: Scale of each block under the prior, shape (blocks,).
+    """
+
+    target: Target
+    size: int
+    blocks: Tensor
+    sizes: Tensor
+    centre: Tensor
+    spread: Tensor
+
+    @staticmethod
+    def of(target: Target, seed: int) -> Coordinates:
+        """Of a target, with what 256 draws of the prior say of scales.
+
+        Args:
+            target: The posterior.
+            seed: Seeds them.
+        """
+        size, like = target.problem.size, target.x
+        draws = target.prior_draws(256, make_generator("cpu", seed, 20))
+        padding = max(0, FEWEST_DIMENSIONS - size)
+        sizes = [site.stop - site.start for site in target.problem.sites] + [padding] * (padding > 0)
+        quartiles = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+        centre, spread = [], []
+        for site in target.problem.sites:  # by quantiles, which heavy tails do not move
+            own = draws[:, site.start : site.stop].double().flatten()[: 1 << 20].cpu()
+            low, middle, high = torch.quantile(own, quartiles).tolist()
+            centre.append(middle if abs(middle) > 0.2 * (high - low) else 0.0)
+            spread.append(max((high - low) / 1.349, 1e-6))
+        if padding:
+            centre.append(0.0)
+            spread.append(1.0)
+        counts = torch.tensor(sizes)
+        return Coordinates(
+            target=target,
+            size=size,
+            blocks=torch.arange(len(sizes)).repeat_interleave(counts).to(like.device),
+            sizes=counts.to(like),
+            centre=torch.tensor(centre, dtype=torch.float64).to(like),
+            spread=torch.tensor(spread, dtype=torch.float64).to(like),
+        )
+
+    @property
+    def dimensions(self) -> int:
+        """Number of coordinates d."""
+        return len(self.blocks)
+
+    def gradient(self, num_data: int | None) -> Gradient:
+        """Gradients and energies of chains on data.
+
+        Args:
+            num_data: Size of the whole data set if the data is a minibatch of it.
+        """
+
+        def energy(position: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            energies = self.target.energy_on(position[:, : self.size], x, y, num_data)
+            if self.dimensions > self.size:
+                energies = energies + position[:, self.size :].square().sum(-1) / 2
+            return energies.sum(), energies
+
+        def both(position: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            gradient, energies = torch.func.grad(energy, has_aux=True)(position, x, y)
+            return gradient, energies
+
+        return both
+
+
+@dataclass
+class ChainRun:
+    """A run of all chains; calling it runs it.
+
+    A step is one of `mclmc`, or one trajectory of `mams`. All of what a chain does depends on its own seed and start
+    alone (but for the length of `mams` trajectories, and for rounding).
+
+    Attributes:
+        coordinates: The vector that chains move in.
+        kernel: `mclmc` or `mams`.
+        starts: Positions, shape (K, n).
+        warmup: Steps before the first draw, in which it is tuned.
+        num_samples: Draws of each chain.
+        thinning: Steps from one draw to the next.
+        batch_size: Rows of a step's gradient after the warm-up.
+        target: Of the tuning: mean square energy error per stiff direction, or share of accepted trajectories.
+        seed: Seeds all chains: chain c has the seeds of (seed, c).
+        compile: Whether to compile the step.
+        progress: Whether to show a bar.
+    """
+
+    coordinates: Coordinates
+    kernel: str
+    starts: Tensor
+    warmup: int
+    num_samples: int
+    thinning: int
+    batch_size: int
+    target: float
+    seed: int
+    compile: bool
+    progress: bool
+    done: int = 0
+    drawn: int = 0
+    length: int = 1
+    stopped: str = ""
+    paused: str = ""
+    restarted: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        coordinates, target = self.coordinates, self.coordinates.target
+        like, rows = self.starts, len(target.x)
+        count, dimensions = len(self.starts), coordinates.dimensions
+        self.seeds = [make_generator("cpu", self.seed, 21, chain).initial_seed() for chain in range(count)]
+        outputs = target.bnn.likelihood.num_targets(target.bnn.num_outputs)
+        if target.bnn.likelihood.event_dim == 0:
+            outputs = target.bnn.num_outputs
+        self.stiff = min(dimensions, rows * outputs)
+        self.full = self.batch_size >= rows
+        padding = noise_block(self.seeds, (dimensions - coordinates.size,), like, 22)
+        position = torch.cat([self.starts, padding], 1)
+        self.first_step = 0.002 * math.sqrt(dimensions)
+        self.tuning = Tuning.start(coordinates.spread.expand(count, -1), self.first_step)
+        width = max(group.size for group in target.bnn.topology.groups)
+        self.group = replicas_at_once(count, min(self.batch_size, rows) * width if not self.full else rows * width)
+        self.draws = like.new_zeros((count, self.num_samples, coordinates.size))
+        self.energies = like.new_zeros((count, self.num_samples))
+        self.errors = torch.zeros_like(self.energies)  # mean of what it says since the draw before
+        self.failures = torch.zeros_like(self.energies)
+        self.recent = torch.zeros((2, count), dtype=like.dtype, device=like.device)
+        self.early = like.new_zeros((count, 2))  # failures and energy, for the judgement in the warm-up
+        self.programs: dict[bool, Program] = {}
+        gradient, energy = self._evaluate(position)
+        self.chains = Chains(position, self._velocities(), gradient, energy)
+        self.noise = self._noise(0)
+        self.program = self._make(full=True)
+        if self.program.reason:
+            warn_user(f"sampling runs without the fast path: {self.program.reason}", RuntimeWarning)
+
+    # --- programs ---------------------------------------------------------------------------------
+
+    def _evaluate(self, position: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients and energies of all chains, once."""
+        target, function = self.coordinates.target, self.coordinates.gradient(None)
+        with pyro_session():
+            parts = [function(part, target.x, target.y) for part in position.split(self.group)]
+        gradients, energies = zip(*parts, strict=True)
+        return torch.cat(gradients).detach(), torch.cat(energies).detach()
+
+    def _make(self, full: bool) -> Program:
+        """The step on all rows, or on minibatches."""
+        target = self.coordinates.target
+        gradient = self.coordinates.gradient(None if full else len(target.x))
+        if self.kernel == "mclmc":
+            limit = WORST_ERROR * math.sqrt(self.stiff)
+            length = math.sqrt(self.coordinates.dimensions)
+            step = unadjusted(gradient, limit, length) if full else unadjusted(gradient, math.inf, length)
+        else:
+
+            def step(*args: Tensor) -> tuple[Tensor, ...]:
+                return leapfrog(gradient, *args)
+
+        rows = slice(None) if full else slice(self.batch_size)
+        example = [*(tensor[: self.group] for tensor in self._state()), target.x[rows], target.y[rows]]
+        program = make_program(step, tuple(example), self.compile)
+        group = self.group
+
+        def run(*args: Tensor) -> tuple[Tensor, ...]:
+            state, data = args[:-2], args[-2:]
+            if len(state[0]) == group:
+                result: tuple[Tensor, ...] = program.run(*state, *data)
+                return result
+            parts = [program.run(*part, *data) for part in zip(*(one.split(group) for one in state), strict=True)]
+            return tuple(torch.cat(one) for one in zip(*parts, strict=True))
+
+        return Program(run, program.mode, program.reason)
+
+    def _state(self) -> list[Tensor]:
+        """Arguments of a step before the data."""
+        scale = self.tuning.scale[:, self.coordinates.blocks]
+        state = [*self.chains.tensors(), self.tuning.step, scale]
+        if self.kernel == "mclmc":
+            state.append(next(self._noise(0)))
+        return state
+
+    # --- randomness -------------------------------------------------------------------------------
+
+    def _noise(self, start: int) -> Iterator[Tensor]:
+        """Standard normals of each step from `start` on: (K, d), for `mams` (K, d + 1) with one for the test."""
+        return noise_stream(self.seeds, (self.coordinates.dimensions + (self.kernel == "mams"),), self.starts, start)
+
+    def _velocities(self) -> Tensor:
+        velocity = noise_block(self.seeds, (self.coordinates.dimensions,), self.starts, 23)
+        return velocity / velocity.norm(dim=1, keepdim=True)
+
+    def _batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows of each step after the warm-up, the same for all chains."""
+        x, y = self.coordinates.target.x, self.coordinates.target.y
+        if self.full:
+            yield from itertools.repeat((x, y))
+        for rows in minibatches([self.seed], len(x), self.batch_size, start):
+            yield x[rows[0].to(x.device)], y[rows[0].to(x.device)]
+
+    # --- one step ---------------------------------------------------------------------------------
+
+    def _langevin(self, data: tuple[Tensor, Tensor], warm: bool) -> tuple[Tensor, Tensor]:
+        """A step of unadjusted chains: energy errors and which steps were kept."""
+        tuning = self.tuning
+        *state, error, good = self.program.run(*self.chains.tensors(), tuning.step, self.scale, next(self.noise), *data)
+        self.chains = Chains(*state)
+        if warm:
+            follow_error(tuning, error, good, self.stiff, self.target)
+        return error, good
+
+    def _trajectory(self, data: tuple[Tensor, Tensor], warm: bool) -> tuple[Tensor, Tensor]:
+        """A trajectory of adjusted chains: energy errors and which were accepted."""
+        before, drawn = self.chains, next(self.noise)
+        velocity, uniform = drawn[:, :-1], torch.special.ndtr(drawn[:, -1])
+        state = (before.position, velocity / velocity.norm(dim=1, keepdim=True), before.gradient, before.energy)
+        total = torch.zeros_like(before.energy)
+        # Of a length of its own each time, or a trajectory could come back to where it began again and again.
+        jitter = np.random.default_rng([self.seed, 24, self.done]).random()
+        for _ in range(max(1, round(self.length * (0.5 + jitter)))):
+            *state, error = self.program.run(*state, self.tuning.step, self.scale, *data)
+            total = total + error
+        total = torch.where(total.isfinite() & state[2].sum(-1).isfinite(), total, math.inf)
+        probability = torch.exp(-total).clamp(max=1.0)
+        accepted = uniform < probability
+        kept = (
+            torch.where(accepted if new.dim() == 1 else accepted[:, None], new, old)
+            for new, old in zip(state, before.tensors(), strict=True)
+        )
+        self.chains = Chains(*kept)
+        if warm:
+            follow_acceptance(self.tuning, probability, self.target, self.done)
+        return total, accepted
+
+    # --- the warm-up ------------------------------------------------------------------------------
+
+    def _tune(self, good: Tensor) -> None:
+        """What the warm-up does beside steps."""
+        done, tuning, coordinates = self.done, self.tuning, self.coordinates
+        if done % LOOK_AT_GRADIENTS == 0 or self.kernel == "mams":
+            spread = coordinates.spread[coordinates.blocks]
+            follow_gradients(tuning, self.chains.gradient, coordinates.blocks, coordinates.sizes, spread)
+        judged = int(JUDGED_AT * self.warmup)
+        if 0.75 * judged < done <= judged:
+            self.early[:, 0] += ~good
+            self.early[:, 1] += self.chains.energy
+        if done == judged > 0 and self.warmup >= 100:
+            self._judge(judged - int(0.75 * judged))
+        if done in {int(share * self.warmup) for share in RESCALE_AT} and tuning.seen > 0:
+            rescale(tuning, coordinates.sizes, coordinates.spread)
+            self.scale = tuning.scale[:, coordinates.blocks]
+            if self.kernel == "mams":
+                reach = math.sqrt(coordinates.dimensions) / tuning.step.log().mean().exp().item()
+                self.length = max(1, min(LONGEST, round(reach)))
+        if done > AVERAGE_FROM * self.warmup:
+            tuning.average()
+        if done == self.warmup:
+            tuning.settle()
+
+    def _judge(self, steps: int) -> None:
+        """Let chains that are stuck or stand apart begin again, each once."""
+        failures, energy = self.early[:, 0] / steps, self.early[:, 1] / steps
+        wrong = ~energy.isfinite()
+        if self.kernel == "mclmc":
+            wrong = wrong | (failures > MOST_FAILURES)
+        wrong = wrong | stands_apart(energy, math.sqrt(self.stiff / 2))
+        if not wrong.any() or wrong.all():
+            return
+        self.restarted = wrong.nonzero().flatten().tolist()
+        position = self.chains.position.clone()
+        position[wrong, : self.coordinates.size] = self.starts[wrong]
+        gradient, energies = self._evaluate(position)
+        rows = wrong[:, None]
+        self.chains = Chains(
+            position,
+            torch.where(rows, -self.chains.velocity, self.chains.velocity),
+            torch.where(rows, gradient, self.chains.gradient),
+            torch.where(wrong, energies, self.chains.energy),
+        )
+        self.tuning.forget(wrong, self.first_step)
+
+    # --- the run ----------------------------------------------------------------------------------
+
+    @property
+    def num_steps(self) -> int:
+        """Steps in all."""
+        return self.warmup + self.num_samples * self.thinning
+
+    def __call__(
+        self,
+        callbacks: Sequence[Callback] = (),
+        save: Callable[[], str] | None = None,
+        save_every: int = 1,
+        deadline: float = math.inf,
+    ) -> None:
+        """Run from where it stands to the end, a stop or a pause.
+
+        Args:
+            callbacks: Called after every step with its number and the energies of the chains.
+            save: Keeps what there is, before the first step, every `save_every` steps and at the end; returns why to
+                pause, if there is a reason.
+            save_every: Steps between two calls of it.
+            deadline: When to stop, by `time.monotonic`.
+        """
+        self.noise = self._noise(self.done)
+        self.scale = self.tuning.scale[:, self.coordinates.blocks]
+        bar = progress_bar(self.num_steps, self.kernel, self.progress, initial=self.done)
+        saved = -1
+        advance = self._langevin if self.kernel == "mclmc" else self._trajectory
+        everything = self.coordinates.target.x, self.coordinates.target.y
+        batches = self._batches(max(0, self.done - self.warmup))
+        if self.done > self.warmup:
+            self._leave_warmup()
+        begun, budget = time.monotonic(), deadline - time.monotonic()
+        try:
+            with bar, torch.no_grad(), interrupts_deferred() as interrupted:
+                if save is not None and self.done == 0:
+                    self.paused, saved = save() or self.paused, 0
+                while self.done < self.num_steps and not (self.stopped or self.paused):
+                    warm = self.done < self.warmup
+                    if self.done == self.warmup:
+                        self._leave_warmup()
+                    error, good = advance(everything if warm else next(batches), warm)
+                    self.done += 1
+                    if warm:
+                        self._tune(good)
+                    else:
+                        self._note(error, good)
+                    if self.done % 20 == 0:
+                        bar.update(self.done - bar.n)
+                        if not bar.disable:
+                            bar.set_postfix(energy=f"{self.chains.energy.mean().item():.1f}")
+                    for callback in callbacks:
+                        if callback(self.done - 1, self.chains.energy.cpu().double().numpy()) is True:
+                            self.stopped = f"a callback stopped it after step {self.done}"
+                    now = time.monotonic()
+                    if warm and now - begun > budget / 2 and self.done < self.warmup:
+                        self._cut_warmup()
+                    if now > deadline and self.drawn:
+                        self.stopped = f"the time limit was reached after step {self.done}"
+                    if interrupted():
+                        self.paused = f"interrupted after step {self.done}"
+                    if save is not None and self.done % save_every == 0:
+                        self.paused, saved = save() or self.paused, self.done
+                if save is not None and saved != self.done:
+                    save()
+                if interrupted() and not self.paused:
+                    self.paused = f"interrupted after step {self.done}"
+        except KeyboardInterrupt:
+            self.paused = f"interrupted after step {self.done}"
+
+    def _leave_warmup(self) -> None:
+        """From now on nothing is tuned; minibatches have a program of their own."""
+        if not self.full:
+            self.program = self._make(full=False)
+
+    def _cut_warmup(self) -> None:
+        """End the warm-up here, for there is no time for all of it."""
+        warn_user(
+            f"the time limit leaves {self.done} of {self.warmup} steps for the warm-up; tuning may not have come to "
+            "rest",
+            RuntimeWarning,
+        )
+        self.warmup = self.done
+        self.tuning.settle()
+
+    def _note(self, error: Tensor, good: Tensor) -> None:
+        """Keep what a step after the warm-up says, and each `thinning`-th position."""
+        since = (self.done - self.warmup - 1) % self.thinning + 1
+        capped = error.square().clamp(max=WORST_ERROR**2 * self.stiff) / self.stiff
+        self.recent[0] += torch.where(capped.isfinite(), capped, WORST_ERROR**2)
+        self.recent[1] += ~good
+        if since == self.thinning:
+            self.draws[:, self.drawn] = self.chains.position[:, : self.coordinates.size]
+            padding = self.chains.position[:, self.coordinates.size :]
+            self.energies[:, self.drawn] = self.chains.energy - padding.square().sum(1) / 2
+            self.errors[:, self.drawn], self.failures[:, self.drawn] = self.recent / self.thinning
+            self.recent.zero_()
+            self.drawn += 1
+
+
+def noise_block(seeds: Sequence[int], shape: tuple[int, ...], like: Tensor, stream: int) -> Tensor:
+    """One standard normal draw of a stream of its own for each chain, shape (K, *shape)."""
+    return torch.stack(
+        [
+            torch.randn(
+                shape, generator=make_generator(like.device, seed, stream), dtype=like.dtype, device=like.device
+            )
+            for seed in seeds
+        ]
+    )
+
+
+def stands_apart(energy: Tensor, least: float) -> Tensor:
+    """Which chains' mean energies are far above those of the others.
+
+    Args:
+        energy: Mean energy of each chain, shape (K,).
+        least: What the spread counts as at least: energies of one chain scatter so much by themselves.
+
+    Returns:
+        Boolean, shape (K,); all false for fewer than three chains.
+    """
+    if len(energy) < 3:
+        return torch.zeros_like(energy, dtype=torch.bool)
+    middle = energy.median()
+    spread = (energy - middle).abs().median().clamp_min(least)
+    return energy - middle > FAR * spread

@@ -1,0 +1,540 @@
+"""Sampling: from a `BNN` and data to draws of its posterior."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..base.checks import is_integer, is_number, require_count, require_flag, require_positive, require_seed
+from ..base.files import LoadError
+from ..base.plain import plain_torch
+from ..base.process import warn_user
+from ..masks.values import MAP, Given
+from ..model.bnn import BNN
+from ..model.density import Target, pyro_session
+from ..posterior.fit import Fit
+from ..posterior.samples import Samples
+from .chains import ChainRun, Coordinates, stands_apart
+from .checkpoint import Checkpoint, Writer, digest_of, environment, marks_of, plain
+from .langevin import Chains, Tuning
+from .loop import Callback, Replica, pays_to_compile
+from .maximum import map_weights
+from .members import members_of, training_tensors
+from .nuts import run_nuts
+from .settings import FitSettings
+from .snapshot import SCALING
+from .starts import check_starts, check_units, starting_points
+
+KERNELS = ("mclmc", "mams", "nuts")
+
+# Steps (or trajectories) before the first draw and from one draw to the next, where the user leaves them open.
+WARMUP = {"mclmc": 2000, "mams": 400, "nuts": 1000}
+THINNING = {"mclmc": 40, "mams": 4, "nuts": 1}
+
+# What the warm-up aims at: mean square energy error per stiff direction, or share of accepted trajectories.
+ENERGY_ERROR, ACCEPTANCE = 0.01, {"mams": 0.9, "nuts": 0.8}
+
+# Options that only some kernels have a use for.
+_ONLY = {
+    "energy_error": ("mclmc",),
+    "target_accept": ("mams", "nuts"),
+    "max_tree_depth": ("nuts",),
+    "batch_size": ("mclmc",),
+    "checkpoint": ("mclmc", "mams"),
+    "time_limit": ("mclmc", "mams"),
+    "compile": ("mclmc", "mams"),
+}
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """The options of `pyro_sps.sample`, which explains them, with their defaults.
+
+    Raises:
+        ValueError: If one is out of range, or of no effect with the kernel.
+
+    Example:
+        >>> from pyro_sps.inference.sampling import SampleSettings
+        >>> SampleSettings(kernel="mams").steps
+        (400, 4)
+    """
+
+    kernel: str = "mclmc"
+    chains: int = 10
+    num_samples: int = 100
+    thinning: int | None = None
+    warmup: int | None = None
+    starts: Any = "map"
+    map_steps: int = 3000
+    energy_error: float | None = None
+    target_accept: float | None = None
+    max_tree_depth: int | None = None
+    batch_size: int | None = None
+    standardize: bool = True
+    seed: int = 0
+    device: torch.device | str | None = None
+    progress: bool = True
+    compile: bool | None = None
+    checkpoint: str | Path | None = None
+    checkpoint_every: int = 1000
+    checkpoint_errors: str = "warn"
+    time_limit: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.kernel not in KERNELS:
+            raise ValueError(f"kernel must be one of {', '.join(map(repr, KERNELS))}, got {self.kernel!r}")
+        for name in ("chains", "num_samples", "map_steps", "checkpoint_every"):
+            require_count(name, getattr(self, name))
+        for name in ("thinning", "batch_size", "max_tree_depth"):
+            if getattr(self, name) is not None:
+                require_count(name, getattr(self, name))
+        for name in ("energy_error", "time_limit"):
+            if getattr(self, name) is not None:
+                require_positive(name, getattr(self, name))
+        if self.warmup is not None and not is_integer(self.warmup, 0):
+            raise ValueError(f"warmup must be a non-negative integer, got {self.warmup!r}")
+        if (accept := self.target_accept) is not None and not (is_number(accept) and 0 < accept < 1):
+            raise ValueError(f"target_accept must be in (0, 1), got {accept!r}")
+        if self.kernel == "nuts" and self.num_samples < 4:
+            raise ValueError(f"num_samples must be an integer of at least 4 for nuts, got {self.num_samples!r}")
+        if self.checkpoint is not None and not isinstance(self.checkpoint, str | os.PathLike):
+            raise ValueError(f"checkpoint must be a directory, got {self.checkpoint!r}")
+        if self.checkpoint_errors not in ("warn", "stop"):
+            raise ValueError(f"checkpoint_errors must be 'warn' or 'stop', got {self.checkpoint_errors!r}")
+        for name, kernels in _ONLY.items():
+            if getattr(self, name) is not None and self.kernel not in kernels:
+                raise ValueError(f"{name} is of no use with kernel={self.kernel!r}, only with {' and '.join(kernels)}")
+        for name in ("standardize", "progress"):
+            require_flag(name, getattr(self, name))
+        if self.compile is not None:
+            require_flag("compile", self.compile)
+        require_seed(self.seed)
+        check_starts(self.starts)
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """Steps of the warm-up, and from one draw to the next."""
+        return (
+            WARMUP[self.kernel] if self.warmup is None else self.warmup,
+            THINNING[self.kernel] if self.thinning is None else self.thinning,
+        )
+
+    @property
+    def aim(self) -> float:
+        """What the warm-up aims at."""
+        if self.kernel == "mclmc":
+            return ENERGY_ERROR if self.energy_error is None else self.energy_error
+        return ACCEPTANCE[self.kernel] if self.target_accept is None else self.target_accept
+
+    @staticmethod
+    def names() -> list[str]:
+        """Names of the options, in order."""
+        return [one.name for one in fields(SampleSettings)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options by name, with what they are where they were left open; a path is told as text."""
+        told = {name: getattr(self, name) for name in self.names()}
+        told["checkpoint"] = None if self.checkpoint is None else os.fspath(self.checkpoint)
+        told["warmup"], told["thinning"] = self.steps
+        return told | {"starts": self.starts if isinstance(self.starts, str) else type(self.starts).__name__}
+
+
+@plain_torch()
+def sample(
+    bnn: BNN,
+    x: Any,
+    y: Any,
+    *,
+    kernel: str = SampleSettings.kernel,
+    chains: int = SampleSettings.chains,
+    num_samples: int = SampleSettings.num_samples,
+    thinning: int | None = SampleSettings.thinning,
+    warmup: int | None = SampleSettings.warmup,
+    starts: str | Fit | Sequence[Fit] | Samples | Mapping[str, Tensor] = SampleSettings.starts,
+    map_steps: int = SampleSettings.map_steps,
+    energy_error: float | None = SampleSettings.energy_error,
+    target_accept: float | None = SampleSettings.target_accept,
+    max_tree_depth: int | None = SampleSettings.max_tree_depth,
+    batch_size: int | None = SampleSettings.batch_size,
+    standardize: bool = SampleSettings.standardize,
+    seed: int = SampleSettings.seed,
+    device: torch.device | str | None = SampleSettings.device,
+    progress: bool = SampleSettings.progress,
+    callbacks: Sequence[Callback] = (),
+    compile: bool | None = SampleSettings.compile,
+    checkpoint: str | Path | None = SampleSettings.checkpoint,
+    checkpoint_every: int = SampleSettings.checkpoint_every,
+    checkpoint_errors: str = SampleSettings.checkpoint_errors,
+    time_limit: float | None = SampleSettings.time_limit,
+) -> Samples:
+    """Draw from the posterior of a network by several Markov chains, which run as one program.
+
+    Only the stochastic weights move. A noise that the likelihood learns is sampled with them, under the prior that the
+    likelihood states (`Gaussian(learn=True, prior=...)`); a learned c is held at the value that `bnn` has. `bnn` is not
+    changed. In the warm-up step sizes and one scale a tensor are tuned, and then everything is fixed: the draws are
+    from one kernel. What was chosen is in `Samples.tuning`.
+
+    Args:
+        bnn: The model. Constants of `values=MAP()` are sought first, once for all chains.
+        x: Inputs, shape (rows, features).
+        y: Targets, shape (rows, targets) or (rows,).
+        kernel: `"mclmc"`: microcanonical Langevin dynamics (Robnik et al. 2023), unadjusted: fast in thousands of
+            dimensions, with a bias that `energy_error` bounds. `"mams"`: the same with a Metropolis test (Robnik et al.
+            2025), exact in the long run, at steps several times smaller. `"nuts"`: Pyro's no-U-turn sampler, one chain
+            after another, for small networks; use float64.
+        chains: Number of chains.
+        num_samples: Draws that are kept of each chain: 4 bytes for each of them and of all stochastic weights.
+        thinning: Steps (for `mams` and `nuts` trajectories) from one draw to the next; default: 40, 4 or 1.
+        warmup: Steps (trajectories) before the first draw; default: 2,000, 400 or 1,000.
+        starts: Where chains start. `"map"`: at early-stopped MAP networks, one a chain from random weights. `"prior"`:
+            at draws of the prior. Fits: chain i at a draw of fit i, in turn. Earlier samples: at their last draws.
+            Or values of the sample sites by name, of shape (chains, entries).
+        map_steps: Steps of Adam of each MAP network.
+        energy_error: For `mclmc`: mean square of a step's energy error that is aimed at, for each direction that data
+            or prior make stiff; default 0.01, at which variances of draws are some ten percent too large;
+            the bias falls as its cube root.
+        target_accept: Acceptance probability that the step size aims at; default 0.9 for `mams`, 0.8 for `nuts`.
+        max_tree_depth: For `nuts`: trajectories have at most 2 to this power leapfrog steps; default 10.
+        batch_size: For `mclmc`: rows of each gradient after the warm-up, which sees all rows. The draws then are
+            approximate: noise of the gradient heats the chains. None for all rows.
+        standardize: As in `fit`.
+        seed: Seeds everything.
+        device: Where to sample; default: where `bnn` is.
+        progress: Whether to show a progress bar (on a terminal).
+        callbacks: Functions of (step, energies of the chains), called after every step; one that returns True stops.
+        compile: Whether to compile the step with `torch.compile`; default: for runs long enough to gain from it.
+        checkpoint: Directory for checkpoints, of this run alone, from which `pyro_sps.resume` goes on; None for none.
+            Each holds all draws so far and four numbers a weight and chain.
+        checkpoint_every: Steps between them.
+        checkpoint_errors: As in `fit`.
+        time_limit: Seconds after which it stops with the draws so far, starts included. The warm-up is cut to half of
+            what is left after the starts.
+
+    Returns:
+        The draws. Ctrl-C ends it after the step at work, with the draws so far; before the first one it raises.
+
+    Raises:
+        TypeError: If `bnn` is no BNN, or `starts` of no known kind.
+        ValueError: If an argument is out of range or does not fit the network, before any work.
+        FileExistsError: If `checkpoint` holds the checkpoint of another run, before any work.
+        OSError: If `checkpoint` cannot be written, before any work.
+        MemoryError: If the draws would take more memory than the machine has, before any work.
+
+    Warns:
+        RuntimeWarning: If chains are stuck, stand apart from the others, or the time limit cut the warm-up.
+
+    Example:
+        >>> import torch, pyro_sps as sps
+        >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
+        >>> bnn = sps.BNN(sps.mlp([1, 5, 5, 1]), sps.Heavy(), sps.Zero(), likelihood=sps.Gaussian(0.1, learn=True))
+        >>> posterior = sps.sample(bnn, x, x**2, chains=3, num_samples=5, warmup=50, map_steps=50, progress=False)
+        >>> posterior.samples["4.bias"].shape, posterior.predict(x).std.shape
+        (torch.Size([3, 5, 1]), torch.Size([20, 1]))
+    """
+    given = locals()
+    return run_sample(bnn, x, y, callbacks, SampleSettings(**{name: given[name] for name in SampleSettings.names()}))
+
+
+# --- the parts -------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Job:
+    """Sampling that has been prepared: all that comes before the first step."""
+
+    asked: SampleSettings
+    member: Replica
+    target: Target
+    coordinates: Coordinates
+    marks: dict[str, Any]
+    writer: Writer | None
+    started: float
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def note(self, part: str, begun: float) -> None:
+        """Add the time since `begun` to a part's."""
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - begun
+
+
+def run_sample(
+    bnn: BNN, x: Any, y: Any, callbacks: Sequence[Callback], asked: SampleSettings, found: Checkpoint | None = None
+) -> Samples:
+    """Sample from the start, or from where a checkpoint was found.
+
+    Args:
+        bnn: The model.
+        x: Inputs.
+        y: Targets.
+        callbacks: As in `sample`.
+        asked: The other options.
+        found: The checkpoint; None for a new run.
+    """
+    if callbacks and asked.kernel == "nuts":
+        raise ValueError("callbacks is of no use with kernel='nuts'")
+    job = _prepare(bnn, x, y, asked, found)
+    begun = time.perf_counter()
+    if found is None:
+        points = starting_points(
+            job.coordinates, asked.starts, asked.chains, asked.map_steps, asked.seed, asked.progress
+        )
+        if not points.isfinite().all():
+            raise FloatingPointError("the starting points are not finite; standardize the data, or use starts='prior'")
+    else:
+        points = found.numbers.take("starts", job.target.x.dtype, (asked.chains, job.coordinates.size)).to(job.target.x)
+    job.note("starts", begun)
+    if asked.kernel == "nuts":
+        return _by_nuts(job, points)
+    warmup, thinning = asked.steps
+    rows = len(job.target.x)
+    batch = rows if asked.batch_size is None else min(asked.batch_size, rows)
+    compile = asked.compile
+    begun = time.perf_counter()
+    if compile is None:
+        compile = pays_to_compile(warmup + asked.num_samples * thinning, asked.chains * batch, job.member.bnn)
+    run = ChainRun(
+        coordinates=job.coordinates,
+        kernel=asked.kernel,
+        starts=points,
+        warmup=warmup,
+        num_samples=asked.num_samples,
+        thinning=thinning,
+        batch_size=batch,
+        target=asked.aim,
+        seed=asked.seed,
+        compile=compile,
+        progress=asked.progress,
+    )
+    if found is not None:
+        job.seconds = {name: job.seconds.get(name, 0.0) + spent for name, spent in found.seconds.items()}
+        _restore(found, run)
+        found.warn_of_environment({**environment(job.target.x), "steps": run.program.mode})
+
+    def save() -> str:
+        spent = {**job.seconds, "sample": job.seconds.get("sample", 0.0) + time.perf_counter() - begun}
+        assert job.writer is not None
+        return job.writer.write(run.done, _header(job, run, spent), _tensors(job, run))
+
+    deadline = math.inf if asked.time_limit is None else job.started + asked.time_limit
+    run(callbacks, None if job.writer is None else save, asked.checkpoint_every, deadline)
+    job.note("sample", begun)
+    if run.drawn == 0:
+        if run.paused.startswith("interrupted"):
+            raise KeyboardInterrupt
+        raise RuntimeError(f"there is no draw yet: {run.stopped or run.paused}")
+    return _result(job, run)
+
+
+def _prepare(bnn: BNN, x: Any, y: Any, asked: SampleSettings, found: Checkpoint | None) -> _Job:
+    """Check everything, find MAP constants where they are asked for, and lay out the problem."""
+    started, begun = time.monotonic(), time.perf_counter()
+    marks = marks_of(bnn) if asked.checkpoint is not None and isinstance(bnn, BNN) else {}
+    if found is not None:
+        found.require(marks)
+    shared = FitSettings(standardize=asked.standardize, seed=asked.seed, device=asked.device, progress=asked.progress)
+    member = members_of(bnn, x, y, shared, found)[0]
+    own = member.bnn
+    if own.like.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"bnn must be of dtype float32 or float64 to be sampled, got {own.like.dtype}")
+    _check_memory(own, asked)
+    check_units(asked.starts, member.standardizer)
+    writer = None
+    if asked.checkpoint is not None:
+        marks |= {"data": digest_of(training_tensors([member]))}
+        if found is not None:
+            found.require(marks)
+        writer = Writer.open(asked.checkpoint, asked.checkpoint_every, asked.checkpoint_errors, found is None)
+    if own.awaits_map and isinstance(own.values, MAP):
+        if found is None:
+            batch = min(128, len(member.x))
+            estimate = map_weights([member], own.values, batch, asked.seed, asked.progress)[0]
+            constants = {tensor.name: estimate[tensor.name] for tensor in own.topology.tensors}
+        else:
+            take = found.numbers.take
+            constants = {w.name: take(f"constant.{w.name}", w.fixed.dtype, w.fixed.shape) for w in own.weights}
+        own.set_fixed(Given(constants))
+    if own.likelihood.latents():
+        own.likelihood.sampled = True
+    target = Target.of(own, member.x, member.y)
+    job = _Job(asked, member, target, Coordinates.of(target, asked.seed), marks, writer, started)
+    if writer is not None:
+        middle = torch.zeros((1, target.problem.size)).to(target.x)
+        with torch.no_grad():
+            marks["elbo"] = -_energy(target, middle)
+        if found is not None:
+            found.require_elbo(marks["elbo"], torch.finfo(target.x.dtype).eps)
+    job.note("prepare", begun)
+    return job
+
+
+def _energy(target: Target, point: Tensor) -> float:
+    with pyro_session():
+        return target.energy(point).item()
+
+
+def _check_memory(bnn: BNN, asked: SampleSettings) -> None:
+    """Refuse draws that would not fit into the machine's memory."""
+    needed = asked.chains * asked.num_samples * bnn.num_stochastic * bnn.like.element_size()
+    try:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):  # not every system tells
+        return
+    if bnn.like.is_cuda:
+        there = torch.cuda.get_device_properties(bnn.like.device).total_memory
+    if needed > there:
+        raise MemoryError(
+            f"{asked.chains} chains x {asked.num_samples} draws of {bnn.num_stochastic:,} weights take "
+            f"{needed / 2**30:,.1f} GiB, and there are {there / 2**30:,.1f}; lower num_samples and raise thinning"
+        )
+
+
+def _by_nuts(job: _Job, points: Tensor) -> Samples:
+    asked, begun = job.asked, time.perf_counter()
+    warmup, thinning = asked.steps
+    depth = 10 if asked.max_tree_depth is None else asked.max_tree_depth
+    draws, energies, divergences, rates, sizes = run_nuts(
+        job.target, points, asked.num_samples * thinning, warmup, asked.aim, depth, asked.seed, asked.progress
+    )
+    job.note("sample", begun)
+    failures = torch.zeros_like(energies)
+    for index, chain in enumerate(divergences):
+        failures[index, list(chain)] = 1.0
+    rows = slice(thinning - 1, None, thinning)
+    return Samples(
+        bnn=job.member.bnn,
+        samples=job.target.sites(draws[:, rows]),
+        kernel="nuts",
+        energies=energies[:, rows],
+        errors=energies.new_zeros((0, 0)),
+        failures=failures.unflatten(1, (-1, thinning)).amax(-1),
+        acceptance_rates=rates,
+        tuning={"step_size": sizes},
+        restarted=[],
+        standardizer=job.member.standardizer,
+        seconds=job.seconds,
+        settings=asked.to_dict(),
+        mode="recorded",
+        x=job.member.x,
+        y=job.member.y,
+        input_shape=tuple(job.member.x.shape[1:]),
+        features=job.member.features,
+        targets=job.member.targets,
+    )
+
+
+def _result(job: _Job, run: ChainRun) -> Samples:
+    """The draws of a run that has ended."""
+    rows = slice(run.drawn)
+    names = [site.name for site in job.target.problem.sites]
+    kept = 1 - run.failures[:, rows].mean(1)
+    result = Samples(
+        bnn=job.member.bnn,
+        samples=job.target.sites(run.draws[:, rows]),
+        kernel=run.kernel,
+        energies=run.energies[:, rows],
+        errors=run.errors[:, rows],
+        failures=run.failures[:, rows],
+        acceptance_rates=kept.tolist(),
+        tuning={
+            "step_size": run.tuning.step.flatten().tolist(),
+            "trajectory": run.length,
+            "scales": dict(zip(names, run.tuning.scale[:, : len(names)].T.tolist(), strict=True)),
+        },
+        restarted=run.restarted,
+        standardizer=job.member.standardizer,
+        seconds=job.seconds,
+        settings=job.asked.to_dict() | {"warmup": run.warmup},
+        stopped=run.stopped or run.paused,
+        mode=run.program.mode,
+        x=job.member.x,
+        y=job.member.y,
+        input_shape=tuple(job.member.x.shape[1:]),
+        features=job.member.features,
+        targets=job.member.targets,
+    )
+    for warning in findings(result, run.stiff):
+        warn_user(warning, RuntimeWarning)
+    return result
+
+
+def findings(samples: Samples, stiff: int) -> list[str]:
+    """What is wrong with chains, in words.
+
+    Args:
+        samples: The draws.
+        stiff: Number of stiff directions, of which energies of one chain scatter.
+    """
+    found = []
+    least = 0.5 if samples.kernel == "mclmc" else 0.2
+    stuck = [chain for chain, rate in enumerate(samples.acceptance_rates) if rate < least]
+    if stuck:
+        found.append(
+            f"chains {stuck} are stuck: fewer than {least:.0%} of their steps were kept. Give a longer warmup, "
+            "standardize the data, or leave them out: samples.chain(...)"
+        )
+    apart = stands_apart(samples.energies.double().mean(1), math.sqrt(stiff / 2)).nonzero().flatten().tolist()
+    if apart:
+        found.append(
+            f"the energies of chains {apart} are far above those of the others: they are somewhere else. They are part "
+            "of the draws; samples.chain(...) leaves them out"
+        )
+    return found
+
+
+# --- checkpoints -----------------------------------------------------------------------------------
+
+
+def _header(job: _Job, run: ChainRun, seconds: Mapping[str, float]) -> dict[str, Any]:
+    return {
+        "settings": {name: plain(value) for name, value in job.asked.to_dict().items()},
+        "marks": job.marks,
+        "done": run.done,
+        "stopped": run.stopped,
+        "environment": {**environment(job.target.x), "steps": run.program.mode},
+        "seconds": dict(seconds),
+    }
+
+
+def _tensors(job: _Job, run: ChainRun) -> dict[str, Tensor]:
+    """The numbers of a checkpoint."""
+    tensors = {"starts": run.starts, "recent": run.recent, "early": run.early}
+    tensors |= {f"chains.{one.name}": getattr(run.chains, one.name) for one in fields(Chains)}
+    tensors |= {f"tuning.{name}": value for name, value in run.tuning.tensors().items()}
+    for name in ("draws", "energies", "errors", "failures"):
+        tensors[name] = getattr(run, name)[:, : run.drawn]
+    tensors["numbers"] = torch.tensor([run.warmup, run.drawn, run.length, *run.restarted])
+    tensors |= {f"standardizer.0.{name}": getattr(job.member.standardizer, name) for name in SCALING}
+    if isinstance(job.member.bnn.values, MAP) and job.member.bnn.num_fixed:
+        tensors |= {f"constant.{weight.name}": weight.fixed for weight in job.member.bnn.weights}
+    return tensors
+
+
+def _restore(found: Checkpoint, run: ChainRun) -> None:
+    """Set a run to where its checkpoint was."""
+    take, like = found.numbers.take, run.starts
+    numbers = take("numbers", torch.int64).tolist()
+    if len(numbers) < 3 or not 0 <= numbers[1] <= run.num_samples or not 0 <= numbers[0] <= run.warmup:
+        raise LoadError(f"the checkpoint in {found.directory} is damaged: its numbers are {numbers[:9]}")
+    run.warmup, run.drawn, run.length, *run.restarted = numbers
+    if not 0 <= found.done <= run.num_steps:
+        raise LoadError(f"the checkpoint in {found.directory} is damaged: {found.done} of {run.num_steps} steps done")
+    run.done, run.stopped = found.done, ""
+    for name in ("recent", "early"):
+        setattr(run, name, take(name, like.dtype, getattr(run, name).shape).to(like))
+    state = {
+        n: take(f"chains.{n}", like.dtype, v.shape)
+        for n, v in zip([one.name for one in fields(Chains)], run.chains.tensors(), strict=True)
+    }
+    run.chains = Chains(**{name: value.to(like) for name, value in state.items()})
+    tuning = {n: take(f"tuning.{n}", like.dtype, v.shape).to(like) for n, v in run.tuning.tensors().items()}
+    run.tuning = Tuning(**tuning)
+    for name in ("draws", "energies", "errors", "failures"):
+        whole = getattr(run, name)
+        whole[:, : run.drawn] = take(name, like.dtype, (len(whole), run.drawn, *whole.shape[2:]))
