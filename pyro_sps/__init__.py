@@ -44,6 +44,7 @@ _get, _names = exports(
         "inference.nuts": ["sample_nuts"],
         "diagnostics.convert": ["from_mcmc", "to_arviz"],
         "diagnostics.diagnose": ["Diagnosis", "diagnose"],
+        "estimators": ["BNNClassifier", "BNNRegressor"],
     },
 )
 # Rooms that users know by these names.
