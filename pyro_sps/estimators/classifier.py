@@ -9,8 +9,8 @@ from sklearn.base import ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d
 
+from ..data.frames import as_table
 from ..model.likelihoods import Categorical, Likelihood
-from .frames import as_table
 from .methods import Recipe
 from .prediction import codes_of
 from .table import TableEstimator

@@ -128,7 +128,8 @@ def choose_likelihood(recipe: Recipe, x: np.ndarray, y: np.ndarray, seconds: flo
         y: Targets, shape (rows, targets).
         seconds: Most time for each of the two trials.
     """
-    constant = Gaussian(0.1, learn=True, per_output=y.shape[1] if y.shape[1] > 1 else None)
+    per_output = y.shape[1] if y.shape[1] > 1 else None
+    constant = Gaussian(learn=True, per_output=per_output)
     if len(x) < ROWS_TO_CHOOSE:
         return constant
     order = np.random.default_rng(recipe.seed).permutation(len(x))
@@ -141,7 +142,8 @@ def choose_likelihood(recipe: Recipe, x: np.ndarray, y: np.ndarray, seconds: flo
         num_steps=min(TRIAL_STEPS, recipe.num_steps or TRIAL_STEPS),
     )
     logs = []
-    for likelihood in (constant, HeteroscedasticGaussian()):
+    # The trials are short: a noise that starts at 0.1 would still be on its way.
+    for likelihood in (Gaussian(0.5, learn=True, per_output=per_output), HeteroscedasticGaussian()):
         fits = infer(trial, x[train], y[train], y.shape[1], likelihood, seconds)
         logs.append(fits.predict(x[test], num_samples=100, seed=recipe.seed).log_prob(y[test]).mean(-1))
     gain = (logs[1] - logs[0]).clamp(-1e3, 1e3)

@@ -14,7 +14,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder, PowerTransformer, RobustScaler, StandardScaler
 from sklearn.utils.validation import check_is_fitted
 
-from .frames import DATE, NUMBER, TEXT
+from ..data.frames import DATE, NUMBER, TEXT
 
 #: Text with more levels than this keeps the most frequent ones; the others share a column.
 MAX_LEVELS = 20

@@ -9,8 +9,8 @@ import numpy as np
 from sklearn.base import RegressorMixin
 from sklearn.utils.validation import check_array
 
+from ..data.frames import as_table
 from ..model.likelihoods import Gaussian, HeteroscedasticGaussian, Likelihood
-from .frames import as_table
 from .methods import Recipe, choose_likelihood
 from .table import TableEstimator
 

@@ -14,9 +14,9 @@ from sklearn.utils.validation import check_array, check_consistent_length, check
 
 from ..base.checks import is_integer, require_count, require_positive
 from ..base.process import warn_user
+from ..data.frames import TEXT, as_frame, as_table, typed
 from ..model.likelihoods import Likelihood
 from ..network.build import ACTIVATIONS
-from .frames import TEXT, as_frame, as_table, typed
 from .methods import SCHEMES, VALUES, Recipe, infer
 from .prediction import TablePrediction, in_double
 from .preprocessing import default_preprocessing, describe

@@ -9,6 +9,7 @@ from sklearn.compose import make_column_transformer
 from sklearn.preprocessing import StandardScaler
 
 import pyro_sps as sps
+from pyro_sps.data.frames import typed
 
 TINY = {"hidden": (4,), "scheme": "none", "values": "zero", "replicas": 2, "num_steps": 20, "num_samples": 50}
 TINY |= {"random_state": 0, "progress": False}
@@ -58,7 +59,8 @@ def test_columns_become_what_they_hold(table, y):
         **dict.fromkeys(["text", "holes"], "text"),
         "date": "date",
     }
-    numbers = pd.DataFrame(model.preprocessing_.transform(table), columns=model.preprocessing_.get_feature_names_out())
+    numbers = model.preprocessing_.transform(typed(table)[0])
+    numbers = pd.DataFrame(numbers, columns=model.preprocessing_.get_feature_names_out())
     assert set(numbers) == {
         "numbers__number",
         "numbers__gappy",
