@@ -264,7 +264,7 @@ class _Reading:
             cell = cell.replace(self.thousands, "") if self.thousands else cell
             if self.decimal == ",":
                 if "." in cell:
-                    return None
+                    return None  # a decimal comma and a point: what this is, the file must say by `thousands`
                 cell = cell.replace(",", ".")
         try:
             return float(cell)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,7 +37,7 @@ class TablePrediction(Prediction):
         >>> accuracy, lpp = prediction.accuracy(["yes", "yes"]), prediction.lpp(["yes", "yes"])
     """
 
-    extrapolates: np.ndarray = field(repr=False)
+    extrapolates: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool), repr=False)
     classes: np.ndarray | None = None
 
     def quantiles(self, levels: Sequence[float]) -> Tensor:
@@ -94,4 +95,4 @@ def in_double(member: Member) -> Member:
     bnn = member.bnn.copy().double()
     guide = None if member.guide is None else copy.deepcopy(member.guide).double()
     sites = None if member.sites is None else {name: value.double() for name, value in member.sites.items()}
-    return Member(bnn, guide, member.standardizer.to(bnn.like), sites)
+    return dataclasses.replace(member, bnn=bnn, guide=guide, standardizer=member.standardizer.to(bnn.like), sites=sites)

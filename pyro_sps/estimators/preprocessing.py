@@ -14,19 +14,18 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder, PowerTransformer, RobustScaler, StandardScaler
 from sklearn.utils.validation import check_is_fitted
 
+from ..data.encoding import Encoder, date_numbers, days_of
 from ..data.frames import DATE, NUMBER, TEXT
 
 #: Text with more levels than this keeps the most frequent ones; the others share a column.
 MAX_LEVELS = 20
 
-#: Numbers whose skewness is beyond this are scaled robustly and made more symmetric.
-SKEWED = 3.0
+#: Numbers whose skewness is beyond this, or that have values so many times the distance of the quartiles away from
+#: the median, are scaled robustly and made more symmetric.
+SKEWED, HUGE = 3.0, 50.0
 
 #: Text in which nearly every row has a level of its own, in tables of more rows than this, says nothing of new rows.
 ID_ROWS = 20
-
-_DAY = 86_400.0
-_WAVES = {"year": 365.2425, "week": 7.0, "day": 1.0}  # in days
 
 
 class DateParts(TransformerMixin, BaseEstimator):
@@ -51,19 +50,13 @@ class DateParts(TransformerMixin, BaseEstimator):
         """Find out which parts vary."""
         self.feature_names_in_ = np.array([str(name) for name in X.columns], dtype=object)
         self.n_features_in_ = X.shape[1]
-        self.parts_ = [self._varying(days) for days in self._days(X)]
+        self.parts_ = [_varying(days_of(X[name])) for name in X.columns]
         return self
 
     def transform(self, X: pd.DataFrame) -> np.ndarray:
         """The parts, shape (rows, parts); gaps stay NaN."""
         check_is_fitted(self)
-        columns = []
-        for days, parts in zip(self._days(X), self.parts_, strict=True):
-            columns.append(days)
-            for part in parts:
-                phase = 2 * np.pi * days / _WAVES[part]
-                columns += [np.sin(phase), np.cos(phase)]
-        return np.stack(columns, axis=1)
+        return np.hstack([date_numbers(X[name], parts) for name, parts in zip(X.columns, self.parts_, strict=True)])
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Names of the parts."""
@@ -74,27 +67,18 @@ class DateParts(TransformerMixin, BaseEstimator):
             names += [f"{name}_{part}_{wave}" for part in parts for wave in ("sin", "cos")]
         return np.array(names, dtype=object)
 
-    @staticmethod
-    def _days(X: pd.DataFrame) -> list[np.ndarray]:
-        """Days since 1970 with fractions, by column."""
-        columns = []
-        for name in X.columns:
-            seconds = X[name].astype("datetime64[s]").to_numpy().astype(np.float64) / _DAY
-            columns.append(np.where(X[name].isna().to_numpy(), np.nan, seconds))
-        return columns
 
-    @staticmethod
-    def _varying(days: np.ndarray) -> list[str]:
-        days = days[np.isfinite(days)]
-        parts = []
-        if days.size:
-            if np.ptp(days) >= 180:
-                parts.append("year")
-            if np.unique(np.floor(days) % 7).size > 1:
-                parts.append("week")
-            if np.unique(days % 1).size > 1:
-                parts.append("day")
-        return parts
+def _varying(days: np.ndarray) -> list[str]:
+    """The periods in which dates differ."""
+    days = days[np.isfinite(days)]
+    if not days.size:
+        return []
+    differ = {
+        "year": np.ptp(days) >= 180,
+        "week": np.unique(np.floor(days) % 7).size > 1,
+        "day": np.unique(days % 1).size > 1,
+    }
+    return [part for part, varies in differ.items() if varies]
 
 
 def default_preprocessing(frame: pd.DataFrame, kinds: Mapping[str, str]) -> tuple[ColumnTransformer, list[str]]:
@@ -126,7 +110,14 @@ def default_preprocessing(frame: pd.DataFrame, kinds: Mapping[str, str]) -> tupl
     steps: dict[str, tuple[Any, Sequence[str]]] = {
         "numbers": (Pipeline([("gaps", _imputer()), ("scale", StandardScaler())]), plain),
         "skewed": (
-            Pipeline([("gaps", _imputer()), ("scale", RobustScaler()), ("symmetric", PowerTransformer())]),
+            Pipeline(
+                [
+                    ("gaps", _imputer()),
+                    ("scale", RobustScaler()),
+                    ("symmetric", PowerTransformer(standardize=False)),
+                    ("rescale", StandardScaler()),
+                ]
+            ),
             skewed,
         ),
         "dates": (
@@ -159,44 +150,44 @@ def _is_skewed(column: pd.Series) -> bool:
     low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
     spread = max(high - low, 1e-12 * max(abs(low), abs(high), 1e-300))
     scaled = np.clip((values - middle) / spread, -1e6, 1e6)
+    if np.abs(scaled).max() > HUGE:
+        return True
     deviation = scaled - scaled.mean()
     return bool(abs(np.mean(deviation**3)) > SKEWED * max(np.mean(deviation**2), 1e-300) ** 1.5)
 
 
-def describe(preprocessing: Any, frame: pd.DataFrame, left_out: Sequence[str]) -> list[tuple[str, str]]:
-    """What is done to each column of a table, in words: (name, what)."""
-    words: dict[str, str] = dict.fromkeys(left_out, "left out: nearly every row has a text of its own")
-    if not isinstance(preprocessing, ColumnTransformer):
-        return [(name, words.get(name, f"transformed by {type(preprocessing).__name__}")) for name in frame.columns]
-    for what, step, columns in preprocessing.transformers_:
-        for index, name in enumerate(columns if what in _WORDS else ()):
-            gaps = int(frame[name].isna().sum())
-            filled = f", {gaps:,} gaps: median{'' if what == 'dates' else ', and a column that marks them'}"
-            filled = filled if gaps and what != "text" else ""
-            words[name] = _WORDS[what](step, index, frame[name]) + filled
-    return [(str(name), words.get(name, "left out")) for name in frame.columns]
+def encoder_of(transformer: ColumnTransformer, kinds: Mapping[str, str], left_out: Sequence[str]) -> Encoder:
+    """What a fitted transformer of `default_preprocessing` does, as plain data.
+
+    Args:
+        transformer: The transformer.
+        kinds: What the columns of its table hold.
+        left_out: Those that it leaves out.
+    """
+    blocks: dict[str, dict[str, Any]] = {}
+    for what, step, columns in transformer.transformers_:
+        block: dict[str, Any] = {"columns": list(columns)}
+        if what in ("numbers", "skewed", "dates"):
+            steps = step.named_steps
+            fill, scale = steps["gaps"].statistics_, steps["scale"]
+            centre = scale.center_ if what == "skewed" else scale.mean_
+            block |= {"fill": np.nan_to_num(fill), "centre": centre, "scale": scale.scale_}
+            if what == "skewed":
+                last = steps["rescale"]
+                block |= {"power": steps["symmetric"].lambdas_, "new_centre": last.mean_, "new_scale": last.scale_}
+            if what == "dates":
+                block["parts"] = [list(parts) for parts in steps["parts"].parts_]
+        elif what == "text":
+            rare = getattr(step, "infrequent_categories_", [None] * len(columns))
+            others = [[_level(value) for value in own] if own is not None else [] for own in rare]
+            every = [[_level(value) for value in own] for own in step.categories_]
+            block["levels"] = [[v for v in own if v not in few] for own, few in zip(every, others, strict=True)]
+            block["others"] = others
+        elif what != "missing":
+            continue
+        blocks[what] = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in block.items()}
+    return Encoder(dict(kinds), blocks, list(left_out))
 
 
-def _number_words(step: Any, index: int, column: pd.Series) -> str:
-    low, high = column.min(), column.max()
-    return "constant, says nothing" if low == high else f"number, {low:g} to {high:g}"
-
-
-def _text_words(step: Any, index: int, column: pd.Series) -> str:
-    levels = column.nunique(dropna=False)
-    rare = f", the rarest {levels - MAX_LEVELS} in one" if levels > MAX_LEVELS + 1 else ""
-    gaps = ", gaps one of them" if column.isna().any() else ""
-    return f"text, {levels} levels{rare}{gaps}"
-
-
-def _date_words(step: Any, index: int, column: pd.Series) -> str:
-    waves = "".join(f", time of {part}" for part in step.named_steps["parts"].parts_[index])
-    return f"date, {column.min():%Y-%m-%d} to {column.max():%Y-%m-%d}: days{waves}"
-
-
-_WORDS: dict[str, Any] = {
-    "numbers": _number_words,
-    "skewed": lambda *args: _number_words(*args) + ", skewed",
-    "dates": _date_words,
-    "text": _text_words,
-}
+def _level(value: Any) -> str | None:
+    return value if isinstance(value, str) else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,14 @@ from sklearn.utils.validation import check_array, check_consistent_length, check
 
 from ..base.checks import is_integer, require_count, require_positive
 from ..base.process import warn_user
+from ..data.encoding import Encoder
 from ..data.frames import TEXT, as_frame, as_table, typed
 from ..model.likelihoods import Likelihood
 from ..network.build import ACTIVATIONS
+from .files import load_table_model, save_table_model
 from .methods import SCHEMES, VALUES, Recipe, infer
 from .prediction import TablePrediction, in_double
-from .preprocessing import default_preprocessing, describe
+from .preprocessing import default_preprocessing, encoder_of
 
 #: So many standard deviations of a column beyond its training range count as far outside.
 FAR = 1.0
@@ -229,7 +232,7 @@ class TableEstimator(BaseEstimator):
         members = [in_double(one.member) for one in self.posterior_]
         plain = TablePrediction.of(members, numbers, self.num_samples, self.seed_)
         classes = getattr(self, "classes_", None)
-        return TablePrediction(plain.members, plain.x, plain.num_samples, plain.seed, far, classes)
+        return TablePrediction(plain.members, plain.x, plain.num_samples, plain.seed, None, far, classes)
 
     def describe(self, X: Any) -> list[tuple[str, str]]:
         """What is done to each column of a table, in words.
@@ -239,7 +242,54 @@ class TableEstimator(BaseEstimator):
 
         Returns:
             Names of the columns and what is done to them.
+
+        Raises:
+            ValueError: If the preprocessing is one of your own.
         """
         check_is_fitted(self)
+        encoder = self._encoder()
+        if encoder is None:
+            raise ValueError("describe is for preprocessing='auto'")
         _, frame, _ = self._read(X, self.columns_)
-        return describe(self.preprocessing_, frame, self.left_out_)
+        return encoder.describe(frame)
+
+    def save(self, directory: str | Path) -> None:
+        """Write the fitted model to a folder, which is made if need be; `load` reads it again.
+
+        One file holds the networks, what is done to the columns, and labels: numbers and JSON, never a pickle.
+        Predictions after loading are equal bit for bit. Options that are objects (a scheme, a `RandomState`) are not
+        kept: `get_params` has the defaults for them.
+
+        Args:
+            directory: Where to.
+
+        Raises:
+            ValueError: If the preprocessing is one of your own, which only joblib could keep; or the labels are
+                neither text nor numbers.
+            OSError: If the folder cannot be written.
+        """
+        check_is_fitted(self)
+        save_table_model(self, directory, self._encoder())
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Any:
+        """Read what `save` wrote. The file is not trusted: nothing in it is executed, and all that it says is checked.
+
+        Args:
+            directory: Where it is.
+
+        Returns:
+            The fitted model, whose `preprocessing_` is a `pyro_sps.data.encoding.Encoder`.
+
+        Raises:
+            LoadError: If the file is missing, damaged or of another version, or holds another kind of model.
+        """
+        return load_table_model(cls, directory)
+
+    def _encoder(self) -> Encoder | None:
+        """The preprocessing as plain data, if it is ours."""
+        if isinstance(self.preprocessing_, Encoder):  # of a model that was saved
+            return self.preprocessing_
+        if isinstance(self.preprocessing, str):
+            return encoder_of(self.preprocessing_, self.columns_, self.left_out_)
+        return None
