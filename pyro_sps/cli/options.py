@@ -45,6 +45,35 @@ def scheme_options(default: str) -> Callable[[Any], Any]:
     return decorate
 
 
+#: Options of `pyro_sps.data.mixed.read_mixed`, with their defaults.
+_READING = {"header": True, "decimal": ".", "thousands": None, "encoding": None, "missing": ()}
+
+
+def reading_options(function: Any) -> Any:
+    """Options of how a file is read."""
+    for option in (
+        click.option("--missing", multiple=True, help="What stands for a gap, beside nothing, ?, -, NA, null, ..."),
+        click.option("--encoding", help="Of a text file.  [default: UTF-8, or UTF-16 where it says so]"),
+        click.option("--thousands", help="What separates groups of three digits.  [default: nothing]"),
+        click.option(
+            "--decimal", type=click.Choice([".", ","]), default=".", show_default=True, help="The decimal sign."
+        ),
+        click.option("--no-header", "header", flag_value=False, default=True, help="Columns are named x1, x2, ..."),
+    ):
+        function = option(function)
+    return function
+
+
+def reading_of(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of `reading_options` that differ from their defaults, taken out of all options."""
+    found = {name: options.pop(name) for name in _READING}
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in found.items()
+        if value != _READING[name]
+    }
+
+
 class Command(click.Command):
     """A command whose `several` options take any number of values, and whose errors are one line.
 

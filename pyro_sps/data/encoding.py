@@ -246,7 +246,7 @@ def _date_words(block: Mapping[str, Any], index: int, column: pd.Series) -> str:
 
 def _text_words(block: Mapping[str, Any], index: int, column: pd.Series) -> str:
     levels, others = len(block["levels"][index]), len(block["others"][index])
-    rare = f", the rarest {others} in one" if others else ""
+    rare = f", the rarest {others} together" if others else ""
     gaps = ", gaps one of them" if column.isna().any() else ""
     return f"text, {levels + others} levels{rare}{gaps}"
 

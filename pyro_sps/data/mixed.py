@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 #: Most cells that are read, eight bytes each, and most characters of texts that differ.
 MAX_CELLS, MAX_CHARACTERS = 100_000_000, 500_000_000
 
+#: A column of more different cells than FEW, of which at most the share STRAYS are no numbers, is one of numbers.
+FEW, STRAYS = 20, 0.2
+
 _TRUTH = {"true": 1.0, "false": 0.0}
 _DATE = re.compile(r"(\d{4})([-/.])(\d{1,2})\2(\d{1,2})([T ].*)?|(\d{1,2})\.(\d{1,2})\.(\d{4})")
 _SLASHED = re.compile(r"(\d{1,2})/(\d{1,2})/(\d{4})")
@@ -293,6 +296,7 @@ class _Reading:
         if dated := self._slashed(name, present):
             return made("date", dict(zip(used.tolist(), dated, strict=True)), None)
         self._hint(name, present, numbers)
+        self._refuse_strays(name, present, numbers, used, codes, lines)
         return made("text", {code: _written(cells[code]) for code in used.tolist()}, "")
 
     def _refuse_infinite(
@@ -302,6 +306,23 @@ class _Reading:
             if math.isinf(value):
                 line = lines[int(np.flatnonzero(codes == code)[0])]
                 raise DataError(f"{self.path} has infinite values: {self.unit} {line}, column {name!r} holds {cell!r}")
+
+    def _refuse_strays(
+        self, name: str, present: Sequence[Any], numbers: Sequence[Any], used: np.ndarray, codes: np.ndarray, lines: Any
+    ) -> None:
+        """Refuse a column of numbers with a few texts among them: as text it would have thousands of levels."""
+        strays = [index for index, value in enumerate(numbers) if value is None]
+        if len(present) <= FEW or len(strays) > STRAYS * len(present):
+            return
+        rows = np.flatnonzero(np.isin(codes, used[strays]))
+        texts = dict(zip(used.tolist(), present, strict=True))
+        shown = [f"{self.unit} {lines[row]} {short(_written(texts[codes[row]]))}" for row in rows[:3]]
+        more = ", ..." if len(rows) > 3 else ""
+        example = short(_written(present[strays[0]]))
+        raise DataError(
+            f"{self.path}, column {name!r} holds numbers, but in {len(rows):,} cells: {', '.join(shown)}{more}; "
+            f"--missing {example} makes a gap of it, --drop {name} leaves the column out"
+        )
 
     def _slashed(self, name: str, present: Sequence[Any]) -> list[datetime.datetime]:
         """Dates such as 31/1/2024, if one of them tells whether days or months come first."""

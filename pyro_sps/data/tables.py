@@ -17,6 +17,7 @@ import numpy as np
 from .headers import check_header, choose, listed
 from .opened import opened
 from .rows import DataError, Reader, is_blank, number, short
+from .variation import check_variation
 
 #: Largest table that is read: 800 MB of float64. Larger data belongs into the Python interface.
 MAX_CELLS = 100_000_000
@@ -158,7 +159,7 @@ def read_table(
     if len(values) < min_rows:
         raise DataError(f"{path} has {len(values)} rows of data, too few: at least {min_rows} are needed")
     if varying:
-        _check_variation(path, columns, values)
+        check_variation(path, columns, values)
     count = len(columns) - len(targets)
     return Dataset(path.stem, values[:, :count], values[:, count:], tuple(columns[:count]), tuple(targets), str(path))
 
@@ -236,30 +237,3 @@ def _numbers(path: Path, reader: Reader, names: Sequence[str], columns: Sequence
     if found := [str(fault) for fault in faults.values() if fault.counts]:
         raise DataError(f"{path} has " + "; and ".join(found))
     return np.array(values, dtype=np.float64).reshape(-1, len(columns))
-
-
-def _check_variation(path: Path, columns: Sequence[str], values: np.ndarray) -> None:
-    """Refuse columns that are constant, or become so (or infinite) in single precision."""
-    spread = values.max(0) > values.min(0)
-    if not spread.all():
-        constant = [
-            f"{short(name)} (always {value:g})"
-            for name, value, varies in zip(columns, values[0], spread, strict=True)
-            if not varies
-        ]
-        raise DataError(
-            f"{path} has constant columns, from which nothing can be learned: {listed(constant)}; drop them"
-        )
-    with np.errstate(over="ignore"):
-        single = values.astype(np.float32)
-        error = np.abs(values - single).max(0)
-        lost = ~np.isfinite(single).all(0) | ~(error <= 0.01 * values.std(0))
-    if lost.any():
-        ranges = [
-            f"{short(name)} ({column.min():g} to {column.max():g})"
-            for name, column, bad in zip(columns, values.T, lost, strict=True)
-            if bad
-        ]
-        raise DataError(
-            f"{path} has columns that single precision cannot resolve: {listed(ranges)}; subtract an offset or rescale"
-        )

@@ -143,3 +143,13 @@ def test_where_there_are_numbers_alone_both_readers_agree(tmp_path):
     pd.DataFrame(rng.normal(size=(50, 4)), columns=list("abcd")).to_csv(file, index=False)
     numbers = read_table(file, targets=["d"])
     np.testing.assert_array_equal(read_mixed(file, targets=["d"]).frame(), np.hstack([numbers.x, numbers.y]))
+
+
+def test_a_few_texts_among_numbers_are_named(tmp_path):
+    rows = "".join(f"{i}.5,1\n" for i in range(30))
+    words = "column 'a' holds numbers, but in 2 cells: line 3 'broken', line 34 'broken'; --missing 'broken'"
+    with pytest.raises(DataError, match=words):
+        read(tmp_path, f"a,b\n7.5,1\nbroken,1\n{rows}broken,2\n")
+    table = read(tmp_path, f"a,b\n7.5,1\nbroken,1\n{rows}broken,2\n", missing=["broken"])
+    assert table.columns["a"].gaps == 2
+    assert kinds(read(tmp_path, "doors,b\n1,1\n2,1\n3,1\nmany,2\n"))["doors"] == "text"
