@@ -61,6 +61,8 @@ def diagnose(
             if other_model[name] != model[name]:
                 raise click.UsageError(f"--baseline {baseline} has other {name} than {directory}")
     rows = prediction_data(data, model, say)
+    if model.get("classes"):
+        say("classes: " + ", ".join(f"{number} is {label}" for number, label in enumerate(model["classes"][:20])))
     if rows.y is None:
         raise click.UsageError(f"{data} has no usable target columns {', '.join(model['targets'])} to check against")
     train, held_out = _divide(model, fit, data, rows.x, rows.y, say)

@@ -65,6 +65,7 @@ def load_fit(directory: Path) -> tuple[dict[str, Any], Fit | Fits]:
     """
     import pyro_sps as sps
 
+    from ..base.files import LoadError
     from ..posterior.load import read
     from ..posterior.save import FILE, OLD_HEADER
 
@@ -80,6 +81,9 @@ def load_fit(directory: Path) -> tuple[dict[str, Any], Fit | Fits]:
         return sps.mlp(model["widths"], model["activation"], device="meta")
 
     result, _ = read(directory, network)
+    first = result[0] if isinstance(result, tuple) else result
+    if (model.get("classes") is None) != (first.bnn.likelihood.event_dim == 1):
+        raise LoadError(f"{directory / FILE} is damaged: its likelihood does not fit its classes")
     return model, result
 
 
@@ -121,6 +125,7 @@ def _check_model(path: Path, model: Any) -> None:
         not isinstance(classes, list)
         or not all(isinstance(label, str) for label in classes)
         or len(set(classes)) != len(classes)
+        or len(classes) < 2
         or [len(targets), widths[-1]] != [1, len(classes)]
     ):
         raise LoadError(f"{path} is damaged: its network does not have these classes")

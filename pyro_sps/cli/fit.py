@@ -57,6 +57,24 @@ MOST_WORDS = 40
     cls=Command,
     epilog="\b\nExample:\n  pyro-sps fit ENB2012_data.xlsx --target Y1 Y2 --hidden 50 50 --scheme heavy --out energy",
     several={"--hidden": NUMBERS, "--target": NAMES, "--feature": NAMES, "--drop": NAMES},
+    groups={
+        "The table": ["--target", "--feature", "--drop", "--task", "--test-fraction", "--out", "--force"],
+        "How the file is read": ["--no-header", "--decimal", "--thousands", "--encoding", "--missing"],
+        "The network": ["--hidden", "--activation", "--likelihood", "--noise", "--prior-scale"],
+        "The fit": [
+            "--replicas",
+            "--steps",
+            "--time-limit",
+            "--particles",
+            "--batch-size",
+            "--learning-rate",
+            "--init",
+            "--standardize",
+            "--checkpoint-every",
+            "--resume",
+        ],
+        "What is fixed, and at what": ["--scheme", "--fraction", "--values", "--c"],
+    },
 )
 @click.argument("data")
 @click.option("--target", "targets", multiple=True, help="Names of the target columns.")
@@ -116,6 +134,11 @@ MOST_WORDS = 40
 )
 @click.option("--standardize/--no-standardize", default=True, show_default=True, help="By the training part.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the result.")
+@click.option(
+    "--time-limit",
+    type=click.FloatRange(0, min_open=True),
+    help="Seconds after which the steps end, with the result so far.  [default: none]",
+)
 @click.option("--checkpoint-every", type=click.IntRange(1), help="Steps between checkpoints in it.  [default: none]")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in it; say again what was said at first.")
 @force_option
@@ -167,11 +190,22 @@ def fit(
     if checkpoint_every is not None:
         asked["checkpoint_every"] = checkpoint_every
     own, result_of = _own_units(training, settings.real_valued)
+    limit = options["time_limit"]
     if resume:
+        if limit is not None:
+            raise click.UsageError("--time-limit is not for --resume, which goes on to the end")
         result = _resumed(out, bnn, x, own, asked, not quiet)
     else:
         (out / FILE).unlink(missing_ok=True)  # of a fit that --force overwrites
-        result = sps.fit(bnn, x, own, **asked, checkpoint=out if checkpoint_every else None, progress=not quiet)
+        result = sps.fit(
+            bnn,
+            x,
+            own,
+            **asked,
+            checkpoint=out if checkpoint_every else None,
+            progress=not quiet,
+            callbacks=[] if limit is None else [_stop_after(limit)],
+        )
     result = result_of(result)
     scale = [1.0] if training.classes else _scales(y).tolist()
     model |= {"target_scale": scale, "data": data, "trained_on": digest(x, y)}
@@ -364,6 +398,13 @@ def _own_units(training: Training, real_valued: bool) -> tuple[np.ndarray, Calla
         return dataclasses.replace(fit, standardizer=units)
 
     return (training.y - mean) / scale, in_units
+
+
+def _stop_after(seconds: float) -> Callable[..., bool]:
+    import time
+
+    end = time.monotonic() + seconds
+    return lambda *_: time.monotonic() > end
 
 
 def _scales(y: np.ndarray) -> np.ndarray:

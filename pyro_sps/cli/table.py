@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -122,8 +122,12 @@ def from_file(
         encoder = None
     else:
         encoder = _learned(frame.iloc[train].reset_index(drop=True), table, names)
-        x, fill, words = encoder.transform(frame), (), encoder.describe(frame)
+        fill, words = (), encoder.describe(frame)
         notes += [f"left out: {name}, text that differs in nearly every row" for name in encoder.left_out]
+        # New rows need not have what is left out.
+        names = [name for name in names if name not in encoder.left_out]
+        encoder = replace(encoder, columns={name: encoder.columns[name] for name in names}, left_out=[])
+        x = encoder.transform(frame)
         if classes is None:
             check_variation(path, targets, y)
     return Training(
