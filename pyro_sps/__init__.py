@@ -44,6 +44,7 @@ _get, _names = exports(
         "inference.sampling": ["sample"],
         "diagnostics.convert": ["from_mcmc", "to_arviz"],
         "diagnostics.diagnose": ["Diagnosis", "diagnose"],
+        "estimators": ["BNNClassifier", "BNNRegressor"],
     },
 )
 # Rooms that users know by these names.

@@ -227,14 +227,14 @@ def test_one_row_is_enough(standardize):
 
 ONES = "1,1,1\n" * 6
 TABLES = {
-    "NaN": ("1,2,nan\n" + ONES, "missing values"),
+    "NaN": ("1,2,nan\n" * 6, "0 rows of data, too few"),
     "infinity": ("1,2,inf\n" + ONES, "infinite values"),
     "1e400": ("1,2,1e400\n" + ONES, "infinite values"),
     "constant": ("".join(f"1,{i},{i}\n" for i in range(9)), "constant columns"),
     "one row": ("1,2,3\n", "1 rows of data, too few"),
     "no row": ("", "0 rows of data, too few"),
     "offset": ("".join(f"{10**12 + i},{i},{i}\n" for i in range(9)), "single precision cannot resolve"),
-    "text": ("1,2,three\n" + ONES, "cells that are not numbers"),
+    "text": ("".join(f"{i},{i},{i}\n" for i in range(30)) + "three,2,2\n", "holds numbers, but in 1 cells"),
     "a longer row": ("1,2,3,4\n" + ONES, "4 cells"),
 }
 

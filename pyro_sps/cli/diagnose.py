@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .files import claim_file, load_fit
-from .fit import parts
+from .files import claim_file, digest, load_fit
 from .options import Command, force_option, printer, quiet_option, seed_option
 from .predict import prediction_data
+from .table import divide
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from ..data.tables import Dataset
     from ..posterior.fit import Fit, Fits
 
 _Arrays = tuple["np.ndarray", "np.ndarray"]
@@ -61,10 +60,12 @@ def diagnose(
         for name in ("features", "targets"):
             if other_model[name] != model[name]:
                 raise click.UsageError(f"--baseline {baseline} has other {name} than {directory}")
-    dataset = prediction_data(data, model["features"], model["targets"], say)
-    if not dataset.y.shape[1]:
+    rows = prediction_data(data, model, say)
+    if model.get("classes"):
+        say("classes: " + ", ".join(f"{number} is {label}" for number, label in enumerate(model["classes"][:20])))
+    if rows.y is None:
         raise click.UsageError(f"{data} has no usable target columns {', '.join(model['targets'])} to check against")
-    train, held_out = _divide(model, fit, data, dataset, say)
+    train, held_out = _divide(model, fit, data, rows.x, rows.y, say)
 
     import pyro_sps as sps
 
@@ -77,16 +78,26 @@ def diagnose(
 
 
 def _divide(
-    model: Mapping[str, Any], fit: Fit | Fits, data: str, dataset: Dataset, say: Callable[[str], None]
+    model: Mapping[str, Any],
+    fit: Fit | Fits,
+    data: str,
+    x: np.ndarray,
+    y: np.ndarray,
+    say: Callable[[str], None],
 ) -> tuple[_Arrays | None, _Arrays | None]:
     """The training part, if DATA is what the network was fitted to, and the part held out, if there is one."""
     options = model.get("options", {})
-    x, y, x_test, y_test = parts(dataset, options.get("test_fraction", 0), options.get("seed", 0))
-    if not _is_training_data(fit, x, y, options.get("standardize"), data, str(model.get("data"))):
-        say(f"{data} is not what the network was fitted to: all of its {len(dataset):,} rows count as held out\n")
-        return None, (dataset.x, dataset.y)
-    say(f"{data}: {len(x):,} rows were trained on, {len(x_test):,} held out\n")
-    return (x, y), ((x_test, y_test) if len(x_test) else None)
+    train, test = divide(len(x), options.get("test_fraction", 0), options.get("seed", 0))
+    known = model.get("trained_on")
+    if known is not None:
+        same = known == digest(x[train], y[train])
+    else:  # of an older version
+        same = _is_training_data(fit, x[train], y[train], options.get("standardize"), data, str(model.get("data")))
+    if not same:
+        say(f"{data} is not what the network was fitted to: all of its {len(x):,} rows count as held out\n")
+        return None, (x, y)
+    say(f"{data}: {len(train):,} rows were trained on, {len(test):,} held out\n")
+    return (x[train], y[train]), ((x[test], y[test]) if len(test) else None)
 
 
 def _is_training_data(fit: Fit | Fits, x: np.ndarray, y: np.ndarray, standardized: Any, data: str, fitted: str) -> bool:

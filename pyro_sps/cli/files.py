@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
@@ -12,11 +13,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ..posterior.fit import Fit, Fits
 
 #: `OLD_MODEL` is of version 0.1; now what it held is in the file of the fit, so that one rename replaces both.
 METRICS, OLD_MODEL = "metrics.json", "model.json"
 FORMAT = 2
+#: What the options are of how a file was read.
+READING = {"header": bool, "decimal": str, "thousands": str, "encoding": str, "missing": list}
 #: Largest networks of the command line; `predict` makes what a file says, so that a file could ask for any memory.
 MAX_LAYERS, MAX_WEIGHTS = 1000, 10_000_000
 
@@ -60,6 +65,7 @@ def load_fit(directory: Path) -> tuple[dict[str, Any], Fit | Fits]:
     """
     import pyro_sps as sps
 
+    from ..base.files import LoadError
     from ..posterior.load import read
     from ..posterior.save import FILE, OLD_HEADER
 
@@ -75,6 +81,9 @@ def load_fit(directory: Path) -> tuple[dict[str, Any], Fit | Fits]:
         return sps.mlp(model["widths"], model["activation"], device="meta")
 
     result, _ = read(directory, network)
+    first = result[0] if isinstance(result, tuple) else result
+    if (model.get("classes") is None) != (first.bnn.likelihood.event_dim == 1):
+        raise LoadError(f"{directory / FILE} is damaged: its likelihood does not fit its classes")
     return model, result
 
 
@@ -107,17 +116,59 @@ def _check_model(path: Path, model: Any) -> None:
         found = model.get(name)
         if not isinstance(found, list) or not found or any(type(one) is not kind for one in found):
             raise LoadError(f"{path} is damaged: {name} must be a list of {kind.__name__}s")
-    widths, features, targets = model["widths"], model["features"], model["targets"]
+    widths, targets = model["widths"], model["targets"]
     activation = model.get("activation")
     if not isinstance(activation, str) or activation not in ACTIVATIONS or too_large(widths):
         raise LoadError(f"{path} is damaged: no network has these widths and activation")
+    classes = model.get("classes")
+    if classes is not None and (
+        not isinstance(classes, list)
+        or not all(isinstance(label, str) for label in classes)
+        or len(set(classes)) != len(classes)
+        or len(classes) < 2
+        or [len(targets), widths[-1]] != [1, len(classes)]
+    ):
+        raise LoadError(f"{path} is damaged: its network does not have these classes")
     # The network may describe a target by several outputs, but never by fewer than one.
-    if widths[0] != len(features) or widths[-1] % len(targets) or len(model["target_scale"]) != len(targets):
+    inputs = _inputs_of(path, model)
+    if widths[0] != inputs or widths[-1] % len(targets) or len(model["target_scale"]) != len(targets):
         raise LoadError(f"{path} is damaged: its network does not have these features and targets")
     if not all(0 < scale < math.inf for scale in model["target_scale"]):
         raise LoadError(f"{path} is damaged: a scale of its targets is not a positive number")
     if not isinstance(model.get("options", {}), Mapping):
         raise LoadError(f"{path} is damaged: its options are no object")
+
+
+def _inputs_of(path: Path, model: Mapping[str, Any]) -> int:
+    """How many inputs a network has for the columns that it reads."""
+    from ..base.checks import is_number
+    from ..base.files import LoadError
+    from ..data.encoding import Encoder
+
+    features, fill, reading = model["features"], model.get("fill") or [], model.get("reading", {})
+    if not isinstance(fill, list) or len(fill) not in (0, len(features)) or not all(map(is_number, fill)):
+        raise LoadError(f"{path} is damaged: fill must be a number a column")
+    if not isinstance(reading, Mapping) or not set(reading) <= set(READING):
+        raise LoadError(f"{path} is damaged: it was not read with the options {str(reading)[:80]}")
+    if any(type(value) is not READING[name] for name, value in reading.items()):
+        raise LoadError(f"{path} is damaged: it was not read with the options {str(reading)[:80]}")
+    if any(not isinstance(text, str) for text in reading.get("missing", [])):
+        raise LoadError(f"{path} is damaged: what stands for a gap must be text")
+    if model.get("encoder") is None:
+        return len(features)
+    encoder = Encoder.from_json(model["encoder"])
+    if list(encoder.columns) != features:
+        raise LoadError(f"{path} is damaged: its preprocessing is of other columns")
+    return encoder.num_inputs
+
+
+def digest(*arrays: np.ndarray) -> str:
+    """SHA-256 of arrays, by which data is known again."""
+    whole = hashlib.sha256()
+    for array in arrays:
+        whole.update(f"{array.dtype} {array.shape}".encode())
+        whole.update(array.tobytes())
+    return whole.hexdigest()
 
 
 def too_large(widths: Sequence[int]) -> bool:

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..inference.settings import FitSettings
-from .files import FORMAT, MAX_LAYERS, MAX_WEIGHTS, METRICS, OLD_MODEL, claim, require_file, too_large, write_json
+from .baselines import of_labels, of_numbers
+from .files import (
+    FORMAT,
+    MAX_LAYERS,
+    MAX_WEIGHTS,
+    METRICS,
+    OLD_MODEL,
+    claim,
+    digest,
+    require_file,
+    too_large,
+    write_json,
+)
 from .options import (
     NAMES,
     NUMBERS,
@@ -23,38 +35,68 @@ from .options import (
     make_values_rule,
     printer,
     quiet_option,
+    reading_of,
+    reading_options,
     scheme_options,
     seed_option,
     values_options,
 )
-from .scores import scores_of, table_of
+from .scores import class_scores_of, comparison, scores_of, table_of
+from .table import Training, from_data_set, from_file
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from ..data.tables import Dataset
     from ..posterior.fit import Fit, Fits
 
-LIKELIHOODS = ("gaussian", "heteroscedastic", "poisson", "bernoulli")
-#: With fewer rows there is nothing to hold out.
-MIN_ROWS = 5
+LIKELIHOODS = ("gaussian", "heteroscedastic", "poisson", "bernoulli", "categorical")
+#: Most columns of which it is said what becomes of them.
+MOST_WORDS = 40
 
 
 @click.command(
     cls=Command,
     epilog="\b\nExample:\n  pyro-sps fit ENB2012_data.xlsx --target Y1 Y2 --hidden 50 50 --scheme heavy --out energy",
     several={"--hidden": NUMBERS, "--target": NAMES, "--feature": NAMES, "--drop": NAMES},
+    groups={
+        "The table": ["--target", "--feature", "--drop", "--task", "--test-fraction", "--out", "--force"],
+        "How the file is read": ["--no-header", "--decimal", "--thousands", "--encoding", "--missing"],
+        "The network": ["--hidden", "--activation", "--likelihood", "--noise", "--prior-scale"],
+        "The fit": [
+            "--replicas",
+            "--steps",
+            "--time-limit",
+            "--particles",
+            "--batch-size",
+            "--learning-rate",
+            "--init",
+            "--standardize",
+            "--checkpoint-every",
+            "--resume",
+        ],
+        "What is fixed, and at what": ["--scheme", "--fraction", "--values", "--c"],
+    },
 )
 @click.argument("data")
 @click.option("--target", "targets", multiple=True, help="Names of the target columns.")
 @click.option("--feature", "features", multiple=True, help="Names of the feature columns.  [default: all others]")
 @click.option("--drop", multiple=True, help="Columns that are neither feature nor target.")
+@click.option(
+    "--task",
+    type=click.Choice(["auto", "regression", "classification"]),
+    default="auto",
+    show_default=True,
+    help="auto: classification of text, of True and False, and of two numbers.",
+)
+@reading_options
 @click.option("--hidden", multiple=True, default=("50", "50"), callback=integers, help="Widths.  [default: 50 50]")
 @activation_option
 @scheme_options("random")
 @values_options("map")
 @click.option(
-    "--likelihood", type=click.Choice(LIKELIHOODS), default="gaussian", show_default=True, help="Observation model."
+    "--likelihood",
+    type=click.Choice(LIKELIHOODS),
+    help="Observation model.  [default: gaussian, of labels categorical]",
 )
 @click.option(
     "--noise", help="Gaussian noise: a standard deviation (standardised, if data is), or 'learned'.  [default: learned]"
@@ -93,6 +135,11 @@ MIN_ROWS = 5
 )
 @click.option("--standardize/--no-standardize", default=True, show_default=True, help="By the training part.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the result.")
+@click.option(
+    "--time-limit",
+    type=click.FloatRange(0, min_open=True),
+    help="Seconds after which the steps end, with the result so far.  [default: none]",
+)
 @click.option("--checkpoint-every", type=click.IntRange(1), help="Steps between checkpoints in it.  [default: none]")
 @click.option(
     "--resume", is_flag=True, help="Go on from the checkpoint in it; say again what was said at first, or more --steps."
@@ -105,20 +152,25 @@ def fit(
 ) -> None:
     """Fit a network to DATA: a CSV, Excel or Parquet file, or the name of a data set.
 
-    DATA comes before the columns. Of the rows a share is held out at random, and the fit is scored on it. Names of
-    data sets are energy, concrete, power-plant, wine-red and kin8nm; their targets need not be named.
+    DATA comes before the columns. It may have text, gaps (nothing, ?, NA, ...) and dates; what becomes of each column
+    is told. Of the rows a share is held out at random, and the fit is scored on it, beside simple models. Names of data
+    sets are energy, concrete, power-plant, wine-red and kin8nm; their targets need not be named.
     """
     say = printer(quiet)
     if not resume:
         claim(out, force)
+    reading = reading_of(options)
     settings = _Settings(**{name: options.pop(name) for name in list(options) if name in _Settings.__annotations__})
-    dataset = _training_data(data, options["targets"], options["features"], options["drop"])
-    model = settings.model(dataset)
-    x, y, x_test, y_test = parts(dataset, options["test_fraction"], options["seed"])
-    say(f"{dataset.name}: {len(dataset):,} rows, {dataset.x.shape[1]} features, targets {', '.join(model['targets'])}")
-    say(f"{len(x):,} rows to train on, {len(x_test):,} held out (seed {options['seed']})")
+    training = _training(data, options, reading, settings.task_of(options["task"]))
+    settings = settings.of(training)
+    if training.encoder is not None and not options["standardize"]:
+        raise click.UsageError("--no-standardize is for tables of numbers without gaps; this one has more to it")
+    model = settings.model(training) | {"reading": reading}
+    x, y, x_test = training.x, training.y, training.x_test
+    for line in _about(training, options["seed"]):
+        say(line)
 
-    if settings.likelihood == "gaussian" and (labels := _yes_no(dataset)):
+    if settings.likelihood == "gaussian" and (labels := _yes_no(training)):
         say(f"target {', '.join(labels)} holds zeros and ones only: --likelihood bernoulli is for such targets")
 
     import pyro_sps as sps
@@ -134,18 +186,33 @@ def fit(
         "batch_size": options["batch_size"],
         "learning_rate": options["learning_rate"],
         "init": options["init"],
-        "standardize": options["standardize"],
+        "standardize": options["standardize"] and training.encoder is None,
         "seed": options["seed"],
         "replicas": options["replicas"],
     }
     if checkpoint_every is not None:
         asked["checkpoint_every"] = checkpoint_every
+    own, result_of = _own_units(training, settings.real_valued)
+    limit = options["time_limit"]
     if resume:
-        result = _resumed(out, bnn, x, y, asked, not quiet)
+        if limit is not None:
+            raise click.UsageError("--time-limit is not for --resume, which goes on to the end")
+        result = _resumed(out, bnn, x, own, asked, not quiet)
     else:
         (out / FILE).unlink(missing_ok=True)  # of a fit that --force overwrites
-        result = sps.fit(bnn, x, y, **asked, checkpoint=out if checkpoint_every else None, progress=not quiet)
-    model |= {"target_scale": _scales(y).tolist(), "data": data, "options": {**asdict(settings), **options}}
+        result = sps.fit(
+            bnn,
+            x,
+            own,
+            **asked,
+            checkpoint=out if checkpoint_every else None,
+            progress=not quiet,
+            callbacks=[] if limit is None else [_stop_after(limit)],
+        )
+    result = result_of(result)
+    scale = [1.0] if training.classes else _scales(y).tolist()
+    model |= {"target_scale": scale, "data": data, "trained_on": digest(x, y)}
+    model |= {"options": {**asdict(settings), **options}}
     save(result, out, model)  # before anything else can fail, a message to a closed pipe too
     for left in (METRICS, OLD_MODEL):  # of a fit that --force overwrites
         (out / left).unlink(missing_ok=True)
@@ -153,12 +220,14 @@ def fit(
     if fits[0].stopped:
         then = "; --resume goes on with it" if (out / FILE).exists() else ""
         say(f"the fit was {fits[0].stopped}; what follows is the result so far{then}")
-    metrics = _fit_metrics(result, fits, y, x_test, y_test, model, options["seed"])
+    metrics = _fit_metrics(result, fits, training, options["seed"])
     write_json(out / METRICS, metrics)
     elbo = ", ".join(f"{fit.elbo:,.1f}" for fit in fits)
     say(f"ELBO {elbo} nats after {metrics['steps']:,} steps, {metrics['seconds']:.0f} s")
     if len(x_test):
-        say(table_of(metrics, "held-out target"))
+        if not training.classes:
+            say(table_of(metrics, "held-out target"))
+        say(comparison({"network": metrics, **metrics["baselines"]}, f"on {len(x_test):,} held-out rows"))
     say(f"wrote {out}/: the model and {METRICS}")
     say(f"next: pyro-sps predict {out} DATA --out predictions.csv")
 
@@ -173,12 +242,12 @@ class _Settings:
     fraction: float | None
     values: str
     scale: float | None
-    likelihood: str
+    likelihood: str | None
     noise: str | None
     prior_scale: float | None
 
     def __post_init__(self) -> None:
-        if self.noise is not None and self.likelihood != "gaussian":
+        if self.noise is not None and self.likelihood not in (None, "gaussian"):
             raise click.UsageError(f"--noise is for --likelihood gaussian, not {self.likelihood}")
         make_scheme(self.scheme, self.fraction)
         make_values_rule(self.values, self.scale)
@@ -196,20 +265,42 @@ class _Settings:
             raise click.UsageError(f"--noise must be a positive number or 'learned', got {self.noise!r}")
         return noise, False
 
-    def model(self, dataset: Dataset) -> dict[str, Any]:
+    def task_of(self, task: str) -> str:
+        """The task, of which the likelihood may say something too."""
+        own = {None: task, "categorical": "classification"}.get(self.likelihood, "regression")
+        if task not in ("auto", own):
+            raise click.UsageError(f"--likelihood {self.likelihood} is not for --task {task}")
+        return own
+
+    def of(self, training: Training) -> _Settings:
+        """The same with a likelihood."""
+        if training.classes is not None and self.noise is not None:
+            raise click.UsageError("--noise is for targets that are numbers")
+        return replace(self, likelihood=self.likelihood or ("categorical" if training.classes else "gaussian"))
+
+    @property
+    def real_valued(self) -> bool:
+        """Whether targets are numbers that may be scaled."""
+        return self.likelihood in ("gaussian", "heteroscedastic")
+
+    def model(self, training: Training) -> dict[str, Any]:
         """What `predict` must know besides the fit."""
-        outputs = dataset.y.shape[1] * (2 if self.likelihood == "heteroscedastic" else 1)
-        widths = [dataset.x.shape[1], *self.hidden, outputs]
+        targets = len(training.classes) if training.classes else len(training.targets)
+        outputs = targets * (2 if self.likelihood == "heteroscedastic" else 1)
+        widths = [training.x.shape[1], *self.hidden, outputs]
         if too_large(widths):
             raise click.UsageError(
                 f"networks of more than {MAX_LAYERS:,} layers or {MAX_WEIGHTS:,} weights are for the Python interface"
             )
         return {
             "format": FORMAT,
-            "features": list(dataset.feature_names),
-            "targets": list(dataset.target_names),
+            "features": list(training.features),
+            "targets": list(training.targets),
             "widths": widths,
             "activation": self.activation,
+            "classes": list(training.classes) if training.classes else None,
+            "encoder": None if training.encoder is None else training.encoder.to_json(),
+            "fill": list(training.fill),
         }
 
     def bnn(self, widths: Sequence[int], seed: int) -> Any:
@@ -222,7 +313,9 @@ class _Settings:
             "heteroscedastic": sps.HeteroscedasticGaussian,
             "poisson": sps.Poisson,
             "bernoulli": sps.Bernoulli,
+            "categorical": sps.Categorical,
         }
+        assert self.likelihood is not None
         return sps.BNN(
             sps.mlp(list(widths), self.activation, device="meta"),
             scheme=make_scheme(self.scheme, self.fraction),
@@ -240,33 +333,81 @@ class _Settings:
         return f"{widths} network, {self.activation}, {fixed}{how}"
 
 
-def _yes_no(dataset: Dataset) -> list[str]:
+def _yes_no(training: Training) -> list[str]:
     """Targets that hold nothing but 0 and 1."""
-    only = ((dataset.y == 0) | (dataset.y == 1)).all(0)
-    return [name for name, label in zip(dataset.target_names, only, strict=True) if label]
+    only = ((training.y == 0) | (training.y == 1)).all(0)
+    return [name for name, label in zip(training.targets, only, strict=True) if label]
 
 
-def _training_data(data: str, targets: Sequence[str], features: Sequence[str], drop: Sequence[str]) -> Dataset:
-    """A file, or a data set by name with its own targets unless others are asked for."""
-    from ..data.datasets import UCI, load_uci
-    from ..data.tables import read_table
+def _training(data: str, options: Mapping[str, Any], reading: Mapping[str, Any], task: str) -> Training:
+    """A file, or a data set by name with its own targets."""
+    from ..data.datasets import UCI
 
+    targets, features, drop = (options[name] for name in ("targets", "features", "drop"))
+    fraction, seed = options["test_fraction"], options["seed"]
     if data in UCI and not Path(data).exists():
-        if targets or features or drop:
+        if targets or features or drop or reading:
             raise click.UsageError(f"the columns of the data set {data} are set; give a file to choose others")
-        return load_uci(data)
+        if task == "classification":
+            raise click.UsageError(f"the targets of the data set {data} are numbers, not labels")
+        return from_data_set(data, fraction, seed)
     require_file(data)
     if not targets:
         raise click.UsageError("Missing option '--target': name the columns to predict.")
-    return read_table(data, targets, features or None, drop, min_rows=MIN_ROWS, varying=True)
+    return from_file(data, targets, features, drop, task, fraction, seed, reading)
 
 
-def parts(dataset: Dataset, test_fraction: float, seed: int) -> tuple[np.ndarray, ...]:
-    """Inputs and targets to train on, and those held out, which may be none."""
-    if test_fraction == 0:
-        return dataset.x, dataset.y, dataset.x[:0], dataset.y[:0]
-    split = dataset.split(seed, test_fraction)
-    return split.x_train, split.y_train, split.x_test, split.y_test
+def _about(training: Training, seed: int) -> Iterator[str]:
+    """What the data is and what is done to it, for a reader."""
+    what = f"targets {', '.join(training.targets)}"
+    if training.classes:
+        shown = ", ".join(training.classes[:10]) + (", ..." if len(training.classes) > 10 else "")
+        what = f"classes of {training.targets[0]}: {shown}"
+    yield f"{training.name}: {training.rows:,} rows, {len(training.features)} features, {what}"
+    yield from training.notes
+    if training.encoder is not None:
+        width = max(len(name) for name, _ in training.words)
+        for name, words in training.words[:MOST_WORDS]:
+            yield f"  {name.ljust(width)}  {words}"
+        if len(training.words) > MOST_WORDS:
+            yield f"  ... ({len(training.words)} columns in all)"
+        yield f"they become {training.x.shape[1]} inputs"
+    yield f"{len(training.x):,} rows to train on, {len(training.x_test):,} held out (seed {seed})"
+
+
+def _own_units(training: Training, real_valued: bool) -> tuple[np.ndarray, Callable[[Any], Any]]:
+    """Targets as the network learns them, and what gives its fits the units of the table.
+
+    Where columns are encoded, inputs have their scale already: only targets are standardised, here.
+    """
+    if training.encoder is None or not real_valued:
+        return training.y, lambda result: result
+
+    import dataclasses
+
+    import torch
+
+    from ..data.arrays import Standardizer
+
+    mean, scale = training.y.mean(0), _scales(training.y)
+
+    def in_units(fit: Any) -> Any:
+        if isinstance(fit, tuple):
+            return type(fit)(in_units(one) for one in fit)
+        like = fit.bnn.like
+        units = dataclasses.replace(
+            Standardizer.identity(like), y_mean=torch.as_tensor(mean).to(like), y_scale=torch.as_tensor(scale).to(like)
+        )
+        return dataclasses.replace(fit, standardizer=units)
+
+    return (training.y - mean) / scale, in_units
+
+
+def _stop_after(seconds: float) -> Callable[..., bool]:
+    import time
+
+    end = time.monotonic() + seconds
+    return lambda *_: time.monotonic() > end
 
 
 def _scales(y: np.ndarray) -> np.ndarray:
@@ -292,19 +433,17 @@ def _resumed(out: Path, bnn: Any, x: np.ndarray, y: np.ndarray, asked: Mapping[s
     return result
 
 
-def _fit_metrics(
-    result: Fit | Fits,
-    fits: Sequence[Fit],
-    y: np.ndarray,
-    x_test: np.ndarray,
-    y_test: np.ndarray,
-    model: Mapping[str, Any],
-    seed: int,
-) -> dict[str, Any]:
-    scores = {}
+def _fit_metrics(result: Fit | Fits, fits: Sequence[Fit], training: Training, seed: int) -> dict[str, Any]:
+    x, y, x_test, y_test = training.x, training.y, training.x_test, training.y_test
+    scores: dict[str, Any] = {}
     if len(x_test):
         prediction = result.predict(x_test, seed=seed)
-        scores = scores_of(prediction, prediction.interval(0.95), 0.95, y_test, _scales(y), model["targets"])
+        if training.classes:
+            scores = class_scores_of(prediction, y_test)
+            scores["baselines"] = of_labels(x, y, x_test, y_test, len(training.classes))
+        else:
+            scores = scores_of(prediction, prediction.interval(0.95), 0.95, y_test, _scales(y), training.targets)
+            scores["baselines"] = of_numbers(x, y, x_test, y_test)
     scales = [fit.bnn.constant_scale() for fit in fits]
     learned = [None if scale is None else scale.tolist() for scale in scales]
     elbos = [fit.elbo for fit in fits]

@@ -45,16 +45,64 @@ def scheme_options(default: str) -> Callable[[Any], Any]:
     return decorate
 
 
+#: Options of `pyro_sps.data.mixed.read_mixed`, with their defaults.
+_READING = {"header": True, "decimal": ".", "thousands": None, "encoding": None, "missing": ()}
+
+
+def reading_options(function: Any) -> Any:
+    """Options of how a file is read."""
+    for option in (
+        click.option("--missing", multiple=True, help="What stands for a gap, beside nothing, ?, -, NA, null, ..."),
+        click.option("--encoding", help="Of a text file.  [default: UTF-8, or UTF-16 where it says so]"),
+        click.option("--thousands", help="What separates groups of three digits.  [default: nothing]"),
+        click.option(
+            "--decimal", type=click.Choice([".", ","]), default=".", show_default=True, help="The decimal sign."
+        ),
+        click.option("--no-header", "header", flag_value=False, default=True, help="Columns are named x1, x2, ..."),
+    ):
+        function = option(function)
+    return function
+
+
+def reading_of(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of `reading_options` that differ from their defaults, taken out of all options."""
+    found = {name: options.pop(name) for name in _READING}
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in found.items()
+        if value != _READING[name]
+    }
+
+
 class Command(click.Command):
-    """A command whose `several` options take any number of values, and whose errors are one line.
+    """A command whose options are in groups, where `several` take any number of values, and whose errors are one line.
 
     `--hidden 50 50`, `--hidden 50,50` and `--hidden 50 --hidden 50` mean the same. Click knows the last form only,
     so the others are turned into it.
     """
 
-    def __init__(self, *args: Any, several: Mapping[str, str] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        several: Mapping[str, str] | None = None,
+        groups: Mapping[str, Sequence[str]] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.several = several or {}
+        self.several, self.groups = several or {}, groups or {}
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Options in the groups that they belong to, those of no group last."""
+        group_of = {option: group for group, options in self.groups.items() for option in options}
+        sections: dict[str, list[tuple[str, str]]] = {group: [] for group in (*self.groups, "Options")}
+        for parameter in self.get_params(ctx):
+            if (record := parameter.get_help_record(ctx)) is not None:
+                found = [group_of[option] for option in parameter.opts if option in group_of]
+                sections[found[0] if found else "Options"].append(record)
+        for group, records in sections.items():
+            if records:
+                with formatter.section(group):
+                    formatter.write_dl(records)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Repeat the option before each of its values."""

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .files import claim_file, load_fit, require_file
 from .options import Command, force_option, printer, quiet_option, seed_option
-from .scores import scores_of, table_of
+from .scores import class_scores_of, comparison, scores_of, table_of
+from .table import new_rows
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
-    from ..data.tables import Dataset
+    from ..data.mixed import Column, MixedTable
     from ..posterior.predict import Prediction
 
 
@@ -31,19 +33,28 @@ if TYPE_CHECKING:
     show_default=True,
     help="Of intervals.",
 )
+@click.option("--keep", is_flag=True, help="Write the columns of DATA too, before the predictions.")
 @click.option("--num-samples", type=click.IntRange(1), default=1000, show_default=True, help="Posterior draws.")
 @force_option
 @seed_option
 @quiet_option
 def predict(
-    directory: Path, data: str, out: Path | None, level: float, num_samples: int, force: bool, seed: int, quiet: bool
+    directory: Path,
+    data: str,
+    out: Path | None,
+    level: float,
+    keep: bool,
+    num_samples: int,
+    force: bool,
+    seed: int,
+    quiet: bool,
 ) -> None:
     """Predict the rows of DATA with the fit that `pyro-sps fit` wrote to DIR.
 
     DATA needs the feature columns of the fit, in any order; if it has the targets too, the predictions are scored
     (on all rows: if the network was fitted to some of them, that is no test).
     For each target the result has mean, standard deviation and the ends of a central interval, noise included, in
-    the units of the data the network was fitted to.
+    the units of the data the network was fitted to; for labels the most probable one and the probability of each.
     """
     claim_file("--out", out, force)
     say = printer(quiet, err=out is None)
@@ -53,56 +64,95 @@ def predict(
 
     from ..base.files import write_atomically
 
-    dataset = prediction_data(data, model["features"], model["targets"], say)
-    prediction = result.predict(dataset.x, num_samples=num_samples, seed=seed)
-    interval = prediction.interval(level)
-    text = _csv_of(prediction, interval, model["targets"])
+    rows = prediction_data(data, model, say)
+    prediction = result.predict(rows.x, num_samples=num_samples, seed=seed)
+    columns = {"row": [str(number) for number in range(1, len(rows.x) + 1)]}
+    if keep:
+        if rows.table is None:
+            raise click.UsageError(f"--keep is for files; the columns of the data set {data} are known")
+        # A column of the predictions may have the name of one of the file.
+        columns |= {name: _kept(column) for name, column in rows.table.columns.items() if name != "row"}
+    classes = model.get("classes")
+    if classes:
+        interval = None
+        columns |= _class_columns(prediction, model["targets"][0], classes)
+    else:
+        interval = prediction.interval(level)
+        columns |= _number_columns(prediction, interval, model["targets"])
+    text = _csv_of(columns)
     if out is None:
         click.echo(text, nl=False)
     else:
         write_atomically(out, text.encode())
-    say(f"predicted {', '.join(model['targets'])} for {len(dataset):,} rows of {data}")
-    if dataset.y.shape[1]:
-        scale = np.array(model["target_scale"])
-        scores = scores_of(prediction, interval, level, dataset.y, scale, model["targets"])
-        say(table_of(scores, "target"))
+    say(f"predicted {', '.join(model['targets'])} for {len(rows.x):,} rows of {data}")
+    if rows.y is not None:
+        if interval is None:
+            say(comparison({"target": class_scores_of(prediction, rows.y)}, model["targets"][0]))
+        else:
+            scale = np.array(model["target_scale"])
+            say(table_of(scores_of(prediction, interval, level, rows.y, scale, model["targets"]), "target"))
     if out is not None:
         say(f"wrote {out}")
 
 
-def prediction_data(data: str, features: Sequence[str], targets: Sequence[str], say: Callable[[str], None]) -> Dataset:
-    """The features the network was fitted to, and the targets if they are there and usable."""
-    from ..data.datasets import UCI, load_uci
-    from ..data.tables import DataError, column_names, read_table
+@dataclass(frozen=True)
+class Rows:
+    """Rows to predict: inputs, targets if they are known, and the table that they are from if it is a file."""
 
+    x: np.ndarray
+    y: np.ndarray | None
+    table: MixedTable | None
+
+
+def prediction_data(data: str, model: Mapping[str, Any], say: Callable[[str], None]) -> Rows:
+    """The inputs that the network was fitted to, and the targets if they are there and usable."""
+    from ..data.datasets import UCI, load_uci
+    from ..data.rows import DataError
+
+    features, targets = model["features"], model["targets"]
     if data in UCI and not Path(data).exists():
         dataset = load_uci(data)
-        if list(dataset.feature_names) != list(features):
+        if list(dataset.feature_names) != list(features) or model.get("encoder") is not None:
             raise DataError(f"the data set {data} has other features than the fit: {', '.join(features)}")
-        return dataset if list(dataset.target_names) == list(targets) else replace(dataset, y=dataset.y[:, :0])
+        return Rows(dataset.x, dataset.y if list(dataset.target_names) == list(targets) else None, None)
     require_file(data)
-    if set(targets) <= set(column_names(data)):
-        dataset = read_table(data, features=features)
-        try:
-            return read_table(data, targets, features)
-        except DataError as error:
-            say(f"not scored: {error}")
-            return dataset
-    return read_table(data, features=features, min_rows=1)
+    return Rows(*new_rows(data, model, say))
 
 
-def _csv_of(prediction: Prediction, interval: tuple[Tensor, Tensor], targets: Sequence[str]) -> str:
-    """Mean, standard deviation and interval of every row and target."""
+def _kept(column: Column) -> list[str]:
+    return ["" if label is None else label for label in column.labels()]
+
+
+def _number_columns(
+    prediction: Prediction, interval: tuple[Tensor, Tensor], targets: Sequence[str]
+) -> dict[str, list[str]]:
+    """Mean, standard deviation and interval of every target, by column."""
+    parts = {"mean": prediction.mean, "std": prediction.std, "lower": interval[0], "upper": interval[1]}
+    return {
+        f"{target}_{part}": [f"{value:.7g}" for value in values[:, index].tolist()]
+        for index, target in enumerate(targets)
+        for part, values in parts.items()
+    }
+
+
+def _class_columns(prediction: Prediction, target: str, classes: Sequence[str]) -> dict[str, list[str]]:
+    """The most probable class, its probability and those of all, by column."""
+    best, which = prediction.mean.max(-1)
+    found = {
+        f"{target}_predicted": [classes[index] for index in which.tolist()],
+        f"{target}_probability": [f"{value:.7g}" for value in best.tolist()],
+    }
+    for index, label in enumerate(classes):
+        found[f"p_{label}"] = [f"{value:.7g}" for value in prediction.mean[:, index].tolist()]
+    return found
+
+
+def _csv_of(columns: Mapping[str, Sequence[str]]) -> str:
     import csv
     import io
 
-    import torch
-
-    parts = {"mean": prediction.mean, "std": prediction.std, "lower": interval[0], "upper": interval[1]}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["row", *(f"{target}_{part}" for target in targets for part in parts)])
-    values = torch.stack(list(parts.values()), dim=-1).reshape(len(prediction), -1)
-    for number, row in enumerate(values.tolist(), start=1):
-        writer.writerow([number, *(f"{value:.7g}" for value in row)])
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
     return text.getvalue()

@@ -56,3 +56,23 @@ def table_of(scores: Mapping[str, Any], title: str) -> str:
     for name, row in every.items():
         rows.append((name, *(f"{row[score]:.1%}" if score == "coverage" else f"{row[score]:.4g}" for score in heads)))
     return columns_of(rows)
+
+
+def class_scores_of(prediction: Prediction, y: np.ndarray) -> dict[str, Any]:
+    """Accuracy and LPP of predictions of labels."""
+    return {"accuracy": prediction.accuracy(y), "lpp": prediction.lpp(y)}
+
+
+def comparison(rows: Mapping[str, Mapping[str, float]], title: str) -> str:
+    """Scores of a network and of simple models as a table, and a warning if one of these is better."""
+    heads = {"rmse": "RMSE", "accuracy": "accuracy", "lpp": "LPP"}
+    own = next(iter(rows.values()))
+    scores = [score for score in heads if score in own]
+    lines = [(title, *(heads[score] for score in scores))]
+    for name, row in rows.items():
+        lines.append((name, *(f"{row[s]:.1%}" if s == "accuracy" else f"{row[s]:.4g}" for s in scores)))
+    text = columns_of(lines)
+    better = [name for name, row in rows.items() if row["lpp"] > own["lpp"]]
+    if better:
+        text += f"\nbetter than this network by LPP: {', '.join(better)}"
+    return text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,20 +14,36 @@ from .rows import DataError, Reader
 #: Longest line of a CSV file, in characters; also bounds what a file without line ends can take.
 MAX_LINE = 1 << 21
 
-_DELIMITERS = ",;\t"
+_DELIMITERS = ",;\t|"
+
+# Cells between white space; quotes keep it in a cell.
+_WORDS = re.compile(r'"([^"]*)"|(\S+)')
 
 
 @contextlib.contextmanager
-def read_csv(path: Path) -> Iterator[Reader]:
-    """Open a CSV file."""
-    with open(path, "rb") as raw:
-        encoding = "utf-16" if raw.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+def read_csv(path: Path, encoding: str | None = None, decimal: str = ".") -> Iterator[Reader]:
+    """Open a file of text whose cells are separated by commas, semicolons, tabs, `|` or white space.
+
+    Args:
+        path: The file.
+        encoding: Its encoding; default: UTF-8, or UTF-16 where it says so.
+        decimal: The decimal sign; a comma is no separator then.
+    """
+    if encoding is None:
+        with open(path, "rb") as raw:
+            encoding = "utf-16" if raw.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     with open(path, encoding=encoding, newline="") as file:
         sample: list[str] = []
         while len(sample) < 20 and sum(map(len, sample)) < MAX_LINE and (line := file.readline(MAX_LINE)):
             sample.append(line)
         file.seek(0)
-        rows = csv.reader(_lines(path, file), delimiter=_delimiter(sample))
+        lines = _lines(path, file)
+        delimiter = _delimiter(sample, _DELIMITERS.replace(decimal, ""))
+        if delimiter is None:
+            cells_of = ([quoted or word for quoted, word in _WORDS.findall(line)] for line in lines)
+            yield Reader(next(cells_of, []), enumerate(cells_of, start=2), "line")
+            return
+        rows = csv.reader(lines, delimiter=delimiter)
         header = next(rows, [])
         yield Reader(header, ((rows.line_num, cells) for cells in rows), "line")
 
@@ -39,8 +56,8 @@ def _lines(path: Path, file: Any) -> Iterator[str]:
         yield line
 
 
-def _delimiter(sample: list[str]) -> str:
-    """The delimiter that cuts the first lines alike, into the most cells."""
+def _delimiter(sample: list[str], delimiters: str) -> str | None:
+    """The delimiter that cuts the first lines alike, into the most cells; None if that is white space."""
 
     def score(delimiter: str) -> tuple[float, int]:
         try:
@@ -51,4 +68,9 @@ def _delimiter(sample: list[str]) -> str:
             return (0.0, 0)
         return (widths.count(widths[0]) / len(widths), widths[0])
 
-    return max(_DELIMITERS, key=score)
+    best = max(delimiters, key=score)
+    if score(best) == (0.0, 0):
+        words = {len(_WORDS.findall(line)) for line in sample if line.strip()}
+        if len(words) == 1 and words != {1}:
+            return None
+    return best

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+#: What stands for a missing value, in small letters.
+MISSING = frozenset({"", "na", "n/a", "#n/a", "nan", "null", "none", "?", "-"})
 
 #: Most columns.
 MAX_COLUMNS = 1 << 16
@@ -63,3 +67,25 @@ def short(value: Any, length: int = 40) -> str:
     """A value as it is written, cut to a length."""
     text = repr(value)
     return text if len(text) <= length else f"{text[: length - 4]}...'"
+
+
+def is_blank(cells: Sequence[Any]) -> bool:
+    """Whether a row has nothing in it."""
+    return all(cell is None or (isinstance(cell, str) and not cell.strip()) for cell in cells)
+
+
+def number(cell: Any) -> tuple[float, str]:
+    """A cell's number, and what is wrong with it if it is not a finite one."""
+    is_text = isinstance(cell, str)
+    try:
+        value = float(cell)
+    except OverflowError:
+        return math.nan, "infinite values"
+    except (TypeError, ValueError):
+        missing = cell is None or (is_text and cell.strip().lower() in MISSING)
+        return math.nan, "missing values" if missing else "cells that are not numbers"
+    if is_text and "_" in cell:  # Python would read 1_000 as a number
+        return math.nan, "cells that are not numbers"
+    if math.isfinite(value):
+        return value, ""
+    return math.nan, "missing values" if math.isnan(value) else "infinite values"

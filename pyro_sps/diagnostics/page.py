@@ -102,6 +102,18 @@ def _figures(diagnosis: Diagnosis) -> Iterator[tuple[str, str, Callable[[Axes], 
                 f"Predictive means with 95 % intervals against the observed values of target {target}.",
                 partial(_plot_predicted, diagnosis, target),
             )
+    if prediction.members[0].bnn.likelihood.event_dim == 0:
+        rows = "held-out rows" if diagnosis.predictive.held_out else "training rows, which is no test"
+        yield (
+            "Reliability",
+            f"How often the most probable class is right against its probability ({rows}); calibrated: the diagonal.",
+            lambda ax: plots.plot_reliability(prediction, y, ax),
+        )
+        yield (
+            "Confusion",
+            "Rows by observed and predicted class; the darker, the larger a share of the observed class.",
+            lambda ax: plots.plot_confusion(prediction, y, ax=ax),
+        )
     if diagnosis.importance:
         yield (
             "Importance weights",

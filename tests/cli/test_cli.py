@@ -280,8 +280,8 @@ def test_wrong_options_are_named(tmp_path, options, words):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("a,y\n1,2\nx,3\n", ["'a'", "line 3", "'x'"]),
-        ("a,y\n1,2\n,3\n", ["missing", "'a'", "line 3"]),
+        ("a,y\n" + "".join(f"{i},{i}\n" for i in range(30)) + "x,3\n", ["'a'", "line 32", "'x'", "--missing"]),
+        ("a,y\n" + "".join(f"{i},\n" for i in range(30)), ["0 rows"]),
         ("a,y\n1,2\ninf,3\n", ["infinite", "'a'", "line 3"]),
         ("a,a,y\n1,2,3\n", ["'a'"]),
         ("a,y\n1,2\n2,3\n", ["2 rows", "at least 5"]),
@@ -386,7 +386,7 @@ def test_targets_that_cannot_be_scored_do_not_stop_predictions(fitted, tmp_path)
     frame.to_csv(tmp_path / "partly.csv", index=False)
     result = run("predict", folder / "fit", tmp_path / "partly.csv", "--num-samples", "5")
     assert "not scored" in result.stderr
-    assert "'z' (1): line 5" in result.stderr
+    assert "rows without y or z" in result.stderr
     assert len(result.stdout.splitlines()) == 41
 
 

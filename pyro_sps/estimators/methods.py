@@ -1,0 +1,166 @@
+"""From numbers to a posterior: which method, for how long, and with which likelihood."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..data.arrays import Standardizer
+from ..inference.settings import FitSettings
+from ..inference.variational import fit
+from ..masks.rigid import Rigid
+from ..masks.schemes import Heavy, Light, Random, Unmasked
+from ..masks.values import MAP, Constant, Ladder, RandomConstant, Zero
+from ..model.bnn import BNN
+from ..model.likelihoods import Gaussian, HeteroscedasticGaussian, Likelihood
+from ..network.build import mlp
+from ..posterior.fit import Fits
+
+SCHEMES: dict[str, Callable[[], Any]] = {
+    "none": Unmasked,
+    "light": Light,
+    "heavy": Heavy,
+    "rigid": Rigid,
+    "random": lambda: Random(like=0.85),
+}
+VALUES: dict[str, Callable[[], Any]] = {
+    "zero": Zero,
+    "constant": lambda: Constant(1.0),
+    "learned-constant": lambda: Constant(1.0, learn=True),
+    "normal": lambda: RandomConstant(1.0),
+    "ladder": lambda: Ladder(1.0),
+    "map": MAP,
+}
+
+#: Beyond so many rows a step of a fit takes more of them, and there are more steps.
+MANY_ROWS, LARGE_BATCH, EPOCHS, MOST_STEPS = 20_000, 1024, 20, 20_000
+
+#: With fewer rows no likelihood is chosen on rows held out: it would be a guess.
+ROWS_TO_CHOOSE, TRIAL_STEPS = 100, 1_500
+
+#: With fewer seconds nothing is compiled.
+SHORT = 60.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a network and its inference should be like; the options of the estimators explain it."""
+
+    hidden: tuple[int, ...]
+    activation: str
+    scheme: Any
+    values: Any
+    replicas: int
+    num_steps: int | None
+    seed: int
+    device: Any
+    progress: bool
+
+    def steps(self, rows: int) -> tuple[int, int]:
+        """Number of steps, and rows of one."""
+        batch = min(FitSettings.batch_size or rows, rows) if rows <= MANY_ROWS else LARGE_BATCH
+        epochs = math.ceil(EPOCHS * rows / batch) if rows > MANY_ROWS else 0
+        return self.num_steps or max(FitSettings.num_steps, min(epochs, MOST_STEPS)), batch
+
+    def bnn(self, features: int, targets: int, likelihood: Likelihood) -> BNN:
+        """The model."""
+        outputs = targets * (2 if isinstance(likelihood, HeteroscedasticGaussian) else 1)
+        values = VALUES[self.values]() if isinstance(self.values, str) else self.values
+        if self.values == "map" and self.num_steps is not None:
+            values = MAP(num_steps=min(MAP.num_steps, self.num_steps))
+        # On no device: its weights are a skeleton, and to draw them would move torch's random state.
+        net = mlp([features, *self.hidden, outputs], self.activation, device="meta")
+        return BNN(
+            net,
+            scheme=SCHEMES[self.scheme]() if isinstance(self.scheme, str) else self.scheme,
+            values=values,
+            likelihood=likelihood,
+            seed=self.seed,
+        )
+
+
+def infer(
+    recipe: Recipe, x: np.ndarray, y: np.ndarray, outputs: int, likelihood: Likelihood, seconds: float | None
+) -> Fits:
+    """The posterior of a network, given numbers.
+
+    Args:
+        recipe: What it should be like.
+        x: Inputs that have been scaled, shape (rows, features).
+        y: Targets in their units, shape (rows, targets), or numbers of classes, shape (rows,).
+        outputs: Number of targets, or of classes.
+        likelihood: Observation model, in units of the standard deviations of the targets.
+        seconds: When to stop at the latest, if not before the first step; None for never.
+    """
+    mean, scale = _moments(y) if likelihood.real_valued else (np.zeros(()), np.ones(()))
+    steps, batch = recipe.steps(len(x))
+    fits: Fits = fit(
+        recipe.bnn(x.shape[1], outputs, likelihood),
+        x,
+        (y - mean) / scale if likelihood.real_valued else y,
+        num_steps=steps,
+        batch_size=batch,
+        standardize=False,
+        replicas=recipe.replicas,
+        seed=recipe.seed,
+        device=recipe.device,
+        progress=recipe.progress,
+        # What takes half a minute to compile does not pay where there is a minute.
+        compile=None if seconds is None or seconds > SHORT else False,
+        callbacks=[] if seconds is None else [_stop_after(seconds)],
+    )
+    return Fits(dataclasses.replace(one, standardizer=_units(mean, scale, one.bnn.like)) for one in fits)
+
+
+def choose_likelihood(recipe: Recipe, x: np.ndarray, y: np.ndarray, seconds: float | None) -> Likelihood:
+    """Noise that depends on the inputs where that predicts held-out rows better by more than two standard errors.
+
+    Args:
+        recipe: As in `infer`.
+        x: As in `infer`.
+        y: Targets, shape (rows, targets).
+        seconds: Most time for each of the two trials.
+    """
+    per_output = y.shape[1] if y.shape[1] > 1 else None
+    constant = Gaussian(learn=True, per_output=per_output)
+    if len(x) < ROWS_TO_CHOOSE:
+        return constant
+    order = np.random.default_rng(recipe.seed).permutation(len(x))
+    test, train = order[: len(x) // 5], order[len(x) // 5 :][:MANY_ROWS]
+    trial = dataclasses.replace(
+        recipe,
+        scheme="none",
+        values="zero",
+        replicas=1,
+        num_steps=min(TRIAL_STEPS, recipe.num_steps or TRIAL_STEPS),
+    )
+    logs = []
+    # The trials are short: a noise that starts at 0.1 would still be on its way.
+    for likelihood in (Gaussian(0.5, learn=True, per_output=per_output), HeteroscedasticGaussian()):
+        fits = infer(trial, x[train], y[train], y.shape[1], likelihood, seconds)
+        logs.append(fits.predict(x[test], num_samples=100, seed=recipe.seed).log_prob(y[test]).mean(-1))
+    gain = (logs[1] - logs[0]).clamp(-1e3, 1e3)
+    return HeteroscedasticGaussian() if gain.mean() > 2 * gain.std() / math.sqrt(len(gain)) else constant
+
+
+def _moments(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each target in double precision; 1 for a constant one."""
+    mean, scale = y.mean(0), y.std(0)
+    return mean, np.where(scale <= 1e-12 * np.abs(y).max(0), 1.0, scale)
+
+
+def _units(mean: np.ndarray, scale: np.ndarray, like: torch.Tensor) -> Standardizer:
+    none = Standardizer.identity(like)
+    return dataclasses.replace(none, y_mean=torch.as_tensor(mean).to(like), y_scale=torch.as_tensor(scale).to(like))
+
+
+def _stop_after(seconds: float) -> Callable[..., bool]:
+    end = time.monotonic() + seconds
+    return lambda *_: time.monotonic() > end

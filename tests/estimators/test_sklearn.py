@@ -1,0 +1,93 @@
+"""The estimators keep scikit-learn's contract."""
+
+import pickle
+
+import joblib
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.compose import TransformedTargetRegressor
+from sklearn.ensemble import BaggingRegressor
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+import pyro_sps as sps
+
+SMALL = {"hidden": (8,), "scheme": "none", "values": "zero", "replicas": 1, "num_steps": 150, "progress": False}
+TINY = SMALL | {"hidden": (3,), "num_steps": 10, "num_samples": 20, "random_state": 0}
+
+#: Checks that cannot hold, and why.
+EXPECTED = {
+    "check_dataframe_column_names_consistency": "columns of a table in another order are put right, not refused",
+}
+
+
+@pytest.fixture(scope="module")
+def line():
+    x = np.random.default_rng(0).uniform(-1, 1, (60, 2))
+    return x, x[:, 0] + 0.1 * x[:, 1]
+
+
+def numpy_state():
+    return np.random.get_state()[1].copy()  # noqa: NPY002 - that very state
+
+
+@parametrize_with_checks(
+    [sps.BNNRegressor(likelihood="gaussian", **SMALL), sps.BNNClassifier(**SMALL)],
+    expected_failed_checks=lambda estimator: EXPECTED,
+)
+def test_contract(estimator, check):
+    check(estimator)
+
+
+def test_clones_search_and_pipelines(line):
+    x, y = line
+    search = GridSearchCV(
+        make_pipeline(StandardScaler(), sps.BNNRegressor(likelihood="gaussian", **TINY)),
+        {"bnnregressor__hidden": [(2,), (4, 4)], "bnnregressor__scheme": ["none", "heavy"]},
+        cv=2,
+    ).fit(x, y)
+    best = search.best_estimator_[-1]
+    assert best.hidden == search.best_params_["bnnregressor__hidden"]
+    assert clone(best).get_params() == best.get_params()
+    assert not hasattr(clone(best), "posterior_")
+
+
+def test_folds_in_other_processes_give_the_same_scores(line):
+    x, y = line
+    model = sps.BNNRegressor(likelihood="gaussian", **TINY)
+    here, there = (cross_val_score(model, x, y, cv=2, n_jobs=jobs) for jobs in (1, 2))
+    np.testing.assert_allclose(here, there, rtol=1e-6)
+
+
+def test_inside_other_estimators(line):
+    x, y = line
+    model = sps.BNNRegressor(likelihood="gaussian", **TINY)
+    assert BaggingRegressor(model, 2).fit(x, y).predict(x).shape == (60,)
+    assert TransformedTargetRegressor(model, func=np.exp, inverse_func=np.log1p).fit(x, y).predict(x).shape == (60,)
+
+
+def test_an_integer_seed_repeats_and_the_global_states_stay(line):
+    import torch
+
+    x, y = line
+    torch.manual_seed(3)
+    before = torch.get_rng_state(), numpy_state()
+    model = sps.BNNRegressor(likelihood="gaussian", **TINY)
+    first, second = model.fit(x, y).predict(x), clone(model).fit(x, y).predict(x)
+    assert (first == second).all()
+    assert (torch.get_rng_state() == before[0]).all()
+    assert (numpy_state() == before[1]).all()
+    other = clone(model).set_params(random_state=1).fit(x, y).predict(x)
+    assert not np.allclose(first, other)
+
+
+@pytest.mark.parametrize("cls", [sps.BNNRegressor, sps.BNNClassifier])
+def test_pickled_and_dumped_models_predict_the_same(line, cls, tmp_path):
+    x, y = line
+    model = cls(**TINY).fit(x, y if cls is sps.BNNRegressor else y > 0)
+    joblib.dump(model, tmp_path / "model")
+    for again in (pickle.loads(pickle.dumps(model)), joblib.load(tmp_path / "model")):
+        assert (again.predict(x) == model.predict(x)).all()
