@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
@@ -17,50 +17,25 @@ from torch import Tensor, nn
 
 from ..base.checks import require_positive
 from ..base.plain import plain_torch
-from ..base.process import silenced, warn_user
-from ..masks.schemes import Random, Scheme, SymmetryWarning, Unmasked, make_masks
+from ..base.process import warn_user
+from ..masks.schemes import Random, Scheme, Unmasked
 from ..masks.values import MAP, FixedValues, Point, RandomConstant, Values, Zero, make_values
-from ..network.select import parameters_of
-from ..network.topology import Topology, WeightTensor
+from ..network.topology import WeightTensor
 from ..network.trace import trace
 from ..symmetry.certificate import certify, warn_of_symmetries
 from ..symmetry.report import SymmetryReport
+from .fixing import fix_weights
 from .hierarchy import Hierarchical
 from .likelihoods import Gaussian, Likelihood
 from .links import warn_of_link
 from .partial import PartialWeight
 from .priors import Prior
-from .weights import Part, Priors, parts_of, with_equal_batches
+from .weights import Part, Priors, check_prior_options, parts_of, with_equal_batches
 
 # The recipe that study/README.md chose on validation rows.
 _DEFAULT_SCHEME, _DEFAULT_VALUES = Random(like=0.85), MAP()
 
 _DEFAULT_PRIOR_SCALE = 2.0  # divided by √fan-in
-
-
-def _deterministic_tensors(net: nn.Module, asked: Any, topology: Topology) -> dict[str, Point | None]:
-    """Names of the tensors without a posterior, each with what becomes of it."""
-    if isinstance(asked, str | type):
-        raise TypeError(f"deterministic must be a list or dict of names and types of submodules; write [{asked!r}]")
-    rules = asked if isinstance(asked, Mapping) else dict.fromkeys(asked)
-    for part, rule in rules.items():
-        if rule is not None and not isinstance(rule, Point):
-            raise ValueError(f"deterministic[{part!r}] must be None (as it is in net) or sps.Point(), got {rule!r}")
-    found = parameters_of("deterministic", net, list(rules))
-    chosen = {name: rules[part] for part, names in found.items() for name in names}
-    if len(chosen) == len(topology.tensors):
-        raise ValueError("deterministic names all weights of the network, so that nothing is left to infer")
-    return {tensor.name: chosen[tensor.name] for tensor in topology.tensors if tensor.name in chosen}
-
-
-def _own_weights(parameters: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
-    """Weights that some tensors of a network have."""
-    if missing := [name for name in names if parameters[name].is_meta]:
-        raise ValueError(
-            f"{sorted(missing)} keep or start from the weights of net, which are on the meta device and have no "
-            "values; make net on a real device"
-        )
-    return {name: parameters[name].detach().cpu() for name in names}
 
 
 class BNN(PyroModule):
@@ -140,15 +115,7 @@ class BNN(PyroModule):
         device = torch.device("cpu") if like.device.type == "meta" else like.device
         if not like.is_floating_point():
             raise ValueError(f"net must have real floating-point parameters, got {like.dtype}")
-        if isinstance(prior, Hierarchical) and (prior_scale is not None or scale_by_fan_in):
-            raise ValueError(
-                "prior_scale and scale_by_fan_in are of no effect with prior=Hierarchical(); write "
-                "Hierarchical(scale=..., bias_scale=...), of which the first is divided by √fan-in"
-            )
-        if prior is not None and not isinstance(prior, Mapping) and (prior_scale is not None or scale_by_fan_in):
-            raise ValueError("prior_scale and scale_by_fan_in have no effect with a prior of your own: leave them out")
-        if scale_by_fan_in and prior_scale is None:
-            raise ValueError("scale_by_fan_in has no effect without prior_scale: the default prior is scaled by fan-in")
+        check_prior_options(prior, prior_scale, scale_by_fan_in)
         if prior_scale is None:
             prior_scale, scale_by_fan_in = _DEFAULT_PRIOR_SCALE, True
         require_positive("prior_scale", prior_scale)
@@ -163,31 +130,19 @@ class BNN(PyroModule):
         self.likelihood: Likelihood = Gaussian(0.1, learn=True) if likelihood is None else copy.deepcopy(likelihood)
 
         generator = torch.Generator().manual_seed(seed)
-        with silenced(SymmetryWarning):  # the certificate below says more than the scheme's own count
-            masks = make_masks(scheme, self.topology, values, generator)
-        chosen = _deterministic_tensors(net, deterministic, self.topology)
-        self.deterministic = tuple(chosen)
-        masks |= {name: torch.ones_like(masks[name]) for name in chosen}  # of which scheme and values know nothing
-        fixed = make_values(values, self.topology, masks, generator)
-        masked = [name for name, mask in masks.items() if not mask.all()]
-        self._awaits_map = isinstance(values, MAP) and bool(masked)
-        self.learns_scale = fixed.learn and bool(masked)
-        constants = fixed.pattern if self.learns_scale else fixed.tensors(like.dtype)
-        masks |= {name: torch.zeros_like(masks[name]) for name in chosen}
-        points = [name for name, rule in chosen.items() if isinstance(rule, Point)]
-        if isinstance(values, Point):
-            points = [name for name, mask in masks.items() if not mask.all()]
-        constants |= _own_weights(parameters, {*chosen, *points})
+        fixing = fix_weights(net, self.topology, scheme, values, deterministic, like.dtype, generator)
+        self.deterministic, self.learns_scale = fixing.deterministic, fixing.learns_scale
+        self._awaits_map = isinstance(values, MAP) and bool(fixing.masked)
         self.partial = nn.ModuleList(
-            PartialWeight(tensor.name, masks[tensor.name], constants[tensor.name].to(like.dtype))
+            PartialWeight(tensor.name, fixing.masks[tensor.name], fixing.constants[tensor.name].to(like.dtype))
             for tensor in self.topology.tensors
         )
         if self.learns_scale:
-            shape = (len(self.scaled),) if fixed.per_layer else ()
-            scale = torch.tensor(fixed.scale, dtype=like.dtype).expand(shape).clone()
+            shape = (len(self.scaled),) if fixing.values.per_layer else ()
+            scale = torch.tensor(fixing.values.scale, dtype=like.dtype).expand(shape).clone()
             self.fixed_scale = PyroParam(scale, constraint=constraints.positive)
-        self._point_names = {name: f"p{index}" for index, name in enumerate(points)}
-        if points:
+        self._point_names = {name: f"p{index}" for index, name in enumerate(fixing.points)}
+        if fixing.points:
             self.point_values = PyroModule("point_values")
             for weight in self.weights:
                 if own := self._point_names.get(weight.name):
@@ -254,9 +209,8 @@ class BNN(PyroModule):
 
     @property
     def _parts(self) -> list[Part]:
-        points = {
-            name: getattr(self.point_values, own) for name, own in self._point_names.items()
-        }  # asks Pyro for them
+        # Inside the model, looking one up asks Pyro for a parameter.
+        points = {name: getattr(self.point_values, own) for name, own in self._point_names.items()}
         return parts_of(self.weights, self.constant_scale(), self.scaled, points)
 
     @property

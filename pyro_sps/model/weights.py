@@ -197,6 +197,28 @@ class Priors:
                 raise ValueError(f"ordered_biases needs one normal prior for all biases of a layer, got {prior}")
 
 
+def check_prior_options(prior: Any, prior_scale: float | None, scale_by_fan_in: bool) -> None:
+    """Refuse options of the default prior that would be of no effect.
+
+    Args:
+        prior: The prior that was given, or None.
+        prior_scale: Standard deviation of the default prior, or None.
+        scale_by_fan_in: Whether that is divided by √fan-in.
+
+    Raises:
+        ValueError: If one of the last two is given in vain.
+    """
+    if isinstance(prior, Hierarchical) and (prior_scale is not None or scale_by_fan_in):
+        raise ValueError(
+            "prior_scale and scale_by_fan_in are of no effect with prior=Hierarchical(); write "
+            "Hierarchical(scale=..., bias_scale=...), of which the first is divided by √fan-in"
+        )
+    if prior is not None and not isinstance(prior, Mapping) and (prior_scale is not None or scale_by_fan_in):
+        raise ValueError("prior_scale and scale_by_fan_in have no effect with a prior of your own: leave them out")
+    if scale_by_fan_in and prior_scale is None:
+        raise ValueError("scale_by_fan_in has no effect without prior_scale: the default prior is scaled by fan-in")
+
+
 def parts_of(
     weights: Sequence[PartialWeight], scale: Tensor | None, names: Sequence[str], points: Mapping[str, Tensor]
 ) -> list[Part]:

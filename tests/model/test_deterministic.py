@@ -110,6 +110,7 @@ def test_points_and_posterior_of_a_linear_model_have_their_closed_form():
         final_learning_rate=1e-4,
         progress=False,
         init="random",
+        standardize=False,
     )
     design = torch.cat([x, torch.ones_like(x)], 1)
     precision = design.T @ design / 0.04 + torch.eye(2, dtype=torch.float64)
