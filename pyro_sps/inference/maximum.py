@@ -111,8 +111,18 @@ def maximise_posterior(
     return [{name: value[index] for name, value in final.items()} for index in range(len(members))], run.paused
 
 
-def map_weights(members: list[Replica], rule: MAP, batch: int, seed: int, progress: bool) -> list[Params]:
+def map_weights(
+    members: list[Replica], rule: MAP, batch: int, seed: int, progress: bool, interrupted: list[str] | None = None
+) -> list[Params]:
     """MAP estimates of the members' models without masks.
+
+    Args:
+        members: The replicas.
+        rule: How they are looked for.
+        batch: Rows of a step.
+        seed: Seeds the starts.
+        progress: Whether to show progress bars.
+        interrupted: Gets what interrupted the search, whose estimates so far are returned then; None to raise.
 
     Returns:
         For each member, by name: weight tensors, sites of hyperparameters, unconstrained parameters of the model.
@@ -130,11 +140,13 @@ def map_weights(members: list[Replica], rule: MAP, batch: int, seed: int, progre
         data: list[Replica], problem: Problem, starts: list[Params], watcher: _Averaging, held: Collection[str]
     ) -> list[Params]:
         some = min(batch, len(data[0].x))
-        points, interrupted = maximise_posterior(
+        points, paused = maximise_posterior(
             data, problem, starts, rule.num_steps, rule.learning_rate, some, seed, progress, watcher, held
         )
-        if interrupted:  # constants of a half-done optimisation would pass for MAP values
+        if paused and interrupted is None:  # a half-done optimisation would pass for an estimate
             raise KeyboardInterrupt
+        if paused and interrupted is not None:
+            interrupted.append(paused)
         return points
 
     count, last = int(rule.held_out * len(members[0].x)), rule.num_steps
@@ -143,11 +155,12 @@ def map_weights(members: list[Replica], rule: MAP, batch: int, seed: int, progre
         kept, held_out = _apart(free, count)
         problem, starts = begin(kept)
         early = _EarlyStop(last, held_out, kept, problem, Layout.of(_point(starts[0])), rule.noise_share)
-        climb(kept, problem, starts, early, early.held)
+        points = climb(kept, problem, starts, early, early.held)
         steps, noises = early.steps, early.noises
-    problem, starts = begin(free)
-    starts = [{**start, **noise} for start, noise in zip(starts, noises, strict=True)]
-    points = climb(free, problem, starts, _StopAt(last, steps), noises[0].keys())
+    if not interrupted:
+        problem, starts = begin(free)
+        starts = [{**start, **noise} for start, noise in zip(starts, noises, strict=True)]
+        points = climb(free, problem, starts, _StopAt(last, steps), noises[0].keys())
     estimates = []
     for point in points:
         sites = {site.name: site.constrain(site.view(point["loc"])) for site in problem.sites}

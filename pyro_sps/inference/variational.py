@@ -103,8 +103,8 @@ def fit(
 
     Returns:
         A `Fit`, or with `replicas` a `Fits`, a tuple of them. Ctrl-C ends it after the step at work, with the result
-        so far; a second Ctrl-C raises no later than Python would. While the constants of `values=MAP()` are sought
-        there is no result yet, and the first one raises.
+        so far; a second Ctrl-C raises no later than Python would. `Fit.stopped` says so, also where the constants of
+        `values=MAP()` were still sought: they are what was reached then.
 
     Raises:
         ValueError: If an argument is out of range or the data does not fit the network, before any work.
@@ -198,6 +198,7 @@ class _Job:
         writer: Where checkpoints go; None for no checkpoints.
         decay: Steps over which the learning rate decays; None for all.
         seconds: Wall time of each part.
+        interrupted: What interrupted the search for MAP values.
     """
 
     asked: FitSettings
@@ -211,6 +212,7 @@ class _Job:
     writer: Writer | None
     decay: int | None
     seconds: dict[str, float] = field(default_factory=dict)
+    interrupted: str = ""
 
     @property
     def rows(self) -> int:
@@ -345,13 +347,14 @@ def _prepare(
         if found is None or not found.ended:  # the result of one that has ended can be had without writing
             writer = Writer.open(asked.checkpoint, asked.checkpoint_every, asked.checkpoint_errors, found is None)
     first, seconds, estimates = members[0], {}, []
+    broken: list[str] = []
     rows = len(first.x)
     batch = asked.rows(rows)
     rule = first.bnn.values
     if found is None and first.bnn.awaits_map and isinstance(rule, MAP):
         begun = time.perf_counter()
         with _told_of_batches(batch, rows):
-            estimates = map_weights(members, rule, batch, asked.seed, asked.progress)
+            estimates = map_weights(members, rule, batch, asked.seed, asked.progress, broken)
         seconds["map"] = time.perf_counter() - begun
     for index, member in enumerate(members if estimates or (found is not None and has_map_values(first.bnn)) else ()):
         own = estimates[index] if found is None else constants_of(member, found, index)
@@ -373,6 +376,7 @@ def _prepare(
         writer,
         None if found is None else found.decay,
         seconds,
+        f"{broken[0]} of the search for MAP values: its constants are not those yet" if broken else "",
     )
     if keeps:
         noise = first.x.new_zeros((1, problem.size))
@@ -400,7 +404,7 @@ def _told_of_batches(batch: int, rows: int) -> Iterator[None]:
 
 def _starts(job: _Job, found: Checkpoint | None) -> tuple[list[Params], str]:
     """Where the replicas start, and what interrupted the search for that."""
-    begun, interrupted, asked = time.perf_counter(), "", job.asked
+    begun, interrupted, asked = time.perf_counter(), job.interrupted, job.asked
     init = asked.init if found is None else "random"  # which a checkpoint replaces
     if init is None:
         init = "map" if has_map_values(job.members[0].bnn) else "random"

@@ -18,6 +18,7 @@ from ..data.arrays import Standardizer, make_generator
 from ..model.bnn import BNN
 from ..model.density import elbo_terms, prepare, pyro_session
 from ..model.guides import AutoSPSNormal
+from .derived import MeanNetwork, mean_network
 from .outputs import Member
 from .predict import Prediction
 
@@ -193,6 +194,17 @@ class Fit:
                 likelihoods.append(total)
                 rests.append(rest)
         return torch.cat(likelihoods), torch.cat(rests)
+
+    def mean_network(self) -> MeanNetwork:
+        """The network with every weight at its posterior mean, as a plain `nn.Module` in original units.
+
+        It can be exported (`torch.export`), and is no Bayesian prediction: that is a mean over posterior draws. Outputs
+        are logits or log rates where the likelihood takes those.
+
+        Raises:
+            ValueError: If the likelihood takes some outputs as scales.
+        """
+        return mean_network(self.bnn, self.guide, self.standardizer)
 
     def to_arviz(self, draws: int = 1000, **options: Any) -> Any:
         """The fit as ArviZ's `InferenceData` or `DataTree`. See `pyro_sps.to_arviz`, which takes the same options."""

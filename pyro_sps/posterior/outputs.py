@@ -139,6 +139,18 @@ class Outputs:
             outputs.append(Part(member, member.bnn.likelihood.at(noise), torch.cat(parts)))
         return outputs
 
+    def rows_at_once(self) -> int:
+        """Rows of a block of draws whose activations stay within bounds."""
+        width = max(group.size for group in self._bnn.topology.groups)
+        return max(1, min(1024, _ELEMENTS // (64 * width)))
+
+    def weights(self) -> Iterator[tuple[Member, dict[str, Tensor]]]:
+        """Blocks of draws of all weight tensors, with the member that they are of."""
+        cached = self._cached_blocks
+        for index, member in enumerate(self.members):
+            for weights, _ in self._blocks(index) if cached is None else cached[index]:
+                yield member, weights
+
     @plain_torch()
     @torch.no_grad()
     def targets_of(self, start: int, outputs: list[Part]) -> Tensor:

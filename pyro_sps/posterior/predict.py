@@ -17,6 +17,7 @@ from ..data.names import in_order, require_same_rows, row_names
 from ..model.bnn import BNN
 from ..model.checks import check_inputs, check_targets
 from ..model.likelihoods import Bernoulli, Ordinal
+from .derived import Uncertainty, gradient_of_mean, split_entropy, split_variance
 from .outputs import Member, Outputs, announced, quantiles
 
 # More draws than this take very long and tell nothing more.
@@ -162,6 +163,33 @@ class Prediction:
                 for _, _, outputs in self._outputs.chunks()
             ]
         )
+
+    def uncertainty(self, measure: str = "variance") -> Uncertainty:
+        """The predictive uncertainty, and its parts: from not knowing the weights, and from the noise.
+
+        Args:
+            measure: `"variance"`, in the units of the targets squared (of one-hot encoded labels), or `"entropy"`, in
+                nats, for classes and yes/no answers, where the epistemic part is the mutual information of target and
+                weights.
+
+        Returns:
+            `total`, `epistemic` and `aleatoric`, each of the shape of `mean`; entropies of classes (rows,).
+
+        Raises:
+            ValueError: If `measure` is neither, or the entropy of other targets is asked for.
+        """
+        if measure == "variance":
+            return split_variance(self._outputs)
+        likelihood = self._bnn.likelihood
+        if measure != "entropy":
+            raise ValueError(f"measure must be 'variance' or 'entropy', got {measure!r}")
+        if likelihood.event_dim and not isinstance(likelihood, Bernoulli):
+            raise ValueError(f"entropy is for labels; with {type(likelihood).__name__} use measure='variance'")
+        return split_entropy(self._outputs, likelihood.event_dim == 0)
+
+    def gradient(self) -> Tensor:
+        """Derivatives of `mean` by the inputs, in original units, shape (rows, targets or classes, *input shape)."""
+        return gradient_of_mean(self._outputs)
 
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
         """Central interval of the posterior predictive, noise included, from quantiles of its draws.

@@ -283,6 +283,28 @@ def test_map_values_that_were_interrupted_are_not_used():
         signal.signal(signal.SIGALRM, old)
 
 
+@pytest.mark.parametrize("held_out", [0.0, 0.3])
+def test_interrupting_the_search_for_map_values_keeps_what_was_reached(monkeypatch, tmp_path, held_out):
+    arguments = loop.Run.arguments
+
+    def interrupting(run, *start):
+        for number, drawn in enumerate(arguments(run, *start), start=1):
+            if number == 25:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield drawn
+
+    bnn = sps.BNN(sps.mlp([3, 4, 2]), sps.Random(like=0.5), sps.MAP(num_steps=60, held_out=held_out))
+    x = torch.randn(60, 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Run, "arguments", interrupting)
+        fit = sps.fit(bnn, x, x[:, :2], num_steps=50, checkpoint=tmp_path, progress=False)
+    assert fit.stopped == "interrupted after step 25 of the search for MAP values: its constants are not those yet"
+    assert len(fit.losses) == 0
+    assert not list(tmp_path.glob("*.safetensors"))  # a start that was interrupted is not the one to go on from
+    assert all(value[~fit.bnn.masks[name]].all() for name, value in fit.bnn.fixed.items())
+    assert fit.predict(x, 5).mean.isfinite().all()
+
+
 # --- forks -----------------------------------------------------------------------------------------
 
 
