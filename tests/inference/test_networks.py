@@ -59,9 +59,7 @@ def test_map_values_and_the_default_recipe():
 def test_inputs_that_do_not_fit_are_told_before_any_work():
     make, x, y, _ = CASES["convolutional"]
     bnn = sps.BNN(make(), sps.Unmasked(), sps.Zero(), example=x[:2])
-    with pytest.raises(
-        ValueError, match=r"x must have 4 dimensions, such as \('rows', 1, 6, 6\), got shape \(40, 36\)"
-    ):
+    with pytest.raises(ValueError, match=r"x must have 4 dimensions, such as \('rows', 1, 6, 6\), got"):
         sps.fit(bnn, x.flatten(1), y, num_steps=1)
     with pytest.raises(ValueError, match=r"x has rows of shape \(1, 7, 7\), on which the network cannot be run"):
         sps.fit(bnn, torch.zeros(40, 1, 7, 7), y, num_steps=1)
