@@ -22,6 +22,7 @@ from .search import (
     relations_of,
     strengthened,
     too_strong,
+    widened,
 )
 from .values import MAP, Constant, FixedValues, Ladder, RandomConstant, Zero, make_values
 
@@ -95,6 +96,8 @@ class Rigid:
     Args:
         signs: Whether sign flips (of odd activations) must go too; needs non-zero values.
         strength: Smallest number of places in which the patterns of two units of a layer must differ.
+        entries: Of a connection of several entries, such as a kernel of a convolution, whether `"one"` is fixed, the
+            first, or all of the `"connection"`.
 
     Raises:
         ValueError: If an argument is not valid, or, on use, if no mask was found that is certified: the error names the
@@ -112,6 +115,7 @@ class Rigid:
 
     signs: bool = False
     strength: int = 1
+    entries: str = "one"
 
     uses_values: ClassVar[bool] = True
 
@@ -120,6 +124,8 @@ class Rigid:
             raise ValueError(f"signs must be True or False, got {self.signs!r}")
         if isinstance(self.strength, bool) or not isinstance(self.strength, int) or self.strength < 1:
             raise ValueError(f"strength must be a positive integer, got {self.strength!r}")
+        if self.entries not in ("one", "connection"):
+            raise ValueError(f"entries must be 'one' or 'connection', got {self.entries!r}")
 
     def __call__(self, topology: Topology, generator: Generator | None = None, values: Any = None) -> Masks:
         """Rigid masks.
@@ -166,6 +172,8 @@ class Rigid:
                 masks = draft
                 if self.strength > 1:
                     masks = strengthened(topology, draft, self.strength, np.random.default_rng(seed))
+                if self.entries == "connection":
+                    masks = widened(topology, masks)
                 if self._problem(topology, masks, self._worst(topology, masks, values, generator)) is None:
                     return masks
         if drafts and self.strength > 1:
@@ -212,7 +220,7 @@ class Rigid:
                     fix(topology, masks, place, unit)
             done.add(index)
             waiting.remove(index)
-        return masks
+        return widened(topology, masks) if self.entries == "connection" else masks
 
     def _certified(self, topology: Topology, masks: Masks, values: FixedValues) -> Masks:
         if problem := self._problem(topology, masks, values):

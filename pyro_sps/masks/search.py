@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..network.topology import Joint, Masks, Topology
 
@@ -312,6 +313,15 @@ def _connected(topology: Topology, joint: Joint, masks: Masks) -> Any:
     )
     inside = (rows >= 0) & (rows < result.shape[0]) & (columns >= 0) & (columns < result.shape[1])
     result[rows[inside], columns[inside]] = True
+    return result
+
+
+def widened(topology: Topology, masks: Masks) -> Masks:
+    """Masks that fix all entries of a connection where the given ones fix some."""
+    result = dict(masks)
+    for joint in topology.joints:
+        connected = torch.from_numpy(_connected(topology, joint, masks))
+        result[joint.tensor] = result[joint.tensor] & ~topology.entries_of(joint, connected)
     return result
 
 

@@ -254,8 +254,11 @@ def _order_by_stabilisers(graph: Graph, moves: list[tuple[Ints, Ints]], deadline
     """Exact order: the length of one vertex's orbit times the order of the group that leaves the vertex alone."""
     ends = [np.concatenate([move[side] for move in moves]) for side in (0, 1)]
     orbit = connected_components(len(graph.colour), *ends)
-    vertex = int(np.bincount(orbit).argmax())
-    length = int((orbit == vertex).sum())
+    size = np.bincount(orbit, minlength=len(orbit))[orbit]
+    degree = np.bincount(np.concatenate([graph.tail, graph.head]), minlength=len(orbit))
+    # One with many neighbours, such as a sign that all units of a norm share: without it the graph falls into parts.
+    vertex = int(np.lexsort((size, np.where(size > 1, degree, -1)))[-1])
+    length = int(size[vertex])
     family = graph.family[graph.label]
     entries = [
         Entries.of(graph.tail[family == f], graph.head[family == f], graph.label[family == f].astype(np.float64))
