@@ -16,7 +16,8 @@ from ..model.bnn import BNN
 from ..posterior.samples import Samples
 from .checkpoint import Checkpoint
 from .loop import Callback
-from .sampling import SampleSettings, run_sample
+from .sample_settings import SampleSettings
+from .sampling import run_sample
 from .settings import FitSettings
 from .variational import run_fit
 

@@ -6,15 +6,13 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..base.checks import is_integer, is_number, require_count, require_flag, require_positive, require_seed
-from ..base.files import LoadError
 from ..base.plain import plain_torch
 from ..base.process import warn_user
 from ..masks.values import MAP, Given
@@ -22,129 +20,18 @@ from ..model.bnn import BNN
 from ..model.density import Target, pyro_session
 from ..posterior.fit import Fit
 from ..posterior.samples import Samples
-from .chains import ChainRun, Coordinates, stands_apart
-from .checkpoint import Checkpoint, Writer, digest_of, environment, marks_of, plain
-from .langevin import Chains, Tuning
+from .chain_snapshot import header_of, restore, tensors_of
+from .chains import ChainRun, stands_apart
+from .checkpoint import Checkpoint, Writer, digest_of, environment, marks_of
+from .coordinates import Coordinates
 from .loop import Callback, Replica, pays_to_compile
 from .maximum import map_weights
 from .members import members_of, training_tensors
 from .nuts import run_nuts
+from .sample_settings import SampleSettings
 from .settings import FitSettings
-from .snapshot import SCALING
-from .starts import check_starts, check_units, starting_points
-
-KERNELS = ("mclmc", "mams", "nuts")
-
-# Steps (or trajectories) before the first draw and from one draw to the next, where the user leaves them open.
-WARMUP = {"mclmc": 2000, "mams": 400, "nuts": 1000}
-THINNING = {"mclmc": 40, "mams": 4, "nuts": 1}
-
-# What the warm-up aims at: mean square energy error per stiff direction, or share of accepted trajectories.
-ENERGY_ERROR, ACCEPTANCE = 0.01, {"mams": 0.9, "nuts": 0.8}
-
-# Options that only some kernels have a use for.
-_ONLY = {
-    "energy_error": ("mclmc",),
-    "target_accept": ("mams", "nuts"),
-    "max_tree_depth": ("nuts",),
-    "batch_size": ("mclmc",),
-    "checkpoint": ("mclmc", "mams"),
-    "time_limit": ("mclmc", "mams"),
-    "compile": ("mclmc", "mams"),
-}
-
-
-@dataclass(frozen=True)
-class SampleSettings:
-    """The options of `pyro_sps.sample`, which explains them, with their defaults.
-
-    Raises:
-        ValueError: If one is out of range, or of no effect with the kernel.
-
-    Example:
-        >>> from pyro_sps.inference.sampling import SampleSettings
-        >>> SampleSettings(kernel="mams").steps
-        (400, 4)
-    """
-
-    kernel: str = "mclmc"
-    chains: int = 10
-    num_samples: int = 100
-    thinning: int | None = None
-    warmup: int | None = None
-    starts: Any = "map"
-    map_steps: int = 3000
-    energy_error: float | None = None
-    target_accept: float | None = None
-    max_tree_depth: int | None = None
-    batch_size: int | None = None
-    standardize: bool = True
-    seed: int = 0
-    device: torch.device | str | None = None
-    progress: bool = True
-    compile: bool | None = None
-    checkpoint: str | Path | None = None
-    checkpoint_every: int = 1000
-    checkpoint_errors: str = "warn"
-    time_limit: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.kernel not in KERNELS:
-            raise ValueError(f"kernel must be one of {', '.join(map(repr, KERNELS))}, got {self.kernel!r}")
-        for name in ("chains", "num_samples", "map_steps", "checkpoint_every"):
-            require_count(name, getattr(self, name))
-        for name in ("thinning", "batch_size", "max_tree_depth"):
-            if getattr(self, name) is not None:
-                require_count(name, getattr(self, name))
-        for name in ("energy_error", "time_limit"):
-            if getattr(self, name) is not None:
-                require_positive(name, getattr(self, name))
-        if self.warmup is not None and not is_integer(self.warmup, 0):
-            raise ValueError(f"warmup must be a non-negative integer, got {self.warmup!r}")
-        if (accept := self.target_accept) is not None and not (is_number(accept) and 0 < accept < 1):
-            raise ValueError(f"target_accept must be in (0, 1), got {accept!r}")
-        if self.kernel == "nuts" and self.num_samples < 4:
-            raise ValueError(f"num_samples must be an integer of at least 4 for nuts, got {self.num_samples!r}")
-        if self.checkpoint is not None and not isinstance(self.checkpoint, str | os.PathLike):
-            raise ValueError(f"checkpoint must be a directory, got {self.checkpoint!r}")
-        if self.checkpoint_errors not in ("warn", "stop"):
-            raise ValueError(f"checkpoint_errors must be 'warn' or 'stop', got {self.checkpoint_errors!r}")
-        for name, kernels in _ONLY.items():
-            if getattr(self, name) is not None and self.kernel not in kernels:
-                raise ValueError(f"{name} is of no use with kernel={self.kernel!r}, only with {' and '.join(kernels)}")
-        for name in ("standardize", "progress"):
-            require_flag(name, getattr(self, name))
-        if self.compile is not None:
-            require_flag("compile", self.compile)
-        require_seed(self.seed)
-        check_starts(self.starts)
-
-    @property
-    def steps(self) -> tuple[int, int]:
-        """Steps of the warm-up, and from one draw to the next."""
-        return (
-            WARMUP[self.kernel] if self.warmup is None else self.warmup,
-            THINNING[self.kernel] if self.thinning is None else self.thinning,
-        )
-
-    @property
-    def aim(self) -> float:
-        """What the warm-up aims at."""
-        if self.kernel == "mclmc":
-            return ENERGY_ERROR if self.energy_error is None else self.energy_error
-        return ACCEPTANCE[self.kernel] if self.target_accept is None else self.target_accept
-
-    @staticmethod
-    def names() -> list[str]:
-        """Names of the options, in order."""
-        return [one.name for one in fields(SampleSettings)]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The options by name, with what they are where they were left open; a path is told as text."""
-        told = {name: getattr(self, name) for name in self.names()}
-        told["checkpoint"] = None if self.checkpoint is None else os.fspath(self.checkpoint)
-        told["warmup"], told["thinning"] = self.steps
-        return told | {"starts": self.starts if isinstance(self.starts, str) else type(self.starts).__name__}
+from .snapshot import constants_of
+from .starts import check_units, starting_points
 
 
 @plain_torch()
@@ -314,13 +201,15 @@ def run_sample(
     )
     if found is not None:
         job.seconds = {name: job.seconds.get(name, 0.0) + spent for name, spent in found.seconds.items()}
-        _restore(found, run)
+        restore(found, run)
         found.warn_of_environment({**environment(job.target.x), "steps": run.program.mode})
 
     def save() -> str:
         spent = {**job.seconds, "sample": job.seconds.get("sample", 0.0) + time.perf_counter() - begun}
         assert job.writer is not None
-        return job.writer.write(run.done, _header(job, run, spent), _tensors(job, run))
+        return job.writer.write(
+            run.done, header_of(run, asked.to_dict(), job.marks, spent), tensors_of(run, job.member)
+        )
 
     deadline = math.inf if asked.time_limit is None else job.started + asked.time_limit
     run(callbacks, None if job.writer is None else save, asked.checkpoint_every, deadline)
@@ -357,8 +246,7 @@ def _prepare(bnn: BNN, x: Any, y: Any, asked: SampleSettings, found: Checkpoint 
             estimate = map_weights([member], own.values, batch, asked.seed, asked.progress)[0]
             constants = {tensor.name: estimate[tensor.name] for tensor in own.topology.tensors}
         else:
-            take = found.numbers.take
-            constants = {w.name: take(f"constant.{w.name}", w.fixed.dtype, w.fixed.shape) for w in own.weights}
+            constants = constants_of(member, found, 0)
         own.set_fixed(Given(constants))
     if own.likelihood.latents():
         own.likelihood.sampled = True
@@ -486,55 +374,3 @@ def findings(samples: Samples, stiff: int) -> list[str]:
             "of the draws; samples.chain(...) leaves them out"
         )
     return found
-
-
-# --- checkpoints -----------------------------------------------------------------------------------
-
-
-def _header(job: _Job, run: ChainRun, seconds: Mapping[str, float]) -> dict[str, Any]:
-    return {
-        "settings": {name: plain(value) for name, value in job.asked.to_dict().items()},
-        "marks": job.marks,
-        "done": run.done,
-        "stopped": run.stopped,
-        "environment": {**environment(job.target.x), "steps": run.program.mode},
-        "seconds": dict(seconds),
-    }
-
-
-def _tensors(job: _Job, run: ChainRun) -> dict[str, Tensor]:
-    """The numbers of a checkpoint."""
-    tensors = {"starts": run.starts, "recent": run.recent, "early": run.early}
-    tensors |= {f"chains.{one.name}": getattr(run.chains, one.name) for one in fields(Chains)}
-    tensors |= {f"tuning.{name}": value for name, value in run.tuning.tensors().items()}
-    for name in ("draws", "energies", "errors", "failures"):
-        tensors[name] = getattr(run, name)[:, : run.drawn]
-    tensors["numbers"] = torch.tensor([run.warmup, run.drawn, run.length, *run.restarted])
-    tensors |= {f"standardizer.0.{name}": getattr(job.member.standardizer, name) for name in SCALING}
-    if isinstance(job.member.bnn.values, MAP) and job.member.bnn.num_fixed:
-        tensors |= {f"constant.{weight.name}": weight.fixed for weight in job.member.bnn.weights}
-    return tensors
-
-
-def _restore(found: Checkpoint, run: ChainRun) -> None:
-    """Set a run to where its checkpoint was."""
-    take, like = found.numbers.take, run.starts
-    numbers = take("numbers", torch.int64).tolist()
-    if len(numbers) < 3 or not 0 <= numbers[1] <= run.num_samples or not 0 <= numbers[0] <= run.warmup:
-        raise LoadError(f"the checkpoint in {found.directory} is damaged: its numbers are {numbers[:9]}")
-    run.warmup, run.drawn, run.length, *run.restarted = numbers
-    if not 0 <= found.done <= run.num_steps:
-        raise LoadError(f"the checkpoint in {found.directory} is damaged: {found.done} of {run.num_steps} steps done")
-    run.done, run.stopped = found.done, ""
-    for name in ("recent", "early"):
-        setattr(run, name, take(name, like.dtype, getattr(run, name).shape).to(like))
-    state = {
-        n: take(f"chains.{n}", like.dtype, v.shape)
-        for n, v in zip([one.name for one in fields(Chains)], run.chains.tensors(), strict=True)
-    }
-    run.chains = Chains(**{name: value.to(like) for name, value in state.items()})
-    tuning = {n: take(f"tuning.{n}", like.dtype, v.shape).to(like) for n, v in run.tuning.tensors().items()}
-    run.tuning = Tuning(**tuning)
-    for name in ("draws", "energies", "errors", "failures"):
-        whole = getattr(run, name)
-        whole[:, : run.drawn] = take(name, like.dtype, (len(whole), run.drawn, *whole.shape[2:]))

@@ -14,7 +14,7 @@ from ..data.arrays import Standardizer, make_generator
 from ..model.density import Params, Target
 from ..posterior.fit import Fit
 from ..posterior.samples import Samples
-from .chains import Coordinates
+from .coordinates import Coordinates
 from .loop import Replica, Run, decaying_rates, pays_to_compile, replicas_at_once
 from .snapshot import SCALING
 from .step import AdamState

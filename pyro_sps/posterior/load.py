@@ -29,7 +29,7 @@ from ..base.process import warn_user
 from ..data.arrays import Standardizer
 from ..masks.values import MAP, FixedValues, Point
 from ..model.bnn import BNN
-from ..model.density import prepare
+from ..model.density import Problem, prepare
 from ..model.guides import AutoSPSNormal
 from ..model.hierarchy import Hierarchical
 from ..model.likelihoods import LIKELIHOODS, Likelihood
@@ -38,6 +38,7 @@ from ..network.probe import described, probe, same
 from ..network.select import replace_parameter
 from ..network.topology import Topology
 from .fit import Fit, Fits
+from .load_samples import num_values, samples_of
 from .save import FILE, FORMAT, MAX_FITS, OLD_HEADER, max_bytes
 
 _DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
@@ -83,20 +84,20 @@ def load(
     likelihood: Likelihood | None = None,
     device: torch.device | str | None = None,
 ) -> Any:
-    """Read what `save` wrote: a fit, or several fits of one model.
+    """Read what `save` wrote: a fit, several fits of one model, or samples.
 
     The files are not trusted: nothing in them is executed, and what they hold is checked against `net` and against
     itself, even where the checksums are right. Memory is bounded by a few times what a fit of `net` needs.
 
     Args:
-        directory: Where `Fit.save` or `Fits.save` wrote it.
+        directory: Where `save` of a fit, of fits or of samples wrote it.
         net: The same network; its weights are not used. What it computes is compared with what the saved one did.
         prior: The prior given to `BNN`, if there was one: functions cannot be saved.
         likelihood: The likelihood, if it was one of your own.
         device: Where to put it; default: where `net` is.
 
     Returns:
-        The `Fit` or `Fits`, without training data.
+        The `Fit`, `Fits` or `Samples`, without training data.
 
     Raises:
         LoadError: If the file is missing, damaged or of another version, or the network is another one: in names or
@@ -161,7 +162,8 @@ def read(
         net = network(header["extra"])
         topology = Topology.of(net, _example(header, net))
         _check_network(directory, header, topology)
-        header, tensors = unseal(path, max_bytes(topology, len(header["fits"])), f"{path} is missing")
+        limit = max_bytes(topology, len(header["fits"]), num_values(path, header, topology))
+        header, tensors = unseal(path, limit, f"{path} is missing")
         _check_header(path, header, FORMAT)
     net = network(header["extra"])
     _check_network(directory, header, Topology.of(net, _example(header, net)))
@@ -317,13 +319,18 @@ def _rebuild(
         bnn = _model_of(directory, {**header, **own}, numbers, f"{index}.", masks, net, prior, likelihood_of_fit)
         if index == 0:
             _check_function(directory, header, numbers, bnn)
-        fits.append(_fit_of(directory, {**header, **own}, numbers, f"{index}.", bnn))
+        build: Any = samples_of if "samples" in header else _fit_of
+        parts = _scaling_of(directory, header, numbers, f"{index}.", bnn)
+        fits.append(build(directory, {**header, **own}, numbers, f"{index}.", bnn, *parts))
     if numbers.left:
         raise LoadError(f"{directory} is damaged: it has the unknown tensors {str(sorted(numbers.left))[:200]}")
     return fits[0] if header["replicas"] is None else Fits(fits)
 
 
-def _fit_of(directory: Path, header: Mapping[str, Any], numbers: Numbers, prefix: str, bnn: BNN) -> Fit:
+def _scaling_of(
+    directory: Path, header: Mapping[str, Any], numbers: Numbers, prefix: str, bnn: BNN
+) -> tuple[Problem, AutoSPSNormal, Standardizer]:
+    """The layout of the model's sites, a guide that has it, and the units."""
     like = bnn.like
     shape = header["input_shape"] or [bnn.topology.groups[0].size]
     x = like.new_zeros((1, *shape), dtype=torch.int64 if header.get("whole_numbers") else like.dtype)
@@ -332,9 +339,6 @@ def _fit_of(directory: Path, header: Mapping[str, Any], numbers: Numbers, prefix
     y = torch.zeros(1, dtype=torch.int64, device=like.device) if labels else like.new_zeros((1, targets))
     prototype = AutoSPSNormal(bnn)
     problem, _ = prepare(bnn, prototype, x, y)
-    guide = AutoSPSNormal(bnn)
-    parameters = (numbers.take(f"{prefix}guide.{name}", like.dtype, (problem.size,)) for name in ("loc", "scale"))
-    guide.adopt(prototype, *(value.to(like) for value in parameters))
     shapes = {"x": ((), shape), "y": ((), (targets,))}
     scaling = {
         f"{what}_{name}": numbers.take(f"{prefix}standardizer.{what}_{name}", like.dtype, *shapes[what])
@@ -343,20 +347,37 @@ def _fit_of(directory: Path, header: Mapping[str, Any], numbers: Numbers, prefix
     }
     if not all((scaling[f"{what}_scale"] > 0).all() for what in shapes):
         raise LoadError(f"{directory} is damaged: a scale of its standardizer is not positive")
+    for names, length in ((header["features"], shape[-1]), (header["targets"], targets)):
+        if names is not None and len(names) != length:
+            raise LoadError(f"{directory} is damaged: it has {len(names)} names for {length} columns")
+    return problem, prototype, Standardizer(**scaling).to(like)
+
+
+def _fit_of(
+    directory: Path,
+    header: Mapping[str, Any],
+    numbers: Numbers,
+    prefix: str,
+    bnn: BNN,
+    problem: Problem,
+    prototype: AutoSPSNormal,
+    standardizer: Standardizer,
+) -> Fit:
+    like = bnn.like
+    guide = AutoSPSNormal(bnn)
+    parameters = (numbers.take(f"{prefix}guide.{name}", like.dtype, (problem.size,)) for name in ("loc", "scale"))
+    guide.adopt(prototype, *(value.to(like) for value in parameters))
     losses = numbers.take(f"{prefix}losses", torch.float64).numpy()
     checks = {
         name: numbers.take(f"{prefix}validation.{name}", torch.float64).tolist()
         for name in numbers.names(f"{prefix}validation.")
     }
-    for names, length in ((header["features"], shape[-1]), (header["targets"], targets)):
-        if names is not None and len(names) != length:
-            raise LoadError(f"{directory} is damaged: it has {len(names)} names for {length} columns")
     rows = (dict(zip(checks, row, strict=True)) for row in zip(*checks.values(), strict=True))
     fit = Fit(
         bnn=bnn,
         guide=guide,
         losses=losses,
-        standardizer=Standardizer(**scaling).to(like),
+        standardizer=standardizer,
         seconds=header["seconds"],
         settings=header["settings"],
         validation=[{name: int(value) if name == "step" else value for name, value in row.items()} for row in rows],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -212,3 +213,9 @@ class Samples:
         from ..diagnostics.convert import samples_to_arviz
 
         return samples_to_arviz(self, **options)
+
+    def save(self, directory: str | Path) -> None:
+        """Write the draws to a directory; `pyro_sps.load` reads them again. See `pyro_sps.posterior.save.save`."""
+        from .save import save
+
+        save(self, directory)

@@ -1,4 +1,4 @@
-"""Saving fits: one safetensors file with a JSON header, which one rename replaces. `load` reads it again."""
+"""Saving fits and samples: one safetensors file with a JSON header, which one rename replaces."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ..network.probe import described, probe
 from ..network.topology import Topology
 from ..version import __version__
 from .fit import Fit, Fits
+from .samples import Samples
 
 FORMAT = 3
 
@@ -34,15 +35,15 @@ MAX_FITS = 10_000
 
 
 @plain_torch()
-def save(fit: Fit | Fits, directory: str | Path, extra: Mapping[str, Any] | None = None) -> None:
-    """Write a fit, or several fits of one model, to a directory, which is made if need be.
+def save(fit: Fit | Fits | Samples, directory: str | Path, extra: Mapping[str, Any] | None = None) -> None:
+    """Write a fit, several fits of one model, or samples, to a directory, which is made if need be.
 
     All of it is one file, which is written beside its place, flushed to the disk and renamed: at every moment the
     directory holds the fit that was there before or the new one. Predictions after loading are equal bit for bit with
     the same seed. Training data is not saved.
 
     Args:
-        fit: What `pyro_sps.fit` returned.
+        fit: What `pyro_sps.fit` or `pyro_sps.sample` returned.
         directory: Where to.
         extra: What else to keep in the header, in JSON; `pyro_sps.posterior.load.read` returns it.
 
@@ -62,20 +63,21 @@ def save(fit: Fit | Fits, directory: str | Path, extra: Mapping[str, Any] | None
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    fits = fit if isinstance(fit, Fits) else (fit,)
+    fits: Sequence[Fit | Samples] = fit if isinstance(fit, Fits) else (fit,)
     content = seal(_tensors(fits), _header(fits, len(fits) if isinstance(fit, Fits) else None, extra or {}))
-    if len(content) > (limit := max_bytes(fits[0].bnn.topology, len(fits))):
+    values = fit.num_chains * fit.num_samples * fit.bnn.num_stochastic if isinstance(fit, Samples) else 0
+    if len(content) > (limit := max_bytes(fits[0].bnn.topology, len(fits), values)):
         raise ValueError(f"the fit is too large to be saved: {len(content):,} bytes, more than {limit:,}")
     write_atomically(directory / FILE, content)
     (directory / OLD_HEADER).unlink(missing_ok=True)  # of a fit that this one replaces
 
 
-def max_bytes(topology: Topology, count: int) -> int:
-    """Largest file of so many fits of such a network."""
-    return count * _BYTES_PER_WEIGHT * topology.num_weights + _BYTES_BESIDES
+def max_bytes(topology: Topology, count: int, values: int = 0) -> int:
+    """Largest file of so many fits of such a network, or of samples with so many values."""
+    return count * _BYTES_PER_WEIGHT * topology.num_weights + _BYTES_BESIDES + 16 * values
 
 
-def _header(fits: Sequence[Fit], replicas: int | None, extra: Mapping[str, Any]) -> dict[str, Any]:
+def _header(fits: Sequence[Fit | Samples], replicas: int | None, extra: Mapping[str, Any]) -> dict[str, Any]:
     bnn = fits[0].bnn
     known = LIKELIHOODS.get(type(bnn.likelihood).__name__) is type(bnn.likelihood)
     return {
@@ -103,10 +105,23 @@ def _header(fits: Sequence[Fit], replicas: int | None, extra: Mapping[str, Any])
         "replicas": replicas,
         "fits": [_own_header(fit) for fit in fits],
         "extra": dict(extra),
+    } | (_samples_header(fits[0]) if isinstance(fits[0], Samples) else {})
+
+
+def _samples_header(samples: Samples) -> dict[str, Any]:
+    """What only samples have."""
+    told = {
+        "kernel": samples.kernel,
+        "chains": samples.num_chains,
+        "draws": samples.num_samples,
+        "acceptance_rates": list(samples.acceptance_rates),
+        "tuning": dict(samples.tuning),
+        "restarted": list(samples.restarted),
     }
+    return {"samples": told}
 
 
-def _own_header(fit: Fit) -> dict[str, Any]:
+def _own_header(fit: Fit | Samples) -> dict[str, Any]:
     scale = fit.bnn.constant_scale()
     return {
         "learned_scale": None if scale is None else scale.tolist(),  # a list if there is one a layer
@@ -125,7 +140,7 @@ def _prior_header(bnn: BNN) -> dict[str, Any]:
     return {"own": bnn.prior is not None, "scale": bnn.prior_scale, "scale_by_fan_in": bnn.scale_by_fan_in}
 
 
-def _tensors(fits: Sequence[Fit]) -> dict[str, Tensor]:
+def _tensors(fits: Sequence[Fit | Samples]) -> dict[str, Tensor]:
     bnn = fits[0].bnn
     tensors = {f"mask.{weight.name}": weight.mask for weight in bnn.weights}
     tensors["network.outputs"] = probe(bnn.function, bnn.topology, bnn.like, fits[0].input_shape)
@@ -134,13 +149,17 @@ def _tensors(fits: Sequence[Fit]) -> dict[str, Tensor]:
     return tensors
 
 
-def _own_tensors(fit: Fit) -> dict[str, Tensor]:
+def _own_tensors(fit: Fit | Samples) -> dict[str, Tensor]:
     bnn = fit.bnn
-    tensors = {
-        "guide.loc": fit.guide.loc,
-        "guide.scale": fit.guide.scale_unconstrained,
-        "losses": torch.from_numpy(fit.losses),
-    }
+    if isinstance(fit, Samples):
+        tensors = {f"samples.{name}": value for name, value in fit.samples.items()}
+        tensors |= {name: getattr(fit, name) for name in ("energies", "errors", "failures")}
+    else:
+        tensors = {
+            "guide.loc": fit.guide.loc,
+            "guide.scale": fit.guide.scale_unconstrained,
+            "losses": torch.from_numpy(fit.losses),
+        }
     for weight in bnn.weights:
         tensors[f"fixed.{weight.name}"] = weight.fixed
     for name, value in bnn.state_dict().items():
@@ -148,7 +167,8 @@ def _own_tensors(fit: Fit) -> dict[str, Tensor]:
             tensors[f"state.{name}"] = value
     for name in fit.standardizer.__dataclass_fields__:
         tensors[f"standardizer.{name}"] = getattr(fit.standardizer, name)
-    for name in fit.validation[0] if fit.validation else ():
-        numbers = [float(check[name]) for check in fit.validation]
+    validation = () if isinstance(fit, Samples) else fit.validation
+    for name in validation[0] if validation else ():
+        numbers = [float(check[name]) for check in validation]
         tensors[f"validation.{name}"] = torch.tensor(numbers, dtype=torch.float64)
     return tensors

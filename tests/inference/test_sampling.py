@@ -14,7 +14,7 @@ from torch import nn
 
 import pyro_sps as sps
 from pyro_sps.inference.chains import stands_apart
-from pyro_sps.inference.sampling import SampleSettings
+from pyro_sps.inference.sample_settings import SampleSettings
 
 draw = functools.partial(sps.sample, standardize=False, progress=False)
 
