@@ -779,7 +779,7 @@ class NoOtherDtype(Kernels):
     [
         {},
         {"values": sps.Constant(0.3, learn=True)},
-        {"scale_by_fan_in": True},
+        {"prior_scale": 1.0, "scale_by_fan_in": True},
         {"likelihood": sps.Gaussian(0.3, learn=True, per_output=1)},
         {"likelihood": sps.Bernoulli()},
         {"likelihood": sps.Poisson()},
@@ -796,7 +796,9 @@ def test_everything_in_a_run_has_the_networks_dtype(options, data):
     assert not mode.wrong
 
 
-@pytest.mark.parametrize("options", [{}, {"values": sps.Constant(0.3, learn=True)}, {"scale_by_fan_in": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"values": sps.Constant(0.3, learn=True)}, {"prior_scale": 1.0, "scale_by_fan_in": True}]
+)
 def test_everything_in_a_run_is_on_the_networks_device(options):
     """On the meta device any tensor made elsewhere would be an error."""
     bnn = small_bnn(**options).to("meta")

@@ -105,6 +105,7 @@ def test_points_and_posterior_of_a_linear_model_have_their_closed_form():
         x,
         y,
         num_steps=4000,
+        standardize=False,
         num_particles=8,
         learning_rate=0.02,
         final_learning_rate=1e-4,

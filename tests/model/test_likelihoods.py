@@ -231,7 +231,9 @@ def test_noise_does_not_collapse_onto_whole_numbers():
     net = sps.mlp([1, 10, 2])
 
     def smallest(likelihood):
-        fit = sps.fit(sps.BNN(net, sps.Unmasked(), likelihood=likelihood), x, y, num_steps=1, progress=False)
+        fit = sps.fit(
+            sps.BNN(net, sps.Unmasked(), likelihood=likelihood), x, y, num_steps=1, standardize=False, progress=False
+        )
         return fit.bnn.likelihood.minimum, -math.log(math.sqrt(2 * math.pi) * np.max(fit.bnn.likelihood.minimum))
 
     floor, best = smallest(sps.HeteroscedasticGaussian())
@@ -245,7 +247,7 @@ def test_replicas_have_one_minimum():
     x = torch.linspace(-2, 2, 60).unsqueeze(1).expand(2, 60, 1)
     y = torch.stack([(2 * x[0]).round(), x[0].sin()])
     bnn = sps.BNN(sps.mlp([1, 3, 2]), sps.Unmasked(), likelihood=sps.HeteroscedasticGaussian())
-    fits = sps.fit(bnn, x, y, num_steps=1, progress=False, replicas=2)
+    fits = sps.fit(bnn, x, y, num_steps=1, standardize=False, progress=False, replicas=2)
     assert [fit.bnn.likelihood.minimum for fit in fits] == [pytest.approx([1 / math.sqrt(12)])] * 2
 
 
@@ -497,7 +499,7 @@ def test_posterior_of_the_noise_by_quadrature():
     values = np.array([density(z) for z in grid])
     mean = (values * grid).sum() / values.sum()
     std = math.sqrt((values * (grid - mean) ** 2).sum() / values.sum())
-    nuts = sps.sample_nuts(bnn, x, y, num_samples=300, warmup=200, num_chains=2, progress=False)
+    nuts = sps.sample_nuts(bnn, x, y, num_samples=300, warmup=200, num_chains=2, standardize=False, progress=False)
     draws = nuts.samples["likelihood.log_scale"][..., 0]
     ess = pyro.ops.stats.effective_sample_size(draws, 0, 1).item()
     assert abs(draws.mean().item() - mean) < 5 * std / math.sqrt(ess)
