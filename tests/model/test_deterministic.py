@@ -104,14 +104,13 @@ def test_points_and_posterior_of_a_linear_model_have_their_closed_form():
         bnn,
         x,
         y,
-        num_steps=4000,
+        num_steps=2500,
         standardize=False,
         num_particles=8,
         learning_rate=0.02,
         final_learning_rate=1e-4,
         progress=False,
         init="random",
-        standardize=False,
     )
     design = torch.cat([x, torch.ones_like(x)], 1)
     precision = design.T @ design / 0.04 + torch.eye(2, dtype=torch.float64)

@@ -499,7 +499,18 @@ def test_posterior_of_the_noise_by_quadrature():
     values = np.array([density(z) for z in grid])
     mean = (values * grid).sum() / values.sum()
     std = math.sqrt((values * (grid - mean) ** 2).sum() / values.sum())
-    nuts = sps.sample_nuts(bnn, x, y, num_samples=300, warmup=200, num_chains=2, standardize=False, progress=False)
+    nuts = sps.sample(
+        bnn,
+        x,
+        y,
+        kernel="nuts",
+        starts="prior",
+        num_samples=300,
+        warmup=200,
+        chains=2,
+        standardize=False,
+        progress=False,
+    )
     draws = nuts.samples["likelihood.log_scale"][..., 0]
     ess = pyro.ops.stats.effective_sample_size(draws, 0, 1).item()
     assert abs(draws.mean().item() - mean) < 5 * std / math.sqrt(ess)
