@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ..posterior.fit import Fit
 from ..posterior.predict import Prediction
+from ..posterior.samples import Samples
+from .chains import diagnose_chains
 from .convergence import Convergence, Replicas, compare_replicas, convergence
 from .convert import check_fits
 from .density import Draws, chain_seed, check_data, draw, training_data
@@ -20,7 +22,7 @@ from .predictive import check_predictions, is_label
 
 
 def diagnose(
-    fits: Fit | Sequence[Fit],
+    fits: Fit | Sequence[Fit] | Samples,
     x: Any = None,
     y: Any = None,
     *,
@@ -29,7 +31,7 @@ def diagnose(
     draws: int = 1000,
     time_limit: float = 10.0,
     seed: int = 0,
-) -> Diagnosis:
+) -> Any:
     """Check whether the approximation is any good.
 
     - **Importance sampling**: Pareto k̂ of p(w, data)/q(w). Below 0.5 the guide is close to the posterior, above 0.7
@@ -41,7 +43,8 @@ def diagnose(
     - **Predictions** against data: coverage, PIT, sharpness, CRPS; on held-out data if it is given.
 
     Args:
-        fits: A fit, or several: replicas, or fits made one by one of networks with the same masks.
+        fits: A fit, or several: replicas, or fits made one by one of networks with the same masks. Or what `sample`
+            returned: then R-hat and effective sample sizes of weights and of predictions, energies and steps.
         x: The training inputs in original units, for fits that do not hold them (those loaded from a file).
         y: The training targets, likewise.
         held_out: Inputs and targets that the network was not fitted to, in original units, for the checks of
@@ -52,7 +55,7 @@ def diagnose(
         seed: Seeds the draws.
 
     Returns:
-        A `Diagnosis`; `print` shows it.
+        A `Diagnosis`, of samples a `ChainDiagnosis`; `print` shows it.
 
     Raises:
         ValueError: If an argument is out of range, the fits have different networks, masks or data, or there is
@@ -67,6 +70,10 @@ def diagnose(
         >>> diagnosis.importance[0].reading in ("good", "ok", "bad", "very bad")
         True
     """
+    if isinstance(fits, Samples):
+        if baseline is not None:
+            raise ValueError("baseline is for fits; compare samples by predict(...).lpp(...)")
+        return diagnose_chains(fits, x, y, held_out, draws, time_limit, seed)
     every = check_fits(fits)
     others = None if baseline is None else check_fits(baseline)
     if isinstance(draws, bool) or not isinstance(draws, int) or draws < 10:

@@ -118,3 +118,26 @@ def rank_rhat(values: np.ndarray) -> np.ndarray:
     import xarray
 
     return arviz.rhat(xarray.Dataset({"value": (("chain", "draw", "n"), values)}))["value"].values
+
+
+def bulk_ess(values: np.ndarray) -> np.ndarray:
+    """Bulk effective sample size (Vehtari et al. 2021) of each of n quantities, by ArviZ.
+
+    Args:
+        values: Shape (chains, draws, n), at least four draws.
+
+    Returns:
+        Shape (n,).
+
+    Example:
+        >>> import numpy as np
+        >>> from pyro_sps.diagnostics.generations import bulk_ess
+        >>> draws = np.random.default_rng(0).normal(size=(4, 250, 1))
+        >>> bool(700 < bulk_ess(draws)[0] < 1500)
+        True
+    """
+    import arviz
+    import xarray
+
+    found: np.ndarray = arviz.ess(xarray.Dataset({"value": (("chain", "draw", "n"), values)}))["value"].values
+    return found

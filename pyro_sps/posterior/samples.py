@@ -214,6 +214,12 @@ class Samples:
 
         return samples_to_arviz(self, **options)
 
+    def diagnose(self, **options: Any) -> Any:
+        """Whether the chains have mixed; see `pyro_sps.diagnose`, which takes the same options."""
+        from ..diagnostics.diagnose import diagnose
+
+        return diagnose(self, **options)
+
     def save(self, directory: str | Path) -> None:
         """Write the draws to a directory; `pyro_sps.load` reads them again. See `pyro_sps.posterior.save.save`."""
         from .save import save
