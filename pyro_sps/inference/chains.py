@@ -51,8 +51,8 @@ LONGEST = 64
 class ChainRun:
     """A run of all chains; calling it runs it.
 
-    A step is one of `mclmc`, or one trajectory of `mams`. All of what a chain does depends on its own seed and start
-    alone (but for the length of `mams` trajectories, and for rounding).
+    A step is one of `mclmc`, or one trajectory of `mams`. A chain's noise depends on its own seed alone; the scales of
+    tensors, and the length of trajectories, are common to all chains.
 
     Attributes:
         coordinates: The vector that chains move in.
