@@ -48,7 +48,8 @@ class BNN(PyroModule):
 
     Args:
         net: Any supported `nn.Module`. It is read and left as it was; its parameters are a skeleton only: their
-            device and dtype are those of the new module, their values are not used.
+            device and dtype are those of the new module, their values are not used. It runs as in evaluation
+            mode: dropout does nothing, and batch norm keeps the running statistics that it has.
         scheme: What picks the masks: a scheme, a function `(topology, generator) -> masks`, or a dict of masks.
             Default: `Random(like=0.85)`, 85 % of every weight matrix at random places.
         values: What the fixed weights are set to: a rule, a function or a dict of tensors. Default: `MAP()`, which

@@ -1,8 +1,11 @@
 """What is a network? Its units, the weight tensors between them, and how it runs with given weights.
 
 - `topology`: unit groups and weight tensors, all that the other wings know of a network
-- `trace`: from a network to its topology and to a function of its weights; `tracer` walks its graph
-- `layers`: what each operation does to units and signs, one room a family of layers
+- `structure`: what a topology has beyond one number a unit: slots, blocks, several signs
+- `trace`: from a network to its topology and to a function of its weights; `tracer` walks the graph, if all is dense
+- `record`: the same of any network, from one run of it; `recorder` follows its numbers, of which `elements` keeps the
+  book, and `assemble` makes the topology
+- `layers`: what each operation does to units and signs, one room a family of operations
 - `run`: that function, which other processes can be sent
 - `build`: networks that are often wanted
 """

@@ -348,7 +348,8 @@ def _tensor(name: str, weight: Weight, atoms: Atoms, number: Ints, carriers: _Ca
         signs, scales = (classes[own] for classes in found.characters)
         slot = slots[own]
         unit = number[own]
-        if found.pinned[own.ravel()].all():
+        rows = np.stack([unit.ravel(), slot.ravel()])
+        if len(np.unique(unit)) == np.unique(rows, axis=1).shape[1]:  # one slot a unit
             slot = np.zeros_like(slot)
         power = weight.roles.get(axis, 1)
         places.append(Places(where, unit, slot, carriers.index(unit, signs, scales), power))

@@ -42,6 +42,11 @@ def pair(first: Any, second: Any) -> Codes:
         return mix(mix(first) + np.uint64(0x632BE59BD9B4E019) * np.asarray(second).astype(np.uint64))
 
 
+def first_along(array: Any, axis: int) -> Any:
+    """The first of an array along an axis, which stays; without a copy."""
+    return array[tuple(slice(0, 1) if i == axis else slice(None) for i in range(array.ndim))]
+
+
 @dataclass(frozen=True)
 class Value:
     """What is known of each element of a tensor.
@@ -195,11 +200,19 @@ class Atoms:
 
     def equate_along(self, kind: int, atoms: Ints, axis: int) -> Ints:
         """Signs (scales) that must be equal along an axis, and what they are."""
-        first = np.take(atoms, [0], axis=axis)
+        first = first_along(atoms, axis)
         self.equate(kind, np.broadcast_to(first, atoms.shape).ravel(), atoms.ravel())
         return first.squeeze(axis)
 
     # units
+
+    def with_slots(self, token: Ints, place: Codes) -> Codes:
+        """Places that tell apart numbers of one unit that were made at different atoms of it."""
+        some = token >= 0
+        atoms = np.unique(token[some])
+        if len(np.unique(self.units.root[atoms])) == len(atoms):
+            return place
+        return np.where(some, pair(place, pair(self.array[token], self.mark[token])), place)
 
     def relate(self, first: Ints, second: Ints, place: Codes) -> str:
         """Atoms that numbers at the same places belong to, and so can no longer move apart.
@@ -217,6 +230,7 @@ class Atoms:
         a, b = self.units.root[first], self.units.root[second]
         if np.array_equal(a, b):
             return "equal"
+        place = self.with_slots(second, self.with_slots(first, place))
         key = a * (len(self.array) + 1) + b
         pairs, index, inverse = np.unique(key, return_index=True, return_inverse=True)
         label = np.zeros(len(pairs), dtype=np.uint64)
@@ -243,7 +257,11 @@ class Atoms:
 
     def _told(self, atoms: Ints, place: Codes) -> bool:
         """Whether the places tell which atom it is."""
-        return len(np.unique(pair(place, self.units.root[atoms]))) == len(np.unique(place))
+        root = self.units.root[atoms]
+        for some in (slice(0, 1 << 11), slice(None)):  # a few are mostly enough to see that they do not
+            if len(np.unique(pair(place[some], root[some]))) > len(np.unique(place[some])):
+                return False
+        return True
 
     def blocks(self, tokens: Ints, place: Codes) -> Ints | None:
         """What a function of a set of numbers, in whatever order, belongs to: the set as a whole.
@@ -255,7 +273,7 @@ class Atoms:
         Returns:
             A block for each set, or None if there is one for all of them.
         """
-        root = self.units.find(tokens)
+        root, place = self.units.find(tokens), self.with_slots(tokens, place)
         order = np.argsort(root, axis=1, kind="stable")
         ordered = np.take_along_axis(root, order, 1)
         new = np.ones(ordered.shape, dtype=bool)
@@ -289,20 +307,17 @@ class Atoms:
         """
         result = list(first)
         for token in second:
-            for index, other in enumerate(result):
+            kept, determined = [], False
+            for other in result:  # with all of them, even after one has determined it: the others must agree
                 both = (token >= 0) & (other >= 0)
-                how = self.relate(other[both], token[both], place[both]) if both.any() else "equal"
-                if how == "free":
+                how = self.relate(other[both], token[both], place[both]) if both.any() else "first"
+                if how in ("equal", "second"):
+                    token = np.where(other >= 0, other, token) if how == "equal" else np.where(token >= 0, token, other)
                     continue
-                # What was pinned goes to the places, below; which of the two does not matter then but for that.
-                if how == "pinned":
-                    place = pair(place, token + 1)
-                result[index] = (
-                    np.where(token >= 0, token, other) if how == "second" else np.where(other >= 0, other, token)
-                )
-                break
-            else:
-                result.append(token)
+                if how == "first":
+                    other, determined = np.where(other >= 0, other, token), True
+                kept.append(other)
+            result = kept if determined else [*kept, token]
         return self.settle(result, place)
 
     def settle(self, tokens: Sequence[Ints], place: Codes) -> tuple[tuple[Ints, ...], Codes]:
@@ -311,7 +326,7 @@ class Atoms:
         for token in tokens:
             some = token >= 0
             atoms = self.units.root[token[some]]
-            if len(np.unique(atoms)) > 1 and self._told(token[some], place[some]):
+            if len(atoms) and atoms.min() < atoms.max() and self._told(token[some], place[some]):
                 self.pin(token[some])
             pinned = self.pinned(token)
             if pinned.any():

@@ -121,8 +121,7 @@ class Recorder(TorchDispatchMode):
             self.register(address)
         if address not in self.storages:
             return None
-        index = _where(tensor)
-        return self.storages[address][1].map(lambda array: array[index])
+        return self.storages[address][1].map(lambda array: _view(array, tensor))
 
     def operand(self, tensor: Tensor, call: Call) -> Value:
         """What is known of a tensor; numbers of a constant are told apart by what they are."""
@@ -320,6 +319,13 @@ def _where(tensor: Tensor) -> Ints:
     for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
         index = index[..., None] + np.arange(size) * stride
     return index
+
+
+def _view(array: Any, tensor: Tensor) -> Any:
+    """Of an array that has a number for each place in memory, those of a tensor's elements."""
+    strides = [stride * array.itemsize for stride in tensor.stride()]
+    start = array[tensor.storage_offset() :]
+    return np.lib.stride_tricks.as_strided(start, tuple(tensor.shape), strides, writeable=False)
 
 
 def _shares(result: Tensor, tensors: list[Tensor]) -> bool:

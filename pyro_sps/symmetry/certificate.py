@@ -502,7 +502,8 @@ def _uniform(kind: Ints, tail: Ints, head: Ints, value: Floats, signed: bool) ->
 
 def _chains(units: int, ties: list[tuple[Ints, Ints]]) -> tuple[Ints, Ints]:
     """Fewest ties that connect the same units."""
-    component = connected_components(units, *(np.concatenate([tie[side] for tie in ties]) for side in (0, 1)))
+    none = np.zeros(0, dtype=np.int64)
+    component = connected_components(units, *(np.concatenate([none, *(tie[side] for tie in ties)]) for side in (0, 1)))
     order = np.argsort(component, kind="stable")
     joined = component[order][1:] == component[order][:-1]
     return order[:-1][joined], order[1:][joined]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..elements import SCALE, SIGN, Value, mix, pair
+from ..elements import SCALE, SIGN, Value, first_along, mix, pair
 from ..recorder import Call, Recorder, handles, leaves
 
 
@@ -104,7 +104,7 @@ def pad(recorder: Recorder, call: Call) -> None:
         away = (where < 0) | (where >= size)
         outside |= away.reshape([-1 if i == axis else 1 for i in range(len(value.shape))])
         index[axis] = np.clip(where, 0, size - 1)
-        moving = any((token != token.take([0], axis=axis)).any() for token in value.tokens)
+        moving = any((token != first_along(token, axis)).any() for token in value.tokens)
         if away.any() and moving:  # units are padded: what is put there belongs to none
             for token in value.tokens:
                 recorder.atoms.pin(token.ravel())

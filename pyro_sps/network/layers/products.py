@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..elements import SCALE, SIGN, Codes, Ints, Value, mix, pair
+from ..elements import SCALE, SIGN, Codes, Ints, Value, first_along, mix, pair
 from ..recorder import Call, Recorder, handles, rows_code
 from .functions import two
 
@@ -109,10 +109,12 @@ def _aligned(recorder: Recorder, value: Value, axis: int) -> Value:
     if value.weight is not None:
         return value
     tokens, place, summed = [], value.place, 3 - axis
+    for token in value.tokens:
+        place = recorder.atoms.with_slots(token, place)
     for token in map(recorder.atoms.units.find, value.tokens):
-        along = (token == token.take([0], axis=summed)).all()
-        if not along and not (token == token.take([0], axis=axis)).all():
-            first = np.broadcast_to(token.take([0], axis=axis), token.shape)
+        along = (token == first_along(token, summed)).all()
+        if not along and not (token == first_along(token, axis)).all():
+            first = np.broadcast_to(first_along(token, axis), token.shape)
             some = (first >= 0) & (token >= 0)
             how = "pinned"
             if ((first >= 0) == (token >= 0)).all():
@@ -121,7 +123,7 @@ def _aligned(recorder: Recorder, value: Value, axis: int) -> Value:
                 recorder.atoms.pin(token.ravel())
             token = np.where(token >= 0, recorder.atoms.units.find(token), -1) if how == "equal" else token
             if how == "equal":
-                token = np.broadcast_to(token.take([0], axis=axis), token.shape)
+                token = np.broadcast_to(first_along(token, axis), token.shape)
         tokens.append(token)
     settled, place = recorder.atoms.settle(tokens, place)
     return replace(value, tokens=settled, place=place)
@@ -133,7 +135,7 @@ def _split(value: Value, summed: int, other: int) -> tuple[list[Ints], list[Ints
     inside: list[Ints] = []
     unclear: list[Ints] = []
     for token in value.tokens:
-        if not (token == token.take([0], axis=summed)).all():
+        if not (token == first_along(token, summed)).all():
             inside.append(token)
         elif not (token == token.flat[0]).all():
             outside.append(token)
@@ -144,11 +146,10 @@ def _split(value: Value, summed: int, other: int) -> tuple[list[Ints], list[Ints
     else:  # axes of one index; that of the inputs was made first
         for token in sorted(unclear, key=lambda token: int(token.flat[0])):
             (outside if inside else inside).append(token)
-    return _first_along(outside, summed), _first_along(inside, other)
-
-
-def _first_along(tokens: list[Ints], axis: int) -> list[Ints]:
-    return [np.take(token, 0, axis=axis) for token in tokens]
+    return (
+        [first_along(token, summed).squeeze(summed) for token in outside],
+        [first_along(token, other).squeeze(other) for token in inside],
+    )
 
 
 def _label(place: Codes) -> Codes:
@@ -226,8 +227,8 @@ def _between(recorder: Recorder, left: Value, right: Value, shape: tuple[int, ..
         for array, summed, other in ((a, 2, 1), (b, 1, 2)):
             if (array < 0).all():
                 continue
-            if (array == array.take([0], axis=summed)).all():
-                rest.append(np.broadcast_to(array.take([0], axis=summed), shape))
+            if (array == first_along(array, summed)).all():
+                rest.append(np.broadcast_to(first_along(array, summed), shape))
             else:
                 inside.append(atoms.equate_along(kind, array, axis=other))
         if len(inside) == 2 and kind == SIGN:
@@ -269,7 +270,7 @@ def convolution(recorder: Recorder, call: Call) -> None:
     met, _ = atoms.combine(inside, [read.reshape(1, -1)], label)
     channel = met[0] if met else read.reshape(1, -1)
     if groups > 1:
-        _grouped(recorder, channel.reshape(groups, -1), read, made)
+        _grouped(recorder, channel.reshape(groups, -1), label.reshape(groups, -1), made)
     for kind in (SIGN, SCALE):
         along = atoms.equate_along(kind, value.characters[kind], axis=1)
         atoms.equate(kind, along.ravel(), read.ravel())
@@ -285,21 +286,21 @@ def convolution(recorder: Recorder, call: Call) -> None:
     recorder.write(call.out, result)
 
 
-def _grouped(recorder: Recorder, channel: Ints, read: Ints, made: Ints) -> None:
-    """Inputs and outputs of a group move with it."""
+def _grouped(recorder: Recorder, channel: Ints, label: Codes, made: Ints) -> None:
+    """Inputs and outputs of a group move with it; a unit can have several slots among the inputs."""
     atoms = recorder.atoms
     groups, outputs = made.shape
     pinned = atoms.pinned(channel)
     if channel.shape[1] == 1 and not pinned.any():  # depthwise: the group is its channel
         owner = np.broadcast_to(channel, made.shape)
-        atoms.relate(owner.ravel(), made.ravel(), np.zeros(made.size, dtype=np.uint64))
+        atoms.relate(owner.ravel(), made.ravel(), np.broadcast_to(label, made.shape).ravel())
         return
     block = atoms.new(groups, signed=False)[:, None]
     if pinned.any():
         atoms.pin(block.ravel())
-    for member in (channel, made):
+    for member, place in ((channel, label), (made, np.zeros(made.shape, dtype=np.uint64))):
         owner = np.broadcast_to(block, member.shape)
-        atoms.relate(owner.ravel(), member.ravel(), np.zeros(member.size, dtype=np.uint64))
+        atoms.relate(owner.ravel(), member.ravel(), place.ravel())
     if pinned.any() and outputs == 1:
         atoms.pin(made.ravel())
 

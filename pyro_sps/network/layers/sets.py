@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..elements import SCALE, SIGN, Codes, Ints, Value, mix, pair
+from ..elements import SCALE, SIGN, Codes, Ints, Value, first_along, mix, pair
 from ..recorder import Call, Recorder, constant, handles
 from .functions import two
 from .products import along
@@ -21,9 +21,11 @@ from .products import along
 def _flat(recorder: Recorder, value: Value, axes: Sequence[int]) -> tuple[Value, Any]:
     """A value with some axes as one, at the end, and whose tokens are units."""
     moved, restore = along(recorder.as_value(value), tuple(axes))
-    return moved.map(lambda array: array) if not moved.tokens else replace(
-        moved, tokens=tuple(recorder.atoms.units.find(token) for token in moved.tokens), weight=None
-    ), restore
+    place = moved.place
+    for token in moved.tokens:
+        place = recorder.atoms.with_slots(token, place)
+    tokens = tuple(recorder.atoms.units.find(token) for token in moved.tokens)
+    return replace(moved, tokens=tokens, place=place, weight=None), restore
 
 
 def _over(recorder: Recorder, value: Value) -> tuple[tuple[Ints, ...], Codes]:
@@ -149,7 +151,7 @@ def softmax(recorder: Recorder, call: Call) -> None:
     axis = call["dim"] % max(len(value.shape), 1)
     if "softmax" not in call.name:  # the order matters
         for token in value.tokens:
-            if not (token == token.take([0], axis=axis)).all():
+            if not (token == first_along(token, axis)).all():
                 recorder.atoms.pin(token.ravel())
         tokens, place = recorder.atoms.settle(value.tokens, value.place)
         value = replace(value, tokens=tokens, place=place)
@@ -245,7 +247,7 @@ def pooling(recorder: Recorder, call: Call) -> None:
     axes = range(len(value.shape) - spatial, len(value.shape))
     for token in value.tokens:
         for axis in axes:
-            if not (token == token.take([0], axis=axis)).all():
+            if not (token == first_along(token, axis)).all():
                 recorder.atoms.pin(token.ravel())
     tokens, place = recorder.atoms.settle(value.tokens, value.place)
     value = replace(value, tokens=tokens, place=place)

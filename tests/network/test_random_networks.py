@@ -1,0 +1,235 @@
+"""Networks put together at random from the usual operations: what is claimed of them must be true of numbers."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from network.networks import Net
+from torch import nn
+
+import pyro_sps as sps
+
+
+class Program:
+    """A random network of values of shape (rows, positions, units); its layers, and what its forward does."""
+
+    def __init__(self, seed):
+        self.rng = np.random.default_rng(seed)
+        self.layers, self.steps = {}, []
+        self.widths = [(3, 4)]  # positions and units of each value so far; the first is the input
+        for _ in range(self.rng.integers(3, 9)):
+            self.add()
+        self.close()
+
+    def layer(self, module):
+        name = f"l{len(self.layers)}"
+        self.layers[name] = module
+        return name
+
+    def pick(self, *condition):
+        fitting = [i for i, width in enumerate(self.widths) if all(test(*width) for test in condition)]
+        return int(self.rng.choice(fitting)) if fitting else None
+
+    def then(self, function, positions, units):
+        self.steps.append(function)
+        self.widths.append((positions, units))
+
+    def add(self):
+        kind = self.rng.choice(list(OPERATIONS))
+        OPERATIONS[kind](self)
+
+    def close(self):
+        i = len(self.widths) - 1
+        positions, units = self.widths[i]
+        flat = self.rng.random() < 0.4
+        name = self.layer(nn.Linear(positions * units if flat else units, 2))
+        self.then(lambda net, v: getattr(net, name)(v[i].flatten(1) if flat else v[i].mean(1)), 1, 2)
+
+    def network(self):
+        def forward(net, x):
+            values = [x]
+            for step in self.steps:
+                values.append(step(net, values))
+            return values[-1]
+
+        return Net(forward, **self.layers).double().eval()
+
+
+def linear(p):
+    i = p.pick()
+    positions, units = p.widths[i]
+    width = int(p.rng.choice([2, 4, 6]))
+    name = p.layer(nn.Linear(units, width, bool(p.rng.random() < 0.7)))
+    p.then(lambda net, v: getattr(net, name)(v[i]), positions, width)
+
+
+def again(p):
+    """A layer that is there already is used once more."""
+    known = [name for name, layer in p.layers.items() if isinstance(layer, nn.Linear)]
+    if known:
+        name = str(p.rng.choice(known))
+        layer = p.layers[name]
+        i = p.pick(lambda _, units: units == layer.in_features)
+        if i is not None:
+            p.then(lambda net, v: getattr(net, name)(v[i]), p.widths[i][0], layer.out_features)
+
+
+def over_positions(p):
+    i = p.pick()
+    positions, units = p.widths[i]
+    name = p.layer(nn.Linear(positions, positions))
+    p.then(lambda net, v: getattr(net, name)(v[i].transpose(1, 2)).transpose(1, 2), positions, units)
+
+
+def convolution(p):
+    i = p.pick(lambda _, units: units % 2 == 0)
+    positions, units = p.widths[i]
+    groups = int(p.rng.choice([1, 2, units]))
+    width = units if groups == units else int(p.rng.choice([2, 4]))
+    name = p.layer(
+        nn.Conv1d(units, width, 3, padding=1, groups=groups, padding_mode=str(p.rng.choice(["zeros", "circular"])))
+    )
+    p.then(lambda net, v: getattr(net, name)(v[i].transpose(1, 2)).transpose(1, 2), positions, width)
+
+
+def function(p):
+    i = p.pick()
+    f = p.rng.choice([torch.tanh, torch.relu, F.gelu, torch.abs, torch.square, torch.sigmoid, F.softshrink, torch.neg])
+    p.then(lambda net, v: f(v[i]), *p.widths[i])
+
+
+def two(p):
+    i = p.pick()
+    j = p.pick(lambda *width: width == p.widths[i])
+    f = p.rng.choice([torch.add, torch.sub, torch.mul, torch.maximum, lambda a, b: a / (1 + b.square())])
+    p.then(lambda net, v: f(v[i], v[j]), *p.widths[i])
+
+
+def scaled(p):
+    i = p.pick()
+    units = p.widths[i][1]
+    shape = [(units,), (1,), (1, p.widths[i][0], units)][p.rng.integers(3)]
+    name, plus = p.layer(nn.Parameter(torch.ones(shape))), bool(p.rng.random() < 0.5)
+    p.then(lambda net, v: v[i] + getattr(net, name) if plus else v[i] * getattr(net, name), *p.widths[i])
+
+
+def norm(p):
+    i = p.pick(lambda positions, units: units % 2 == 0 and positions > 1)
+    units = p.widths[i][1]
+    kinds = [
+        nn.LayerNorm(units),
+        nn.RMSNorm(units),
+        nn.BatchNorm1d(units),
+        nn.GroupNorm(2, units),
+        nn.InstanceNorm1d(units, affine=True),
+    ]
+    which = int(p.rng.integers(len(kinds)))
+    name = p.layer(kinds[which])
+    turned = which >= 2
+    p.then(
+        lambda net, v: getattr(net, name)(v[i].transpose(1, 2)).transpose(1, 2) if turned else getattr(net, name)(v[i]),
+        *p.widths[i],
+    )
+
+
+def softmax(p):
+    i = p.pick()
+    dim = int(p.rng.choice([1, 2]))
+    p.then(lambda net, v: v[i].softmax(dim), *p.widths[i])
+
+
+def joined(p):
+    i = p.pick()
+    j = p.pick(lambda positions, _: positions == p.widths[i][0])
+    p.then(lambda net, v: torch.cat([v[i], v[j]], 2), p.widths[i][0], p.widths[i][1] + p.widths[j][1])
+
+
+def behind(p):
+    i = p.pick()
+    j = p.pick(lambda _, units: units == p.widths[i][1])
+    p.then(lambda net, v: torch.cat([v[i], v[j]], 1), p.widths[i][0] + p.widths[j][0], p.widths[i][1])
+
+
+def half(p):
+    i = p.pick(lambda _, units: units % 2 == 0)
+    positions, units = p.widths[i]
+    part = int(p.rng.integers(2))
+    p.then(lambda net, v: v[i].chunk(2, 2)[part], positions, units // 2)
+
+
+def gate(p):
+    i = p.pick(lambda _, units: units % 2 == 0)
+    positions, units = p.widths[i]
+    p.then(lambda net, v: F.glu(v[i], 2), positions, units // 2)
+
+
+def attention(p):
+    i = p.pick(lambda _, units: units % 2 == 0)
+    j = p.pick(lambda *width: width == p.widths[i])
+    k = p.pick(lambda *width: width == p.widths[i])
+    positions, units = p.widths[i]
+
+    def heads(value):
+        return value.reshape(len(value), positions, 2, units // 2).transpose(1, 2)
+
+    def run(net, v):
+        y = (heads(v[i]) @ heads(v[j]).transpose(-2, -1)).softmax(-1) @ heads(v[k])
+        return y.transpose(1, 2).reshape(len(v[i]), positions, units)
+
+    p.then(run, positions, units)
+
+
+def moved(p):
+    i = p.pick()
+    f = p.rng.choice([lambda a: a.flip(2), lambda a: a.roll(1, 2), lambda a: a.roll(1, 1), lambda a: a.repeat(1, 1, 1)])
+    p.then(lambda net, v: f(v[i]), *p.widths[i])
+
+
+def reshaped(p):
+    """Positions become units, or units positions."""
+    i = p.pick(lambda positions, units: positions * units <= 24)
+    positions, units = p.widths[i]
+    if p.rng.random() < 0.5:
+        p.then(lambda net, v: v[i].reshape(len(v[i]), 1, -1), 1, positions * units)
+    else:
+        p.then(lambda net, v: v[i].transpose(1, 2).reshape(len(v[i]), 1, -1), 1, positions * units)
+
+
+def pooled(p):
+    i = p.pick()
+    f = p.rng.choice(
+        [lambda a: a.mean(1, keepdim=True), lambda a: a.amax(1, keepdim=True), lambda a: a.sum(1, keepdim=True)]
+    )
+    p.then(lambda net, v: f(v[i]), 1, p.widths[i][1])
+
+
+def squeezed(p):
+    """A number for all units, or a block of them, multiplies each."""
+    i = p.pick(lambda _, units: units % 2 == 0)
+    units = p.widths[i][1]
+    blocks = int(p.rng.choice([1, 2]))
+
+    def run(net, v):
+        split = v[i].unflatten(2, (blocks, units // blocks))
+        return (split * split.sigmoid().mean(-1, keepdim=True)).flatten(2)
+
+    p.then(run, *p.widths[i])
+
+
+OPERATIONS = {
+    f.__name__: f
+    for f in (
+        linear, again, over_positions, convolution, function, two, scaled, norm, softmax, joined, behind, half, gate,
+        attention, moved, reshaped, pooled, squeezed,
+    )
+} | {"more linear": linear, "one more linear": linear, "more function": function}  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32))
+def test_what_is_claimed_is_true_of_numbers(seed):
+    net = Program(seed).network()
+    x = torch.randn(2, 3, 4, dtype=torch.float64)
+    result = sps.Topology.of(net, x).verify(net, seed=1, example=x)
+    assert result.ok, result
