@@ -28,6 +28,7 @@ class BNNClassifier(ClassifierMixin, TableEstimator):
         scheme: As in `BNNRegressor`.
         values: As in `BNNRegressor`.
         method: As in `BNNRegressor`.
+        chains: Number of chains, which run as one program.
         replicas: Number of fits, which run as one program.
         num_steps: Steps of each; default as in `BNNRegressor`.
         num_samples: Posterior draws that predictions are made of.
@@ -40,7 +41,8 @@ class BNNClassifier(ClassifierMixin, TableEstimator):
     Attributes:
         classes_: The labels, in ascending order.
         preprocessing_: The fitted transformer.
-        posterior_: The fitted networks, `Fits`.
+        posterior_: The posterior, `Samples` or `Fits`.
+        method_: How it was found.
         columns_: What each column holds: `"number"`, `"text"` or `"date"`.
         left_out_: Columns that are not used, for nearly every row has a text of its own.
 
@@ -50,7 +52,7 @@ class BNNClassifier(ClassifierMixin, TableEstimator):
     Example:
         >>> import pandas as pd, pyro_sps as sps
         >>> table = pd.DataFrame({"size": [1.0, 2.0, 8.0, 9.0] * 5, "colour": ["red", "red", "blue", None] * 5})
-        >>> model = sps.BNNClassifier(hidden=(5,), num_steps=50, replicas=2, random_state=0)
+        >>> model = sps.BNNClassifier(hidden=(5,), num_steps=150, chains=2, random_state=0)
         >>> model = model.fit(table, ["small", "small", "large", "large"] * 5)
         >>> model.classes_.tolist(), model.predict_proba(table[["colour", "size"]]).shape
         (['large', 'small'], (20, 2))

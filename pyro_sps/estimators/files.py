@@ -40,6 +40,11 @@ def save_table_model(model: Any, directory: str | Path, encoder: Encoder | None)
             f"a preprocessing of your own, {type(model.preprocessing_).__name__}, cannot be saved without pickle; "
             "joblib.dump(model, file) keeps it, for those who trust the file"
         )
+    if not isinstance(model.posterior_, Fits):
+        raise ValueError(
+            "samples cannot be saved without pickle yet: joblib.dump(model, file) keeps them, for those who trust the "
+            "file; method='fit' gives a model that can be saved"
+        )
     classes = getattr(model, "classes_", None)
     if classes is not None and not all(isinstance(label, str | int | float) for label in classes.tolist()):
         raise ValueError(f"labels must be text, numbers or Booleans to be saved, got {classes[:5].tolist()}")
@@ -116,6 +121,7 @@ def _rebuilt(cls: Any, posterior: Any, extra: Mapping[str, Any]) -> Any:
     _require(all(model.columns_.get(name) == "text" for name in model.levels_), "levels")
     _require(is_integer(extra["seed"], 0), "seed")
     model.seed_, model.posterior_, model.n_features_in_ = extra["seed"], posterior, len(model.columns_)
+    model.method_ = "fit"
     model.likelihood_ = posterior[0].bnn.likelihood
     if extra["named"]:
         model.feature_names_in_ = np.array(list(model.columns_), dtype=object)

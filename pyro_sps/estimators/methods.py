@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from ..data.arrays import Standardizer
+from ..inference.sampling import sample
 from ..inference.settings import FitSettings
 from ..inference.variational import fit
 from ..masks.rigid import Rigid
@@ -22,6 +24,7 @@ from ..model.bnn import BNN
 from ..model.likelihoods import Gaussian, HeteroscedasticGaussian, Likelihood
 from ..network.build import mlp
 from ..posterior.fit import Fits
+from ..posterior.samples import Samples
 
 SCHEMES: dict[str, Callable[[], Any]] = {
     "none": Unmasked,
@@ -39,6 +42,12 @@ VALUES: dict[str, Callable[[], Any]] = {
     "map": MAP,
 }
 
+#: Tables are sampled up to so many rows x weights.
+AFFORDABLE = 10_000_000
+
+#: Steps from one draw of a chain to the next, by default.
+THINNING = 40
+
 #: Beyond so many rows a step of a fit takes more of them, and there are more steps.
 MANY_ROWS, LARGE_BATCH, EPOCHS, MOST_STEPS = 20_000, 1024, 20, 20_000
 
@@ -53,15 +62,37 @@ SHORT = 60.0
 class Recipe:
     """What a network and its inference should be like; the options of the estimators explain it."""
 
+    method: str
     hidden: tuple[int, ...]
     activation: str
     scheme: Any
     values: Any
+    chains: int
     replicas: int
     num_steps: int | None
     seed: int
     device: Any
     progress: bool
+
+    def resolved(self, rows: int, features: int, outputs: int) -> Recipe:
+        """The same with a method, a scheme and values in place of `"auto"`."""
+        widths = [features, *self.hidden, outputs]
+        weights = sum(width * (other + 1) for width, other in itertools.pairwise(widths))
+        method = self.method
+        if method == "auto":
+            method = "sample" if rows * weights <= AFFORDABLE else "fit"
+        # Copies of modes do a sampler no harm; a mean-field fit predicts better with fixed weights.
+        scheme = ("none" if method == "sample" else "random") if self.scheme == "auto" else self.scheme
+        values = ("zero" if scheme == "none" else "map") if self.values == "auto" else self.values
+        return dataclasses.replace(self, method=method, scheme=scheme, values=values)
+
+    def chain(self) -> dict[str, Any]:
+        """Options of `sample` that say how long it runs, where that is asked for: a third of the steps is warm-up."""
+        if self.num_steps is None:
+            return {}
+        third = max(1, self.num_steps // 3)
+        draws = max(1, 2 * third // THINNING)
+        return {"warmup": third, "num_samples": draws, "map_steps": max(1, self.num_steps // 2)}
 
     def steps(self, rows: int) -> tuple[int, int]:
         """Number of steps, and rows of one."""
@@ -88,11 +119,11 @@ class Recipe:
 
 def infer(
     recipe: Recipe, x: np.ndarray, y: np.ndarray, outputs: int, likelihood: Likelihood, seconds: float | None
-) -> Fits:
+) -> Fits | Samples:
     """The posterior of a network, given numbers.
 
     Args:
-        recipe: What it should be like.
+        recipe: What it should be like, with nothing left to choose.
         x: Inputs that have been scaled, shape (rows, features).
         y: Targets in their units, shape (rows, targets), or numbers of classes, shape (rows,).
         outputs: Number of targets, or of classes.
@@ -100,11 +131,27 @@ def infer(
         seconds: When to stop at the latest, if not before the first step; None for never.
     """
     mean, scale = _moments(y) if likelihood.real_valued else (np.zeros(()), np.ones(()))
+    bnn = recipe.bnn(x.shape[1], outputs, likelihood)
+    own = (y - mean) / scale if likelihood.real_valued else y
+    if recipe.method == "sample":
+        samples = sample(
+            bnn,
+            x,
+            own,
+            chains=recipe.chains,
+            **recipe.chain(),
+            standardize=False,
+            seed=recipe.seed,
+            device=recipe.device,
+            progress=recipe.progress,
+            time_limit=seconds,
+        )
+        return dataclasses.replace(samples, standardizer=_units(mean, scale, samples.bnn.like))
     steps, batch = recipe.steps(len(x))
     fits: Fits = fit(
-        recipe.bnn(x.shape[1], outputs, likelihood),
+        bnn,
         x,
-        (y - mean) / scale if likelihood.real_valued else y,
+        own,
         num_steps=steps,
         batch_size=batch,
         standardize=False,
@@ -136,6 +183,7 @@ def choose_likelihood(recipe: Recipe, x: np.ndarray, y: np.ndarray, seconds: flo
     test, train = order[: len(x) // 5], order[len(x) // 5 :][:MANY_ROWS]
     trial = dataclasses.replace(
         recipe,
+        method="fit",
         scheme="none",
         values="zero",
         replicas=1,

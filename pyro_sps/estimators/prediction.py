@@ -30,7 +30,7 @@ class TablePrediction(Prediction):
     Example:
         >>> import numpy as np, pyro_sps as sps
         >>> x = np.linspace(-1, 1, 30)[:, None]
-        >>> model = sps.BNNClassifier(hidden=(5,), num_steps=20, replicas=1, random_state=0)
+        >>> model = sps.BNNClassifier(hidden=(5,), method="fit", num_steps=20, random_state=0)
         >>> prediction = model.fit(x, np.where(x[:, 0] > 0, "yes", "no")).prediction([[0.5], [0.7]])
         >>> prediction.classes.tolist(), prediction.extrapolates.tolist()
         (['no', 'yes'], [False, False])

@@ -28,14 +28,19 @@ class BNNRegressor(RegressorMixin, TableEstimator):
         likelihood: `"gaussian"` (normal noise, its scale learned), `"heteroscedastic"` (a scale that depends on the
             inputs), a real-valued likelihood of `pyro_sps`, or `"auto"`: heteroscedastic where two short fits say that
             it predicts held-out rows better, by more than two standard errors; Gaussian with fewer than 100 rows.
-        scheme: What is fixed: `"none"`, `"light"`, `"heavy"`, `"random"`, `"rigid"`, or a scheme of `pyro_sps`.
-        values: At what: `"zero"`, `"constant"`, `"learned-constant"`, `"normal"`, `"ladder"`, `"map"`, or a rule of
-            `pyro_sps`.
-        method: How the posterior is found: `"fit"` for a mixture of `replicas` mean-field fits; `"auto"` is the same.
+        scheme: What is fixed: `"none"`, `"light"`, `"heavy"`, `"random"`, `"rigid"`, a scheme of `pyro_sps`, or
+            `"auto"`: nothing for samples, 85 % of each weight matrix at random places for fits.
+        values: At what: `"zero"`, `"constant"`, `"learned-constant"`, `"normal"`, `"ladder"`, `"map"`, a rule of
+            `pyro_sps`, or `"auto"`: MAP values.
+        method: How the posterior is found: `"sample"` by microcanonical Langevin chains (`pyro_sps.sample`), `"fit"`
+            as a mixture of `replicas` mean-field fits (`pyro_sps.fit`), which take less time but know less of their
+            uncertainty, `"auto"`: samples where rows x weights are 10 million at most (3,000 rows and the default
+            widths), which is a matter of minutes, else fits.
+        chains: Number of chains, which run as one program.
         replicas: Number of fits, which run as one program.
-        num_steps: Steps of each; default 5,000, in tables of more than 20,000 rows 20 times over all rows, 20,000 at
-            most.
-        num_samples: Posterior draws that predictions are made of.
+        num_steps: Steps of each fit; default 5,000, in tables of more than 20,000 rows 20 times over all rows, 20,000
+            at most. Or steps of each chain, of which a third is warm-up; default 6,000.
+        num_samples: Posterior draws that predictions are made of, at most.
         preprocessing: `"auto"`, a transformer of your own, or None for columns that are scaled numbers already.
         time_limit: Seconds after which a fit is ended, with the result so far. What comes before its first step, such
             as the search for MAP values, is not interrupted.
@@ -45,7 +50,8 @@ class BNNRegressor(RegressorMixin, TableEstimator):
 
     Attributes:
         preprocessing_: The fitted transformer.
-        posterior_: The fitted networks, `Fits`.
+        posterior_: The posterior, `Samples` or `Fits`.
+        method_: How it was found.
         likelihood_: The likelihood that was used.
         columns_: What each column holds: `"number"`, `"text"` or `"date"`.
         left_out_: Columns that are not used, for nearly every row has a text of its own.
@@ -60,7 +66,7 @@ class BNNRegressor(RegressorMixin, TableEstimator):
     Example:
         >>> import numpy as np, pyro_sps as sps
         >>> x = np.linspace(-1, 1, 30)[:, None]
-        >>> model = sps.BNNRegressor(hidden=(5,), num_steps=20, replicas=2, random_state=0).fit(x, x[:, 0] ** 2)
+        >>> model = sps.BNNRegressor(hidden=(5,), num_steps=150, chains=2, random_state=0).fit(x, x[:, 0] ** 2)
         >>> mean, std = model.predict([[0.5], [0.7]], return_std=True)
         >>> lower, upper = model.predict_interval([[0.5], [0.7]], level=0.9)
         >>> mean.shape, bool((lower < upper).all()), model.predict_quantiles([[0.5], [0.7]], [0.1, 0.5, 0.9]).shape

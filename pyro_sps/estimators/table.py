@@ -19,6 +19,7 @@ from ..data.encoding import Encoder
 from ..data.frames import TEXT, as_frame, as_table, typed
 from ..model.likelihoods import Likelihood
 from ..network.build import ACTIVATIONS
+from ..posterior.samples import Samples
 from .files import load_table_model, save_table_model
 from .methods import SCHEMES, VALUES, Recipe, infer
 from .prediction import TablePrediction, in_double
@@ -40,9 +41,10 @@ class TableEstimator(BaseEstimator):
         *,
         activation: str = "tanh",
         likelihood: Any = "auto",
-        scheme: Any = "random",
-        values: Any = "map",
+        scheme: Any = "auto",
+        values: Any = "auto",
         method: str = "auto",
+        chains: int = 10,
         replicas: int = 10,
         num_steps: int | None = None,
         num_samples: int = 1000,
@@ -58,6 +60,7 @@ class TableEstimator(BaseEstimator):
         self.scheme = scheme
         self.values = values
         self.method = method
+        self.chains = chains
         self.replicas = replicas
         self.num_steps = num_steps
         self.num_samples = num_samples
@@ -85,16 +88,20 @@ class TableEstimator(BaseEstimator):
         numbers = self._numbers(given, frame)
         self._note_range(frame, numbers)
         recipe = Recipe(
+            method=self.method,
             hidden=tuple(int(width) for width in self.hidden),
             activation=self.activation,
             scheme=self.scheme,
             values=self.values,
+            chains=self.chains,
             replicas=self.replicas,
             num_steps=self.num_steps,
             seed=self.seed_,
             device=self.device,
             progress=self.progress,
         )
+        recipe = recipe.resolved(len(numbers), numbers.shape[1], outputs)
+        self.method_ = recipe.method
         limit = self.time_limit
         self.likelihood_ = self._likelihood(recipe, numbers, y, None if limit is None else 0.1 * limit)
         left = None if limit is None else max(0.0, limit - (time.monotonic() - started))
@@ -112,15 +119,17 @@ class TableEstimator(BaseEstimator):
             hidden = [0]
         if not all(is_integer(width) for width in hidden):
             raise ValueError(f"hidden must be a sequence of positive integers, got {self.hidden!r}")
-        for name, known in (("activation", ACTIVATIONS), ("scheme", SCHEMES), ("values", VALUES)):
+        choices = {"activation": [*ACTIVATIONS], "scheme": ["auto", *SCHEMES], "values": ["auto", *VALUES]}
+        for name, known in choices.items():
             value = getattr(self, name)
             if (isinstance(value, str) or name == "activation") and value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(sorted(known))}, got {value!r}")
         if not isinstance(self.likelihood, Likelihood) and self.likelihood not in self._LIKELIHOODS:
             names = ", ".join(map(repr, self._LIKELIHOODS))
             raise ValueError(f"likelihood must be {names} or a likelihood of pyro_sps, got {self.likelihood!r}")
-        if self.method not in ("auto", "fit"):
-            raise ValueError(f"method must be 'auto' or 'fit', got {self.method!r}")
+        if self.method not in ("auto", "sample", "fit"):
+            raise ValueError(f"method must be 'auto', 'sample' or 'fit', got {self.method!r}")
+        require_count("chains", self.chains)
         require_count("replicas", self.replicas)
         require_count("num_samples", self.num_samples)
         if self.num_samples < self.replicas:
@@ -229,8 +238,13 @@ class TableEstimator(BaseEstimator):
                 f"{int(far.sum()):,} of {len(far):,} rows are far outside the training table: what is predicted for "
                 "them, its uncertainty too, is a guess; prediction(X).extrapolates says which"
             )
-        members = [in_double(one.member) for one in self.posterior_]
-        plain = TablePrediction.of(members, numbers, self.num_samples, self.seed_)
+        draws = self.num_samples
+        if isinstance(self.posterior_, Samples):
+            draws = min(draws, self.posterior_.num_chains * self.posterior_.num_samples)
+            members = [in_double(self.posterior_.member(draws))]
+        else:
+            members = [in_double(one.member) for one in self.posterior_]
+        plain = TablePrediction.of(members, numbers, draws, self.seed_)
         classes = getattr(self, "classes_", None)
         return TablePrediction(plain.members, plain.x, plain.num_samples, plain.seed, None, far, classes)
 
@@ -264,8 +278,8 @@ class TableEstimator(BaseEstimator):
             directory: Where to.
 
         Raises:
-            ValueError: If the preprocessing is one of your own, which only joblib could keep; or the labels are
-                neither text nor numbers.
+            ValueError: If the preprocessing is one of your own, which only joblib could keep; the labels are neither
+                text nor numbers; or the posterior is one of samples.
             OSError: If the folder cannot be written.
         """
         check_is_fitted(self)

@@ -14,8 +14,16 @@ from pyro_sps.data.encoding import Encoder
 from pyro_sps.data.frames import typed
 from pyro_sps.estimators.preprocessing import default_preprocessing, encoder_of
 
-TINY = {"hidden": (4,), "scheme": "none", "values": "zero", "replicas": 2, "num_steps": 20, "num_samples": 50}
-TINY |= {"random_state": 0, "progress": False}
+TINY = {
+    "hidden": (4,),
+    "scheme": "none",
+    "values": "zero",
+    "replicas": 2,
+    "num_steps": 20,
+    "num_samples": 50,
+    "method": "fit",
+}
+TINY |= {"method": "fit", "random_state": 0, "progress": False}
 FILE = "fit.safetensors"
 
 

@@ -15,7 +15,15 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import pyro_sps as sps
 
-SMALL = {"hidden": (8,), "scheme": "none", "values": "zero", "replicas": 1, "num_steps": 150, "progress": False}
+SMALL = {
+    "hidden": (8,),
+    "scheme": "none",
+    "values": "zero",
+    "method": "fit",
+    "replicas": 1,
+    "num_steps": 150,
+    "progress": False,
+}
 TINY = SMALL | {"hidden": (3,), "num_steps": 10, "num_samples": 20, "random_state": 0}
 
 #: Checks that cannot hold, and why.

@@ -1,5 +1,8 @@
 """What users put into the estimators, and what they get."""
 
+import dataclasses
+import pickle
+
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -10,9 +13,18 @@ from sklearn.preprocessing import StandardScaler
 
 import pyro_sps as sps
 from pyro_sps.data.frames import typed
+from pyro_sps.estimators import methods
 
-TINY = {"hidden": (4,), "scheme": "none", "values": "zero", "replicas": 2, "num_steps": 20, "num_samples": 50}
-TINY |= {"random_state": 0, "progress": False}
+TINY = {
+    "hidden": (4,),
+    "scheme": "none",
+    "values": "zero",
+    "replicas": 2,
+    "num_steps": 20,
+    "num_samples": 50,
+    "method": "fit",
+}
+TINY |= {"method": "fit", "random_state": 0, "progress": False}
 ROWS = 60
 
 
@@ -218,3 +230,21 @@ def test_noise_that_depends_on_inputs_is_found():
     model = regressor(likelihood="auto", num_steps=1000, replicas=1)
     found = [type(model.fit(x, targets).likelihood_) for targets in (noisy, even)]
     assert found == [sps.HeteroscedasticGaussian, sps.Gaussian]
+
+
+def test_small_tables_are_sampled_and_large_ones_fitted(table, y):
+    recipe = methods.Recipe("auto", (50, 50), "tanh", "auto", "auto", 10, 10, None, 0, None, False)
+    small, large = recipe.resolved(3_000, 8, 1), recipe.resolved(30_000, 8, 1)
+    assert (small.method, small.scheme) == ("sample", "none")
+    assert (large.method, large.scheme, large.values) == ("fit", "random", "map")
+    assert dataclasses.replace(recipe, scheme="heavy").resolved(100, 8, 1).scheme == "heavy"
+    model = regressor(method="auto", scheme="auto", values="auto", chains=2, num_steps=120).fit(table, y)
+    assert model.method_ == "sample"
+    assert model.posterior_.num_chains == 2
+    mean, std = model.predict(table, return_std=True)
+    numbers = model.preprocessing_.transform(typed(table)[0])
+    posterior = model.posterior_.predict(numbers, num_samples=4)  # in single precision
+    assert model.prediction(table).num_samples == 4  # all draws that there are
+    np.testing.assert_allclose(mean, posterior.mean[:, 0], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(std, posterior.std[:, 0], rtol=1e-3)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(model)).predict(table), mean)
