@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,17 +13,14 @@ import click
 from ..inference.settings import FitSettings
 from .baselines import of_labels, of_numbers
 from .files import (
-    FORMAT,
-    MAX_LAYERS,
-    MAX_WEIGHTS,
     METRICS,
     OLD_MODEL,
     claim,
     digest,
     require_file,
-    too_large,
     write_json,
 )
+from .network import LIKELIHOODS, Settings
 from .options import (
     NAMES,
     NUMBERS,
@@ -31,8 +28,6 @@ from .options import (
     activation_option,
     force_option,
     integers,
-    make_scheme,
-    make_values_rule,
     printer,
     quiet_option,
     reading_of,
@@ -49,7 +44,6 @@ if TYPE_CHECKING:
 
     from ..posterior.fit import Fit, Fits
 
-LIKELIHOODS = ("gaussian", "heteroscedastic", "poisson", "bernoulli", "categorical")
 #: Most columns of which it is said what becomes of them.
 MOST_WORDS = 40
 
@@ -160,7 +154,7 @@ def fit(
     if not resume:
         claim(out, force)
     reading = reading_of(options)
-    settings = _Settings(**{name: options.pop(name) for name in list(options) if name in _Settings.__annotations__})
+    settings = Settings(**{name: options.pop(name) for name in list(options) if name in Settings.__annotations__})
     training = _training(data, options, reading, settings.task_of(options["task"]))
     settings = settings.of(training)
     if training.encoder is not None and not options["standardize"]:
@@ -230,107 +224,6 @@ def fit(
         say(comparison({"network": metrics, **metrics["baselines"]}, f"on {len(x_test):,} held-out rows"))
     say(f"wrote {out}/: the model and {METRICS}")
     say(f"next: pyro-sps predict {out} DATA --out predictions.csv")
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """The options of a network."""
-
-    hidden: list[int]
-    activation: str
-    scheme: str
-    fraction: float | None
-    values: str
-    scale: float | None
-    likelihood: str | None
-    noise: str | None
-    prior_scale: float | None
-
-    def __post_init__(self) -> None:
-        if self.noise is not None and self.likelihood not in (None, "gaussian"):
-            raise click.UsageError(f"--noise is for --likelihood gaussian, not {self.likelihood}")
-        make_scheme(self.scheme, self.fraction)
-        make_values_rule(self.values, self.scale)
-        self._noise()
-
-    def _noise(self) -> tuple[float, bool]:
-        """Standard deviation of the noise, and whether it is learned."""
-        if self.noise is None or self.noise == "learned":
-            return 0.1, True
-        try:
-            noise = float(self.noise)
-        except ValueError:
-            noise = -1.0
-        if not 0 < noise < float("inf"):
-            raise click.UsageError(f"--noise must be a positive number or 'learned', got {self.noise!r}")
-        return noise, False
-
-    def task_of(self, task: str) -> str:
-        """The task, of which the likelihood may say something too."""
-        own = {None: task, "categorical": "classification"}.get(self.likelihood, "regression")
-        if task not in ("auto", own):
-            raise click.UsageError(f"--likelihood {self.likelihood} is not for --task {task}")
-        return own
-
-    def of(self, training: Training) -> _Settings:
-        """The same with a likelihood."""
-        if training.classes is not None and self.noise is not None:
-            raise click.UsageError("--noise is for targets that are numbers")
-        return replace(self, likelihood=self.likelihood or ("categorical" if training.classes else "gaussian"))
-
-    @property
-    def real_valued(self) -> bool:
-        """Whether targets are numbers that may be scaled."""
-        return self.likelihood in ("gaussian", "heteroscedastic")
-
-    def model(self, training: Training) -> dict[str, Any]:
-        """What `predict` must know besides the fit."""
-        targets = len(training.classes) if training.classes else len(training.targets)
-        outputs = targets * (2 if self.likelihood == "heteroscedastic" else 1)
-        widths = [training.x.shape[1], *self.hidden, outputs]
-        if too_large(widths):
-            raise click.UsageError(
-                f"networks of more than {MAX_LAYERS:,} layers or {MAX_WEIGHTS:,} weights are for the Python interface"
-            )
-        return {
-            "format": FORMAT,
-            "features": list(training.features),
-            "targets": list(training.targets),
-            "widths": widths,
-            "activation": self.activation,
-            "classes": list(training.classes) if training.classes else None,
-            "encoder": None if training.encoder is None else training.encoder.to_json(),
-            "fill": list(training.fill),
-        }
-
-    def bnn(self, widths: Sequence[int], seed: int) -> Any:
-        """The network's model; its skeleton takes no memory."""
-        import pyro_sps as sps
-
-        scale, learn = self._noise()
-        likelihoods: dict[str, Callable[[], Any]] = {
-            "gaussian": lambda: sps.Gaussian(scale, learn=learn),
-            "heteroscedastic": sps.HeteroscedasticGaussian,
-            "poisson": sps.Poisson,
-            "bernoulli": sps.Bernoulli,
-            "categorical": sps.Categorical,
-        }
-        assert self.likelihood is not None
-        return sps.BNN(
-            sps.mlp(list(widths), self.activation, device="meta"),
-            scheme=make_scheme(self.scheme, self.fraction),
-            values=make_values_rule(self.values, self.scale),
-            likelihood=likelihoods[self.likelihood](),
-            prior_scale=self.prior_scale,
-            seed=seed,
-        )
-
-    def describe(self, bnn: Any) -> str:
-        """The network in one line."""
-        widths = "-".join(str(group.size) for group in bnn.topology.groups)
-        fixed = f"{bnn.num_fixed:,} of {bnn.topology.num_weights:,} weights fixed"
-        how = f" ({self.scheme}, {self.values})" if bnn.num_fixed else ""
-        return f"{widths} network, {self.activation}, {fixed}{how}"
 
 
 def _yes_no(training: Training) -> list[str]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .dates import date_from, date_of
 from .headers import check_header, choose, listed
 from .opened import opened
 from .rows import MISSING, DataError, Reader, is_blank, short
@@ -23,14 +24,13 @@ from .rows import MISSING, DataError, Reader, is_blank, short
 if TYPE_CHECKING:
     import pandas as pd
 
-#: Most cells that are read, eight bytes each, and most characters of texts that differ.
-MAX_CELLS, MAX_CHARACTERS = 100_000_000, 500_000_000
+#: Most cells that are read, eight bytes each, most of them that differ, about 150 bytes each, and their characters.
+MAX_CELLS, MAX_DIFFERENT, MAX_CHARACTERS = 100_000_000, 20_000_000, 500_000_000
 
 #: A column of more different cells than FEW, of which at most the share STRAYS are no numbers, is one of numbers.
 FEW, STRAYS = 20, 0.2
 
 _TRUTH = {"true": 1.0, "false": 0.0}
-_DATE = re.compile(r"(\d{4})([-/.])(\d{1,2})\2(\d{1,2})([T ].*)?|(\d{1,2})\.(\d{1,2})\.(\d{4})")
 _SLASHED = re.compile(r"(\d{1,2})/(\d{1,2})/(\d{4})")
 _COMMAS = re.compile(r"[-+]?\d+,\d+([eE][-+]?\d+)?")
 _GROUPS = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?")
@@ -221,7 +221,7 @@ class _Store:
         """Read all rows; empty ones are left out."""
         self.cells, self.codes = [{} for _ in chosen], [array("q") for _ in chosen]
         places = [names.index(name) for name in chosen]
-        characters = 0
+        characters = different = 0
         for line, cells in rows:
             if is_blank(cells):
                 continue
@@ -241,9 +241,13 @@ class _Store:
                     else:
                         code = known.setdefault(_key(cell), len(known))
                         characters += len(cell) if isinstance(cell, str) else 8
+                        different += 1
                 codes.append(code)
-            if len(self.lines) * len(chosen) > MAX_CELLS or characters > MAX_CHARACTERS:
-                raise DataError(f"{self.path} is too large to be read whole; use the Python interface for it")
+            if len(self.lines) * len(chosen) > MAX_CELLS or different > MAX_DIFFERENT or characters > MAX_CHARACTERS:
+                raise DataError(
+                    f"{self.path} has more than {MAX_CELLS:,} cells, {MAX_DIFFERENT:,} that differ or "
+                    f"{MAX_CHARACTERS:,} characters in them; use the Python interface for data this large"
+                )
 
     def _is_gap(self, cell: Any) -> bool:
         if isinstance(cell, str):
@@ -256,6 +260,8 @@ class _Reading:
 
     def __init__(self, path: Path, unit: str, decimal: str, thousands: str | None) -> None:
         self.path, self.unit, self.decimal, self.thousands = path, unit, decimal, thousands
+        sign = re.escape(thousands or "")
+        self._groups = re.compile(rf"[-+]?\d{{1,3}}({sign}\d{{3}})+({re.escape(decimal)}\d*)?")
 
     def number(self, cell: Any) -> float | None:
         """The number that a cell is, if it is one."""
@@ -264,7 +270,10 @@ class _Reading:
         if isinstance(cell, str):
             if "_" in cell:
                 return None
-            cell = cell.replace(self.thousands, "") if self.thousands else cell
+            if self.thousands and self.thousands in cell:
+                if not self._groups.fullmatch(cell):
+                    return None
+                cell = cell.replace(self.thousands, "")
             if self.decimal == ",":
                 if "." in cell:
                     return None  # a decimal comma and a point: what this is, the file must say by `thousands`
@@ -290,7 +299,7 @@ class _Reading:
         truth = [_TRUTH.get(str(cell).lower()) for cell in present]
         if all(value is not None for value in truth):
             return made("truth", dict(zip(used.tolist(), truth, strict=True)), math.nan)
-        dates = [_date(cell) for cell in present]
+        dates = [date_of(cell) for cell in present]
         if all(date is not None for date in dates):
             return made("date", dict(zip(used.tolist(), dates, strict=True)), None)
         if dated := self._slashed(name, present):
@@ -337,7 +346,7 @@ class _Reading:
                 f"day or the month comes first: write them as 2024-01-31, or --drop {name}"
             )
         day, month = (0, 1) if first > 12 else (1, 0)
-        dates = [_datetime(triple[2], triple[month], triple[day], "") for triple in triples]
+        dates = [date_from(triple[2], triple[month], triple[day], "") for triple in triples]
         return [date for date in dates if date] if all(dates) else []
 
     def _hint(self, name: str, present: Sequence[Any], numbers: Sequence[Any]) -> None:
@@ -389,29 +398,3 @@ def _written(cell: Any) -> str:
     if isinstance(cell, float) and cell.is_integer():
         return str(int(cell))
     return str(cell)
-
-
-def _date(cell: Any) -> datetime.datetime | None:
-    if isinstance(cell, datetime.datetime):
-        return _naive(cell)
-    if isinstance(cell, datetime.date):
-        return datetime.datetime(cell.year, cell.month, cell.day)
-    match = _DATE.fullmatch(cell) if isinstance(cell, str) else None
-    if match is None:
-        return None
-    year, _, month, day, time, day_first, month_second, year_last = match.groups()
-    if year is None:
-        return _datetime(int(year_last), int(month_second), int(day_first), "")
-    return _datetime(int(year), int(month), int(day), time or "")
-
-
-def _datetime(year: int, month: int, day: int, time: str) -> datetime.datetime | None:
-    try:
-        return _naive(datetime.datetime.fromisoformat(f"{year:04}-{month:02}-{day:02}{time}"))
-    except ValueError:
-        return None
-
-
-def _naive(date: datetime.datetime) -> datetime.datetime:
-    """In UTC where it has a time zone."""
-    return date if date.tzinfo is None else date.astimezone(datetime.UTC).replace(tzinfo=None)

@@ -7,6 +7,7 @@ import openpyxl
 import pandas as pd
 import pytest
 
+from pyro_sps.data import mixed
 from pyro_sps.data.mixed import read_mixed
 from pyro_sps.data.rows import DataError
 from pyro_sps.data.tables import read_table
@@ -153,3 +154,18 @@ def test_a_few_texts_among_numbers_are_named(tmp_path):
     table = read(tmp_path, f"a,b\n7.5,1\nbroken,1\n{rows}broken,2\n", missing=["broken"])
     assert table.columns["a"].gaps == 2
     assert kinds(read(tmp_path, "doors,b\n1,1\n2,1\n3,1\nmany,2\n"))["doors"] == "text"
+
+
+def test_groups_are_of_three_digits(tmp_path):
+    """Dates with points are no numbers with points between groups."""
+    table = read(tmp_path, "a;b\n31.01.2024;1.234\n01.02.2024;12\n", decimal=",", thousands=".")
+    assert kinds(table) == {"a": "date", "b": "number"}
+    assert table.columns["b"].values().tolist() == [1234, 12]
+
+
+def test_memory_is_bounded(tmp_path, monkeypatch):
+    for name in ("MAX_CELLS", "MAX_DIFFERENT", "MAX_CHARACTERS"):
+        with monkeypatch.context() as patch:
+            patch.setattr(mixed, name, 100)
+            with pytest.raises(DataError, match="use the Python interface"):
+                read(tmp_path, "a,b\n" + "".join(f"{i},{i}\n" for i in range(200)))
