@@ -261,8 +261,10 @@ class Standardizer:
             y: Targets.
             targets: Whether targets are standardised too (real-valued ones).
         """
-        x_mean, x_scale = _moments(x) if x.is_floating_point() else (x.new_zeros(()), x.new_ones(()))
-        y_mean, y_scale = _moments(y) if targets else (x.new_zeros(()), x.new_ones(()))
+        like = next((t for t in (x, y) if t.is_floating_point()), torch.zeros((), device=x.device))
+        none = (like.new_zeros(()), like.new_ones(()))  # for words and labels
+        x_mean, x_scale = _moments(x) if x.is_floating_point() else none
+        y_mean, y_scale = _moments(y) if targets else none
         return Standardizer(x_mean, x_scale, y_mean, y_scale)
 
     @staticmethod

@@ -60,7 +60,7 @@ def members_of(bnn: BNN, x: Any, y: Any, asked: FitSettings, found: Checkpoint |
             if copy.likelihood.real_valued:
                 check_resolution("y", own_y, targets)
             scaling = (
-                Standardizer.of(inputs, targets, copy.likelihood.real_valued)
+                Standardizer.of(inputs, targets, copy.likelihood.real_valued).to(like)
                 if asked.standardize
                 else Standardizer.identity(like)
             )
