@@ -13,9 +13,11 @@ import numpy as np
 from ..base.checks import is_integer, is_number
 from ..base.files import LoadError
 from ..data.encoding import Encoder
+from ..model.bnn import BNN
 from ..network.build import ACTIVATIONS, mlp
 from ..posterior.fit import Fits
 from ..posterior.load import read
+from ..posterior.samples import Samples
 from ..posterior.save import save
 
 FORMAT = 1
@@ -40,15 +42,10 @@ def save_table_model(model: Any, directory: str | Path, encoder: Encoder | None)
             f"a preprocessing of your own, {type(model.preprocessing_).__name__}, cannot be saved without pickle; "
             "joblib.dump(model, file) keeps it, for those who trust the file"
         )
-    if not isinstance(model.posterior_, Fits):
-        raise ValueError(
-            "samples cannot be saved without pickle yet: joblib.dump(model, file) keeps them, for those who trust the "
-            "file; method='fit' gives a model that can be saved"
-        )
     classes = getattr(model, "classes_", None)
     if classes is not None and not all(isinstance(label, str | int | float) for label in classes.tolist()):
         raise ValueError(f"labels must be text, numbers or Booleans to be saved, got {classes[:5].tolist()}")
-    first = model.posterior_[0].bnn
+    first = _network_of(model.posterior_)
     widths = [group.size for group in first.topology.groups]
     if _too_large(widths):
         raise ValueError(f"networks of more than {MAX_WEIGHTS:,} weights cannot be saved so; save model.posterior_")
@@ -111,7 +108,8 @@ def _rebuilt(cls: Any, posterior: Any, extra: Mapping[str, Any]) -> Any:
     encoder = None if extra["encoder"] is None else Encoder.from_json(extra["encoder"])
     _require(encoder is None or dict(encoder.columns) == model.columns_, "columns")
     inputs = len(model.columns_) if encoder is None else encoder.num_inputs
-    _require(isinstance(posterior, Fits) and extra["widths"][0] == inputs, "inputs")
+    _require(isinstance(posterior, Fits | Samples) and extra["widths"][0] == inputs, "inputs")
+    bnn = _network_of(posterior)
     model.preprocessing_, model.left_out_ = encoder, [] if encoder is None else list(encoder.left_out)
     rows = extra["range"]
     _require(len(rows) == 3 and all(len(row) == inputs for row in rows), "range")
@@ -121,13 +119,13 @@ def _rebuilt(cls: Any, posterior: Any, extra: Mapping[str, Any]) -> Any:
     _require(all(model.columns_.get(name) == "text" for name in model.levels_), "levels")
     _require(is_integer(extra["seed"], 0), "seed")
     model.seed_, model.posterior_, model.n_features_in_ = extra["seed"], posterior, len(model.columns_)
-    model.method_ = "fit"
-    model.likelihood_ = posterior[0].bnn.likelihood
+    model.method_ = "sample" if isinstance(posterior, Samples) else "fit"
+    model.likelihood_ = bnn.likelihood
     if extra["named"]:
         model.feature_names_in_ = np.array(list(model.columns_), dtype=object)
     if extra["classes"] is None:
         model.is_vector_ = bool(extra["is_vector"])
-        targets = posterior[0].bnn.likelihood.num_targets(extra["widths"][-1])
+        targets = bnn.likelihood.num_targets(extra["widths"][-1])
         _require(model.likelihood_.real_valued and (targets == 1 or not model.is_vector_), "targets")
     else:
         labels = extra["classes"]
@@ -137,6 +135,10 @@ def _rebuilt(cls: Any, posterior: Any, extra: Mapping[str, Any]) -> Any:
         model.classes_ = np.array(labels)
     _require((extra["classes"] is None) == (model.likelihood_.event_dim == 1), "classes")
     return model
+
+
+def _network_of(posterior: Fits | Samples) -> BNN:
+    return posterior.bnn if isinstance(posterior, Samples) else posterior[0].bnn
 
 
 def _options(cls: Any, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -278,8 +278,8 @@ class TableEstimator(BaseEstimator):
             directory: Where to.
 
         Raises:
-            ValueError: If the preprocessing is one of your own, which only joblib could keep; the labels are neither
-                text nor numbers; or the posterior is one of samples.
+            ValueError: If the preprocessing is one of your own, which only joblib could keep; or the labels are
+                neither text nor numbers.
             OSError: If the folder cannot be written.
         """
         check_is_fitted(self)

@@ -93,6 +93,16 @@ def test_labels_come_back(tmp_path, labels):
         sps.BNNRegressor.load(tmp_path)
 
 
+def test_samples_come_back(tmp_path):
+    x = np.random.default_rng(0).normal(size=(30, 2))
+    options = TINY | {"method": "sample", "chains": 2, "num_steps": 120}
+    model = sps.BNNRegressor(likelihood="gaussian", **options).fit(x, x[:, 0])
+    model.save(tmp_path)
+    again = sps.BNNRegressor.load(tmp_path)
+    assert again.method_ == "sample"
+    np.testing.assert_array_equal(again.predict(x), model.predict(x))
+
+
 def test_what_cannot_be_saved_says_so(tmp_path):
     x = np.random.default_rng(0).normal(size=(30, 2))
     own = sps.BNNRegressor(likelihood="gaussian", preprocessing=StandardScaler(), **TINY).fit(x, x[:, 0])
