@@ -1,7 +1,9 @@
 """What does a user bring?
 
 - `arrays`: arrays checked and turned into tensors; standardisation; minibatches; seeds
-- `tables`: files of numbers with a header; `readers`, `excel` and `parquet` open them
+- `names`: names of columns and rows
+- `tables`: files of numbers with a header; `mixed`: with text, gaps and dates; `opened` finds the reader of a file
+- `frames`, `dates`, `encoding`: columns of any kind as numbers
 - `datasets`: toy data and the UCI regression data sets
 """
 

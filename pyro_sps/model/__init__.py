@@ -2,6 +2,7 @@
 
 - `partial`: partially stochastic weights
 - `priors`, `hierarchy`: their priors
+- `weights`, `fixing`: sampled and fixed entries put together; what is fixed, and at what
 - `likelihoods`: how targets scatter around the network's outputs
 - `bnn`: the model made of these
 - `guides`: a mean-field guide of it

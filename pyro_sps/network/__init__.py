@@ -7,7 +7,8 @@
   book, and `assemble` makes the topology
 - `layers`: what each operation does to units and signs, one room a family of operations
 - `run`: that function, which other processes can be sent
-- `build`: networks that are often wanted
+- `probe`: what tells networks of the same shapes apart; `select`: which parameters somebody means
+- `build`, `architectures`: networks that are often wanted
 """
 
 from .build import ACTIVATIONS, mlp

@@ -2,6 +2,8 @@
 
 - `certificate`: counts them exactly
 - `automorphisms`: the automorphism groups of coloured graphs, by which it counts, in steps: `refinement`, `bliss`
+- `entries`: fixed weights as entries between units, signs and slots
+- `verify`: tries what a topology claims on numbers
 - `report`: what it says, and a check of that on numbers
 - `table`: what each scheme leaves
 """
