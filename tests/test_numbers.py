@@ -177,7 +177,7 @@ def test_targets(fits, name):
         (pd.Series(LABELS).astype("category"), None),
         (LABELS > 0, None),
         (LABELS - 1, "y must hold labels from 0 to 2, got -1 in row 0"),
-        (LABELS + 1, "got 3 in row 2"),
+        (LABELS + 1, "y must hold labels from 0 to 2, got 1 to 3: subtract 1"),
         (LABELS + 0.5, "y must hold integer labels, got fractions"),
         (LABELS * 1e300, "labels from 0 to 2"),
         (np.eye(3)[LABELS], r"y must have shape \(rows,\) for Categorical"),

@@ -111,6 +111,7 @@ def test_a_single_weight_can_be_sampled():
     assert abs(squares.mean() - 1 / precision) < 4 * az.mcse(squares.numpy())
 
 
+@pytest.mark.slow
 def test_a_small_network_predicts_as_under_nuts():
     """In function space, noise sampled with the weights."""
     generator = torch.Generator().manual_seed(1)
@@ -142,6 +143,7 @@ def functions(samples, x):
         return samples.bnn.function(samples.weights(), x)[..., 0]
 
 
+@pytest.mark.slow
 def test_simulation_based_calibration():
     """Ranks of true weights among draws are uniform (Talts et al. 2018), at a level of 0.1 % for all quantities.
 

@@ -44,10 +44,10 @@ def test_a_flag_of_forward_is_no_second_input():
         def forward(self, x, flag=False):
             return self.layer(x)
 
-    with pytest.raises(
-        sps.UnsupportedLayerError, match="second argument, 'flag' with the default False; give a network"
-    ):
-        sps.BNN(Flagged())
+    net = Flagged()
+    bnn = sps.BNN(net, sps.Unmasked(), sps.Zero())  # which leaves the flag at its default
+    x = torch.ones(2, 1)
+    torch.testing.assert_close(bnn.function(dict(net.named_parameters()), x), net(x))
 
 
 def test_labels():
