@@ -41,7 +41,7 @@ if {layer!r}:
 else:
     job = {{"widths": [{inputs}, {width}, {width}, {outputs}], "rows": {rows}, "batch": min(512, {rows})}}
 step.data(job)
-import pyro_sps.inference.variational, torch._inductor.compile_fx
+import pyro_sps.inference.job, torch._inductor.compile_fx
 network = step.network(job)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 build = step.hand_written(job) if {layer!r} == "hand" else step.ours(job, {compile}, {replicas}, {particles})

@@ -49,8 +49,8 @@ def network(job):
 
 def ours(job, compile, replicas=1, particles=PARTICLES):
     """What `fit` runs: the same calls, with its step built once and timed block by block."""
+    from pyro_sps.inference.job import prepare_job, run_of, starts_of
     from pyro_sps.inference.settings import FitSettings
-    from pyro_sps.inference.variational import _prepare, _run_of, _starts
 
     asked = FitSettings(
         num_steps=1,
@@ -64,8 +64,8 @@ def ours(job, compile, replicas=1, particles=PARTICLES):
         compile=compile,
         replicas=replicas,
     )
-    prepared = _prepare(network(job), *data(job), None, asked, None)
-    run = _run_of(prepared, *_starts(prepared, None), ended=False)
+    prepared = prepare_job(network(job), *data(job), None, asked, None)
+    run = run_of(prepared, *starts_of(prepared, None), ended=False)
 
     def block(steps):
         run.num_steps, run.done = steps, 0

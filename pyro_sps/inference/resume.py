@@ -15,11 +15,11 @@ from ..base.plain import plain_torch
 from ..model.bnn import BNN
 from ..posterior.samples import Samples
 from .checkpoint import Checkpoint
+from .job import run_fit
 from .loop import Callback
 from .sample_settings import SampleSettings
 from .sampling import run_sample
 from .settings import FitSettings
-from .variational import run_fit
 
 
 @plain_torch()

@@ -23,7 +23,7 @@ import pyro_sps as sps
 from pyro_sps.base.files import canonical, seal, unseal
 from pyro_sps.cli import main
 from pyro_sps.inference import checkpoint as checkpoints
-from pyro_sps.inference import loop, variational
+from pyro_sps.inference import job, loop
 from pyro_sps.inference.checkpoint import FILE, Checkpoint
 
 # More than the whole suite has time for: `PYRO_SPS_LONG_STEPS=200000 pytest tests/test_checkpoint.py -k memory`.
@@ -420,7 +420,7 @@ def test_a_folder_that_goes_away(tmp_path):
 
 
 def test_a_folder_that_cannot_be_used_is_noticed_before_any_work(tmp_path, monkeypatch):
-    monkeypatch.setattr(variational, "map_weights", lambda *_: crash())
+    monkeypatch.setattr(job, "map_weights", lambda *_: crash())
     bnn = model(values=sps.MAP())
     (tmp_path / "file").touch()
     for place, error in (("file", FileExistsError), ("file/below", NotADirectoryError)):
@@ -588,7 +588,7 @@ def test_settings_that_would_take_memory_are_refused_before_any_work(made, tmp_p
     def no_work(*_):
         raise AssertionError("something was made of a forged setting")
 
-    monkeypatch.setattr(variational, "members_of", no_work)
+    monkeypatch.setattr(job, "members_of", no_work)
     with pytest.raises(sps.LoadError, match=words):
         sps.resume(tmp_path, model(), *data(), progress=False)
 

@@ -1,0 +1,383 @@
+"""A fit in its three parts: it is prepared, it runs, its results are collected."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..base.process import warn_user
+from ..masks.values import MAP, Given
+from ..model.bnn import BNN
+from ..model.density import Params, Problem, elbo_terms, negative_elbo, prepare, pyro_session
+from ..model.guides import AutoSPSNormal
+from ..posterior.fit import Fit, Fits, NonFiniteLossError
+from .checkpoint import Checkpoint, Writer, digest_of, environment, marks_of, plain
+from .loop import Callback, Replica, Run, decaying_rates, pays_to_compile, replicas_at_once, with_params
+from .maximum import free_entries, initial_params, map_weights, maximise_posterior
+from .members import members_of, training_tensors
+from .settings import FitSettings
+from .snapshot import constants_of, has_map_values, restore, tensors_of
+from .underfit import warn_of_underfit
+from .validation import Validation, guide_with, validation_data
+
+
+@dataclass
+class Job:
+    """A fit that has been prepared: all that comes before the first step.
+
+    Attributes:
+        asked: What was asked for.
+        members: The replicas.
+        checks: Validation data of each, or nothing.
+        guide: A guide of the first replica's model, whose layout all share.
+        problem: That layout.
+        own: Unconstrained parameters of the model itself.
+        estimates: MAP weights of the replicas with nothing fixed, where these are what the constants are from.
+        marks: What tells model and data from others, for checkpoints.
+        writer: Where checkpoints go; None for no checkpoints.
+        decay: Steps over which the learning rate decays; None for all.
+        seconds: Wall time of each part.
+        interrupted: What interrupted the search for MAP values.
+    """
+
+    asked: FitSettings
+    members: list[Replica]
+    checks: list[tuple[Tensor, Tensor]]
+    guide: AutoSPSNormal
+    problem: Problem
+    own: Params
+    estimates: list[Params]
+    marks: dict[str, Any]
+    writer: Writer | None
+    decay: int | None
+    seconds: dict[str, float] = field(default_factory=dict)
+    interrupted: str = ""
+
+    @property
+    def rows(self) -> int:
+        """Rows of the data."""
+        return len(self.members[0].x)
+
+    @property
+    def batch(self) -> int:
+        """Rows of a step."""
+        return self.asked.rows(self.rows)
+
+    @property
+    def num_data(self) -> int | None:
+        """Size of the data set, where a step sees a part of it."""
+        return None if self.batch == self.rows else self.rows
+
+    def objective(self, params: Params, noise: Tensor, x: Tensor, y: Tensor, *constants: Tensor) -> Tensor:
+        """Negative ELBO per row of the data set."""
+        with self.members[0].bnn.constants_as(constants):
+            loss = negative_elbo(
+                self.problem,
+                params["loc"],
+                F.softplus(params["rho"]),
+                noise,
+                (x, y),
+                {"num_data": self.num_data},
+                self.problem.constrain(params),
+            )
+        return loss / self.rows
+
+    def start(self, init: str | Mapping[str, Any], index: int) -> Params:
+        """Where a replica starts."""
+        seed = self.asked.seed + index
+        return initial_params(self.members[index], self.problem, self.own, init, self.asked.init_scale, seed)
+
+
+def run_fit(
+    bnn: BNN,
+    x: Any,
+    y: Any,
+    validation: tuple[Any, Any] | None,
+    callbacks: Sequence[Callback],
+    asked: FitSettings,
+    found: Checkpoint | None = None,
+) -> Any:
+    """Fit from the start, or from where a checkpoint was found.
+
+    Args:
+        bnn: The model.
+        x: Inputs.
+        y: Targets.
+        validation: As in `fit`.
+        callbacks: As in `fit`.
+        asked: The other options.
+        found: The checkpoint; None for a new fit.
+
+    Returns:
+        A `Fit`, or with `replicas` a `Fits`.
+    """
+    _check_effects(bnn, validation, callbacks, asked, found is not None)
+    job = prepare_job(bnn, x, y, validation, asked, found)
+    starts, interrupted = starts_of(job, found)
+    begun = time.perf_counter()
+    ended = found is not None and found.ended
+    run = run_of(job, starts, interrupted, ended)
+    watcher = None
+    if job.checks:
+        watcher = Validation(job.checks, job.members, run.layout, job.guide, asked.validate_every, asked.patience)
+    mode = run.step.mode
+    if found is not None:
+        restore(found, run, watcher)
+        job.seconds = {**found.seconds, "prepare": job.seconds["prepare"] + found.seconds.get("prepare", 0.0)}
+        if ended:
+            mode = str(found.environment.get("steps"))
+        else:
+            found.warn_of_environment({**environment(job.members[0].x), "steps": mode})
+    before = job.seconds.get("optimise", 0.0)
+    told = asked.to_dict() | ({} if found is None else {"init": found.settings["init"]})
+
+    def note_time() -> None:
+        job.seconds["optimise"] = before + time.perf_counter() - begun
+
+    def save() -> str:
+        """Write a checkpoint; why to stop, if it cannot be written and that was asked for."""
+        note_time()
+        assert job.writer is not None
+        return job.writer.write(run.done, _header(job, run, told, mode), tensors_of(run, watcher))
+
+    # A start that was interrupted is not the one to go on from.
+    keeps = job.writer is not None and not interrupted and not ended
+    run(callbacks, watcher, save if keeps else None, asked.checkpoint_every)
+    note_time()
+    return _results(job, run, watcher, told, mode)
+
+
+def _check_effects(bnn: BNN, validation: Any, callbacks: Sequence[Callback], asked: FitSettings, resumed: bool) -> None:
+    """Refuse options that would have no effect, and callbacks that cannot be called, before any work."""
+    if not isinstance(callbacks, Sequence) or not all(callable(callback) for callback in callbacks):
+        raise TypeError(f"callbacks must be a list of functions of (step, losses), got {callbacks!r}")
+    if resumed or not isinstance(bnn, BNN):
+        return
+    if validation is None:
+        for name in ("patience", "validate_every"):
+            if getattr(asked, name) != getattr(FitSettings, name):
+                raise ValueError(f"{name} has no effect without validation: give validation=(x, y)")
+    if asked.checkpoint is None:
+        for name in ("checkpoint_every", "checkpoint_errors"):
+            if getattr(asked, name) != getattr(FitSettings, name):
+                warn_user(f"{name} has no effect without checkpoint: name a directory there")
+    own = not bnn.awaits_map and (asked.init == "map" or (asked.init is None and has_map_values(bnn)))
+    if not own and asked.map_steps != FitSettings.map_steps:
+        how = "values=MAP(num_steps=...) says how long" if bnn.awaits_map else "use init='map'"
+        warn_user(f"map_steps has no effect, since no MAP estimate of the masked model is looked for: {how}")
+
+
+def prepare_job(
+    bnn: BNN, x: Any, y: Any, validation: tuple[Any, Any] | None, asked: FitSettings, found: Checkpoint | None
+) -> Job:
+    """Check everything, find MAP values where they are asked for, and lay out the problem."""
+    started = time.perf_counter()
+    keeps = asked.checkpoint is not None
+    marks = marks_of(bnn) if keeps and isinstance(bnn, BNN) else {}
+    if found is not None:
+        found.require(marks)
+    members = members_of(bnn, x, y, asked, found)
+    checks = validation_data(members, validation, asked.replicas is not None)
+    writer = None
+    if asked.checkpoint is not None:
+        marks |= {"data": digest_of(training_tensors(members)), "validation": digest_of(itertools.chain(*checks))}
+        if found is not None:
+            found.require(marks)
+        if found is None or not found.ended:  # the result of one that has ended can be had without writing
+            writer = Writer.open(asked.checkpoint, asked.checkpoint_every, asked.checkpoint_errors, found is None)
+    first, seconds, estimates = members[0], {}, []
+    broken: list[str] = []
+    rows = len(first.x)
+    batch = asked.rows(rows)
+    rule = first.bnn.values
+    if found is None and first.bnn.awaits_map and isinstance(rule, MAP):
+        begun = time.perf_counter()
+        with _told_of_batches(batch, rows):
+            estimates = map_weights(members, rule, batch, asked.seed, asked.progress, broken)
+        seconds["map"] = time.perf_counter() - begun
+    for index, member in enumerate(members if estimates or (found is not None and has_map_values(first.bnn)) else ()):
+        own = estimates[index] if found is None else constants_of(member, found, index)
+        given = Given({tensor.name: own[tensor.name] for tensor in first.bnn.topology.tensors})
+        member.bnn.hold(given(member.bnn.topology, member.bnn.masks))
+    guide = AutoSPSNormal(first.bnn)
+    num_data = None if batch == rows else rows
+    with _told_of_batches(batch, rows):
+        problem, own_params = prepare(first.bnn, guide, first.x[:batch], first.y[:batch], num_data=num_data)
+    job = Job(
+        asked,
+        members,
+        checks,
+        guide,
+        problem,
+        own_params,
+        estimates,
+        marks,
+        writer,
+        None if found is None else found.decay,
+        seconds,
+        f"{broken[0]} of the search for MAP values: its constants are not those yet" if broken else "",
+    )
+    if keeps:
+        noise = first.x.new_zeros((1, problem.size))
+        with pyro_session(), torch.no_grad():
+            marks["elbo"] = job.objective(job.start("random", 0), noise, first.x[:batch], first.y[:batch]).item()
+        if found is not None:
+            found.require_elbo(marks["elbo"], torch.finfo(first.x.dtype).eps)
+    seconds["prepare"] = time.perf_counter() - started - seconds.get("map", 0.0)
+    return job
+
+
+@contextmanager
+def _told_of_batches(batch: int, rows: int) -> Iterator[None]:
+    """Say what a model that has something for each row of the data, such as a noise, cannot do."""
+    try:
+        yield
+    except RuntimeError as error:
+        if batch == rows or f"({batch})" not in str(error) or f"({rows})" not in str(error):
+            raise
+        raise ValueError(
+            f"the model holds something for each of the {rows} rows, such as a noise, but a step sees {batch} of them, "
+            f"and it does not learn which: use batch_size=None ({error})"
+        ) from error
+
+
+def starts_of(job: Job, found: Checkpoint | None) -> tuple[list[Params], str]:
+    """Where the replicas start, and what interrupted the search for that."""
+    begun, interrupted, asked = time.perf_counter(), job.interrupted, job.asked
+    init = asked.init if found is None else "random"  # which a checkpoint replaces
+    if init is None:
+        init = "map" if has_map_values(job.members[0].bnn) else "random"
+    starts = [job.start(init, index) for index in range(len(job.members))]
+    if init == "map":
+        if job.estimates:  # whose fixed entries are the constants
+            points = [free_entries(m, job.problem, own) for m, own in zip(job.members, job.estimates, strict=True)]
+        else:
+            points, interrupted = maximise_posterior(
+                job.members,
+                job.problem,
+                starts,
+                asked.map_steps,
+                asked.learning_rate,
+                job.batch,
+                asked.seed,
+                asked.progress,
+            )
+        starts = [{**start, **point} for start, point in zip(starts, points, strict=True)]
+        job.seconds["map"] = job.seconds.get("map", 0.0) + time.perf_counter() - begun
+    return starts, interrupted
+
+
+def run_of(job: Job, starts: list[Params], interrupted: str, ended: bool) -> Run:
+    """The optimisation, ready to run."""
+    asked, count, topology = job.asked, len(job.members), job.members[0].bnn.topology
+    compile = asked.compile
+    if compile is None:
+        compile = pays_to_compile(asked.num_steps, count * asked.num_particles * job.batch, job.members[0].bnn)
+    width = topology.width
+    return Run(
+        objective=job.objective,
+        members=job.members,
+        starts=starts,
+        num_steps=asked.num_steps,
+        batch_size=job.batch,
+        noise_shape=(asked.num_particles, job.problem.size),
+        seeds=[asked.seed + index for index in range(count)],
+        rates=decaying_rates(asked.learning_rate, asked.final_learning_rate, job.decay or asked.num_steps),
+        max_grad_norm=asked.max_grad_norm,
+        compile=compile and not interrupted and not ended,
+        progress=asked.progress,
+        label="fit",
+        group=replicas_at_once(count, asked.num_particles * job.batch * width),
+        paused=interrupted,
+    )
+
+
+def _header(job: Job, run: Run, told: Mapping[str, Any], mode: str) -> dict[str, Any]:
+    """What a checkpoint says beside its numbers."""
+    return {
+        "settings": {name: plain(value) for name, value in told.items()},
+        "marks": job.marks,
+        "done": run.done,
+        "stopped": run.stopped,
+        "environment": {**environment(job.members[0].x), "steps": mode},
+        "seconds": job.seconds,
+    } | ({} if job.decay is None else {"decay": job.decay})
+
+
+def _results(job: Job, run: Run, watcher: Validation | None, told: Mapping[str, Any], mode: str) -> Any:
+    """The fits of a run that has ended."""
+    losses = run.losses_so_far()
+    final = run.layout.unpack(run.state.params if watcher is None or watcher.best is None else watcher.best)
+    fits = Fits(
+        Fit(
+            bnn=with_params(member.bnn, {name: value[index] for name, value in final.items()}),
+            guide=guide_with(job.guide, member, final["loc"][index], final["rho"][index]),
+            losses=losses[index] * job.rows,
+            standardizer=member.standardizer,
+            seconds=job.seconds,
+            settings={**told, "seed": job.asked.seed + index},
+            validation=watcher.history[index] if watcher else (),
+            stopped=run.stopped or run.paused,
+            mode=mode,
+            x=member.x,
+            y=member.y,
+            features=member.features,
+            targets=member.targets,
+        )
+        for index, member in enumerate(job.members)
+    )
+    many = job.asked.replicas is not None
+    _report_failures(fits, job, run, many)
+    if not run.paused and 0 not in run.failed:
+        warn_of_underfit(fits[0])
+    return fits if many else fits[0]
+
+
+def _report_failures(fits: Fits, job: Job, run: Run, many: bool) -> None:
+    """Raise for a single fit whose loss is not finite, warn for replicas."""
+    if not run.failed:
+        return
+    if many:
+        steps = ", ".join(f"{replica} (at step {step})" for replica, step in sorted(run.failed.items()))
+        warn_user(
+            f"the loss of replicas {steps} stopped being finite; they hold their last finite states", RuntimeWarning
+        )
+        return
+    step = run.failed[0]
+    site = _culprit(job, run, step)
+    raise NonFiniteLossError(
+        f"the loss is not finite at step {step}, in the term of site {site!r}. Try a lower learning_rate (now "
+        f"{run.rates(step):.3g}), standardize=True, a larger noise scale, a smaller constant c, or dtype float64. "
+        "The exception's attribute `fit` holds the last finite state.",
+        fits[0],
+        step,
+        site,
+    )
+
+
+def _culprit(job: Job, run: Run, step: int) -> str:
+    """The term that is not finite: the failing step done once more, at the state that it left unchanged."""
+    noise, x, y = next(run.arguments(step))
+    if x.dim() > run.members[0].x.dim():
+        x, y = x[0], y[0]
+    params = {name: value[0] for name, value in run.layout.unpack(run.state.params).items()}
+    assert noise is not None
+    with pyro_session():
+        terms = elbo_terms(
+            job.problem,
+            params["loc"],
+            F.softplus(params["rho"]),
+            noise[0],
+            (x, y),
+            {"num_data": job.num_data},
+            job.problem.constrain(params),
+        )
+    return next((name for name, term in terms.items() if not term.isfinite()), "the gradient")
