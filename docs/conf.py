@@ -34,7 +34,13 @@ nitpick_ignore_regex = [
     ("py:obj", ".*"),
     ("py:class", r"(torch|nn|pyro|numpy|arviz|xarray|matplotlib|collections|pathlib)\..*"),
     ("py:class", "Tensor|MCMC|Axes|Scheme|Values|Prior|Source|Callback|Path"),
-    ("py:class", r"pyro_sps\.(model\.weights\.Priors|symmetry\.report\.PartialNetwork)"),
+    ("py:class", r"(np|pd|pandas|sklearn)\..*"),
+    ("py:(exc|func)", r"sklearn\..*"),  # of docstrings that estimators inherit
+    # Types that are shown where they are returned, and have no page.
+    (
+        "py:class",
+        r"pyro_sps\..*\.(Priors|PartialNetwork|Places|Structure|Joint|Column|OrderedLogistic|MeanNetwork)",
+    ),
 ]
 autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_preserve_defaults = True

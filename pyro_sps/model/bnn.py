@@ -176,7 +176,7 @@ class BNN(PyroModule):
 
     @property
     def awaits_map(self) -> bool:
-        """Whether the constants are MAP values that are not known yet: the next fit looks for them."""
+        """Whether the constants are MAP values that are not known yet; the next fit looks for them."""
         return self._awaits_map
 
     @property

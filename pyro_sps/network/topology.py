@@ -334,7 +334,7 @@ class Topology:
 
     @cached_property
     def joints(self) -> tuple[Joint, ...]:
-        """Which groups the matrices join, in order of computation: for most of them one pair."""
+        """Which groups the matrices join, in order of computation; for most of them one pair."""
         joints = []
         for tensor in self.matrices:
             to, origin = self.sides(tensor)

@@ -147,7 +147,7 @@ class Prediction:
     @plain_torch()
     @torch.no_grad()
     def probabilities(self) -> Tensor:
-        """Predictive probabilities: of classes, (rows, classes), or of grades (`Ordinal`), (rows, targets, grades).
+        """Predictive probabilities, of classes, (rows, classes), or of grades (`Ordinal`), (rows, targets, grades).
 
         Raises:
             ValueError: If the targets are neither.
@@ -188,7 +188,7 @@ class Prediction:
         return split_entropy(self._outputs, likelihood.event_dim == 0)
 
     def gradient(self) -> Tensor:
-        """Derivatives of `mean` by the inputs, in original units, shape (rows, targets or classes, *input shape)."""
+        """Derivatives of `mean` by the inputs, in original units, (rows, targets or classes) + the shape of an input."""
         return gradient_of_mean(self._outputs)
 
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:

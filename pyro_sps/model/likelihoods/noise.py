@@ -164,7 +164,7 @@ class StudentT(_Scaled):
 
     @property
     def degrees(self) -> Tensor:
-        """Degrees of freedom: shape (); where they are sampled (`at`), B + (1, 1)."""
+        """Degrees of freedom, shape (); where they are sampled (`at`), B + (1, 1)."""
         given = self._given.get("log_df")
         df: Any = self.df if given is None else 2 + given.exp().unsqueeze(-2)
         return df

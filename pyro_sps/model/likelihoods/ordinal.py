@@ -22,7 +22,7 @@ from .base import Latent, Likelihood, require
 class Ordinal(Likelihood):
     r"""Grades, such as marks or stars: ordered classes whose distances say little (McCullagh 1980, cumulative logit).
 
-    With cut points :math:`c_1 < \dots < c_{K-1}` and the network's output :math:`f` a target is at most the k-th grade
+    With cut points :math:`c_1 < \ldots < c_{K-1}` and the network's output :math:`f` a target is at most the k-th grade
     with probability :math:`\sigma(c_k - f)`: numbers between grades get nothing, unlike under a normal density. Mean,
     standard deviation, RMSE and intervals of predictions are in grades; log densities are log probabilities of grades.
 
@@ -80,7 +80,7 @@ class Ordinal(Likelihood):
 
     @property
     def cuts(self) -> Tensor:
-        """The cut points: shape (K - 1,); where they are sampled (`at`), B + (1, 1, K - 1)."""
+        """The cut points, of shape (K - 1,); where they are sampled (`at`), B + (1, 1, K - 1)."""
         given = self._given.get("cuts")
         if given is not None:
             return transform_to(constraints.ordered_vector)(given).unsqueeze(-2).unsqueeze(-2)
