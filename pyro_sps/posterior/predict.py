@@ -188,7 +188,7 @@ class Prediction:
         return split_entropy(self._outputs, likelihood.event_dim == 0)
 
     def gradient(self) -> Tensor:
-        """Derivatives of `mean` by the inputs, in original units, (rows, targets or classes) + the shape of an input."""
+        """Derivatives of `mean` by the inputs, original units, shape (rows, targets or classes) + an input's shape."""
         return gradient_of_mean(self._outputs)
 
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
