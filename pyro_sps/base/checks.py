@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from numbers import Integral
 from typing import Any
 
@@ -39,6 +40,14 @@ def require_seed(value: Any) -> None:
     """Raise `ValueError` unless a seed is a non-negative integer."""
     if not is_integer(value, 0):
         raise ValueError(f"seed must be a non-negative integer, got {value!r}")
+
+
+def require_checkpoint(directory: Any, errors: Any) -> None:
+    """Raise `ValueError` unless `checkpoint` is a path or None, and `checkpoint_errors` a known word."""
+    if directory is not None and not isinstance(directory, str | os.PathLike):
+        raise ValueError(f"checkpoint must be a directory, got {directory!r}")
+    if errors not in ("warn", "stop"):
+        raise ValueError(f"checkpoint_errors must be 'warn' or 'stop', got {errors!r}")
 
 
 def require_learned(learn: bool, per_layer: bool) -> None:

@@ -9,7 +9,15 @@ from typing import Any
 
 import torch
 
-from ..base.checks import is_integer, is_number, require_count, require_flag, require_positive, require_seed
+from ..base.checks import (
+    is_integer,
+    is_number,
+    require_checkpoint,
+    require_count,
+    require_flag,
+    require_positive,
+    require_seed,
+)
 from .starts import check_starts
 
 KERNELS = ("mclmc", "mams", "nuts")
@@ -84,10 +92,7 @@ class SampleSettings:
             raise ValueError(f"target_accept must be in (0, 1), got {accept!r}")
         if self.kernel == "nuts" and self.num_samples < 4:
             raise ValueError(f"num_samples must be an integer of at least 4 for nuts, got {self.num_samples!r}")
-        if self.checkpoint is not None and not isinstance(self.checkpoint, str | os.PathLike):
-            raise ValueError(f"checkpoint must be a directory, got {self.checkpoint!r}")
-        if self.checkpoint_errors not in ("warn", "stop"):
-            raise ValueError(f"checkpoint_errors must be 'warn' or 'stop', got {self.checkpoint_errors!r}")
+        require_checkpoint(self.checkpoint, self.checkpoint_errors)
         for name, kernels in _ONLY.items():
             if getattr(self, name) is not None and self.kernel not in kernels:
                 raise ValueError(f"{name} is of no use with kernel={self.kernel!r}, only with {' and '.join(kernels)}")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..base.checks import require_count, require_flag, require_positive, require_seed
+from ..base.checks import require_checkpoint, require_count, require_flag, require_positive, require_seed
 
 if TYPE_CHECKING:
     import torch
@@ -67,10 +67,7 @@ class FitSettings:
             require_positive("final_learning_rate", self.final_learning_rate)
         if not (self.init is None or isinstance(self.init, Mapping) or self.init in ("random", "map")):
             raise ValueError(f"init must be 'random', 'map' or a dict of values by site, got {self.init!r}")
-        if self.checkpoint is not None and not isinstance(self.checkpoint, str | os.PathLike):
-            raise ValueError(f"checkpoint must be a directory, got {self.checkpoint!r}")
-        if self.checkpoint_errors not in ("warn", "stop"):
-            raise ValueError(f"checkpoint_errors must be 'warn' or 'stop', got {self.checkpoint_errors!r}")
+        require_checkpoint(self.checkpoint, self.checkpoint_errors)
         require_seed(self.seed)
 
     @staticmethod

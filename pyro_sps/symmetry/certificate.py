@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..base.checks import is_number
 from ..base.process import warn_user
 from ..masks.schemes import SymmetryWarning
 from ..masks.values import FixedValues
@@ -95,7 +96,7 @@ def certify(
 def _deadline(time_limit: float | None) -> float | None:
     if time_limit is None:
         return None
-    if isinstance(time_limit, bool) or not isinstance(time_limit, int | float) or not time_limit >= 0:
+    if not is_number(time_limit) or not time_limit >= 0:
         raise ValueError(f"time_limit must be None or a number of seconds >= 0, got {time_limit!r}")
     return time.monotonic() + time_limit
 

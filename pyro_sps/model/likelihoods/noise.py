@@ -34,8 +34,7 @@ class _Scaled(Likelihood):
         self, scale: float, learn: bool, per_output: int | None, prior: Sequence[float], sampled: bool
     ) -> None:
         super().__init__()
-        if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
-            raise ValueError(f"scale must be a positive finite number, got {scale!r}")
+        require_positive("scale", scale)
         if per_output is not None and (
             isinstance(per_output, bool) or not isinstance(per_output, int) or per_output < 1
         ):
