@@ -24,10 +24,11 @@ def require_positive(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a positive finite number, got {value!r}")
 
 
-def require_count(name: str, value: Any) -> None:
-    """Raise `ValueError` unless an argument is a positive integer."""
-    if not is_integer(value):
-        raise ValueError(f"{name} must be a positive integer, got {value!r}")
+def require_count(name: str, value: Any, least: int = 1) -> None:
+    """Raise `ValueError` unless an argument is an integer of at least `least`."""
+    if not is_integer(value, least):
+        what = "a positive integer" if least == 1 else f"an integer of at least {least}"
+        raise ValueError(f"{name} must be {what}, got {value!r}")
 
 
 def require_flag(name: str, value: Any) -> None:

@@ -11,6 +11,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from types import FrameType
 from typing import Any
 
 _LOCK = threading.RLock()
@@ -79,8 +80,13 @@ def silenced(category: type[Warning] = Warning) -> Iterator[None]:
                 _FILTERS.pop()
 
 
+# What was warned of, and where. Python keeps such a list too, but forgets it whenever filters change, as they do in
+# every fit: a warning in a loop would be shown each time.
+_SHOWN: set[tuple[str, type[Warning], str, int]] = set()
+
+
 def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warn of something at the place where the user's code called the package.
+    """Warn of something at the place where the user's code called the package, once a place unless filters say more.
 
     Args:
         message: What to say.
@@ -101,7 +107,21 @@ def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_code.co_filename.startswith(inner):
         frame, level = frame.f_back, level + 1
+    shown = (message, category, frame.f_code.co_filename, frame.f_lineno)
+    if shown in _SHOWN and _action_for(message, category, frame) == "default":
+        return
     warnings.warn(message, category, stacklevel=level)
+    _SHOWN.add(shown)
+
+
+def _action_for(message: str, category: type[Warning], frame: FrameType) -> str:
+    """What the warning filters say of a warning from a place."""
+    module = frame.f_globals.get("__name__") or "<string>"
+    for action, text, kind, where, line in warnings.filters:
+        matches = (text is None or text.match(message)) and (where is None or where.match(module))
+        if matches and issubclass(category, kind) and line in (0, frame.f_lineno):
+            return action
+    return "default"
 
 
 @contextmanager

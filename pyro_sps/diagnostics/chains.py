@@ -14,7 +14,7 @@ from ..posterior.predict import Prediction
 from ..posterior.samples import Samples
 from ..symmetry.report import SymmetryReport
 from .convergence import RHAT
-from .density import chain_seed, check_data, training_data
+from .density import chain_seed
 from .generations import bulk_ess, rank_rhat
 from .predictive import PredictiveCheck, check_predictions
 
@@ -123,21 +123,20 @@ def _number(values: np.ndarray, how: Any, form: str = ".2f") -> str:
 
 
 def diagnose_chains(
-    samples: Samples, x: Any, y: Any, held_out: tuple[Any, Any] | None, draws: int, time_limit: float, seed: int
+    samples: Samples, inputs: Tensor, targets: Tensor, held_out: bool, draws: int, time_limit: float, seed: int
 ) -> ChainDiagnosis:
     """Check samples; see `pyro_sps.diagnose`.
 
     Args:
         samples: The samples.
-        x: Training inputs in original units, or None.
-        y: Training targets, likewise.
-        held_out: Inputs and targets for the checks of predictions.
+        inputs: Of the rows on which predictions are checked, in original units.
+        targets: Of these.
+        held_out: Whether they are no training rows.
         draws: Draws for these.
         time_limit: Seconds after which the symmetry certificate gives up.
         seed: Seeds predictive draws.
     """
     chain_seed(seed, 0)
-    inputs, targets = training_data([samples], x, y) if held_out is None else check_data(samples.bnn, *held_out)
     weights = torch.cat([value.flatten(2) for value in samples.samples.values()], dim=2).double().cpu().numpy()
     chosen = np.unique(np.linspace(0, weights.shape[2] - 1, _MOST_WEIGHTS).astype(int))
     functions = _functions(samples, inputs)
@@ -153,7 +152,7 @@ def diagnose_chains(
 
     found = (rhat(weights[..., chosen]), rhat(functions), ess(weights[..., chosen]), ess(functions))
     symmetry = samples.bnn.symmetry(time_limit=time_limit)
-    predictive = check_predictions(prediction, targets, held_out is not None, seed)
+    predictive = check_predictions(prediction, targets, held_out, seed)
     rhat_energy = float(rhat(energy)[0])
     warnings = _warnings(samples, symmetry, *found, rhat_energy)
     return ChainDiagnosis(samples, symmetry, *found, rhat_energy, predictive, tuple(warnings))

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..base.checks import require_count
 from ..base.files import plain_settings
+from ..base.process import warn_user
 from ..data.arrays import Standardizer
 from ..model.bnn import BNN
 from ..posterior.fit import Fit
@@ -113,8 +115,7 @@ def to_arviz(
         "stopped": json.dumps([fit.stopped for fit in every]),
         "sampling_time": float(sum(every[0].seconds.values())),
     }
-    needed = _needs_data(wanted)
-    data = training_data(every, x, y) if needed or x is not None else None
+    data = _data_for(wanted, every, x, y)
     sources = [draw(fit, draws, chain_seed(seed, index)) for index, fit in enumerate(every)]
     chains = [_Chain(source.member, {"lq": source.log_guide.cpu().numpy()}) for source in sources]
     return _convert(chains, draws, wanted, layout, data, seed, attrs)
@@ -165,6 +166,18 @@ def from_mcmc(
     """
     if not isinstance(bnn, BNN):
         raise TypeError(f"bnn must be a pyro_sps.BNN, got {type(bnn).__name__}")
+    return _from_mcmc(mcmc, bnn, check_data(bnn, x, y), _check(1, groups, layout), layout, standardizer, seed)
+
+
+def _from_mcmc(
+    mcmc: MCMC | Samples,
+    bnn: BNN,
+    data: tuple[Tensor, Tensor] | None,
+    wanted: tuple[str, ...],
+    layout: str,
+    standardizer: Standardizer | None,
+    seed: int,
+) -> Any:
     samples = {name: value.detach() for name, value in mcmc.get_samples(group_by_chain=True).items()}
     for weight in bnn.weights:
         found = samples[weight.name].shape[2:] if weight.name in samples else None
@@ -174,7 +187,6 @@ def from_mcmc(
                 f"{'none' if found is None else tuple(found)}"
             )
     num_chains, draws = next(iter(samples.values())).shape[:2]
-    wanted = _check(draws, groups, layout)
     if isinstance(mcmc, Samples):
         standardizer = mcmc.standardizer if standardizer is None else standardizer
         method, tuning_steps = mcmc.kernel.upper(), mcmc.settings["warmup"]
@@ -194,7 +206,7 @@ def from_mcmc(
     if isinstance(mcmc, Samples):
         attrs |= {"settings": json.dumps(plain_settings(mcmc.settings)), "stopped": mcmc.stopped}
         attrs |= {"sampling_time": float(sum(mcmc.seconds.values()))}
-    return _convert(chains, draws, wanted, layout, check_data(bnn, x, y), seed, attrs)
+    return _convert(chains, draws, wanted, layout, data, seed, attrs)
 
 
 def samples_to_arviz(
@@ -227,8 +239,8 @@ def samples_to_arviz(
         >>> posterior.to_arviz().posterior["w"].dims
         ('chain', 'draw', 'weight')
     """
-    data = training_data([samples], x, y)
-    return from_mcmc(samples, samples.bnn, *data, groups=groups, layout=layout, seed=seed)
+    wanted = _check(1, groups, layout)
+    return _from_mcmc(samples, samples.bnn, _data_for(wanted, [samples], x, y), wanted, layout, None, seed)
 
 
 def check_fits(fits: Any) -> list[Fit]:
@@ -261,18 +273,24 @@ def check_fits(fits: Any) -> list[Fit]:
 
 
 def _check(draws: Any, groups: Sequence[str] | None, layout: str) -> tuple[str, ...]:
-    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
-        raise ValueError(f"draws must be a positive integer, got {draws!r}")
+    require_count("draws", draws)
     if layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
     wanted = GROUPS if groups is None else (groups,) if isinstance(groups, str) else tuple(groups)
     if unknown := [group for group in wanted if group not in GROUPS]:
         raise ValueError(f"groups must be among {', '.join(GROUPS)}, got {unknown}")
+    if layout != LAYOUTS[0] and not {"posterior", "prior"} & set(wanted):
+        warn_user("layout has no effect: it is for the groups posterior and prior")
     return tuple(group for group in GROUPS if group in wanted)
 
 
-def _needs_data(wanted: Sequence[str]) -> bool:
-    return bool(set(wanted) - {"posterior", "prior"})
+def _data_for(wanted: Sequence[str], fits: Sequence[Fit | Samples], x: Any, y: Any) -> tuple[Tensor, Tensor] | None:
+    """The training data if some group needs it."""
+    if set(wanted) - {"posterior", "prior"}:
+        return training_data(fits, x, y)
+    if x is not None or y is not None:
+        warn_user(f"x and y have no effect: the groups {' and '.join(wanted)} need no data")
+    return None
 
 
 def _statistics(mcmc: MCMC | Samples, num_chains: int, draws: int) -> dict[str, np.ndarray]:

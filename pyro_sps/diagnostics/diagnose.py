@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..base.checks import require_count
+from ..base.process import warn_user
 from ..posterior.fit import Fit
 from ..posterior.predict import Prediction
 from ..posterior.samples import Samples
@@ -73,11 +75,15 @@ def diagnose(
     if isinstance(fits, Samples):
         if baseline is not None:
             raise ValueError("baseline is for fits; compare samples by predict(...).lpp(...)")
-        return diagnose_chains(fits, x, y, held_out, draws, time_limit, seed)
+        if held_out is not None and (x is not None or y is not None):
+            warn_user("x and y have no effect: samples are checked on held_out alone")
+            x = y = None
+        require_count("draws", draws)
+        rows = training_data([fits], x, y) if held_out is None else _held_out(fits, held_out)
+        return diagnose_chains(fits, *rows, held_out is not None, draws, time_limit, seed)
     every = check_fits(fits)
     others = None if baseline is None else check_fits(baseline)
-    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 10:
-        raise ValueError(f"draws must be an integer of at least 10, got {draws!r}")
+    require_count("draws", draws, 10)
     chain_seed(seed, 0)  # a wrong seed is told before any work
     data = _training(every, x, y, required=held_out is None)
     checked = data if held_out is None else _held_out(every[0], held_out)
@@ -124,7 +130,7 @@ def _training(fits: Sequence[Fit], x: Any, y: Any, required: bool) -> tuple[Tens
     return training_data(fits, x, y)
 
 
-def _held_out(fit: Fit, held_out: tuple[Any, Any]) -> tuple[Tensor, Tensor]:
+def _held_out(fit: Fit | Samples, held_out: tuple[Any, Any]) -> tuple[Tensor, Tensor]:
     if not isinstance(held_out, tuple | list) or len(held_out) != 2:
         raise ValueError("held_out must be a pair (x, y)")
     return check_data(fit.bnn, held_out[0], held_out[1], "held_out ", fit)

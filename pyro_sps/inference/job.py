@@ -337,7 +337,7 @@ def _results(job: Job, run: Run, watcher: Validation | None, told: Mapping[str, 
     many = job.asked.replicas is not None
     _report_failures(fits, job, run, many)
     if not run.paused and 0 not in run.failed:
-        warn_of_underfit(fits[0])
+        warn_of_underfit(fits[0], job.checks[0] if job.checks else None)
     return fits if many else fits[0]
 
 

@@ -7,6 +7,8 @@ runs in a step. The recording is compiled with `torch.compile` where that is ask
 
 from __future__ import annotations
 
+import hashlib
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -254,26 +256,60 @@ def _fold_constants(module: fx.GraphModule) -> None:
     module.recompile()
 
 
-def _compile(recorded: fx.GraphModule, example: tuple[Any, ...]) -> tuple[Callable[..., Tensor] | None, str]:
-    """The recorded step compiled, or None and why that failed."""
-    copies = [tensor.clone() for tensor in example[:3]]
-    try:
-        from torch._inductor import compile as inductor_compile
+# What was compiled in this process, by what it computes: the most recent programs, whose constants stay with them.
+_COMPILED: OrderedDict[str, Callable[..., Tensor]] = OrderedDict()
 
-        with torch.no_grad():
-            fast = make_fx(recorded, decomposition_table={torch.ops.aten.tanh.default: _rational_tanh})(
-                *copies, *example[3:]
-            )
-            for node in fast.graph.nodes:  # inductor makes its own, of one family
-                node.meta.pop("val", None)
-            # Inductor without dynamo, whose guards cost more than the step of a small network takes: the recording
-            # has no Python left to guard, and all its arguments keep their shapes.
-            compiled = inductor_compile(fast, [*copies, *example[3:]], options=_inductor_options())
-            compiled(*copies, *example[3:])
+_KEPT, _KEPT_BYTES = 32, 2**24
+
+
+def _compile(recorded: fx.GraphModule, example: tuple[Any, ...]) -> tuple[Callable[..., Tensor] | None, str]:
+    """The recorded step compiled, or None and why that failed; the same step is compiled once a process."""
+    key = _key_of(recorded, example)
+    if key in _COMPILED:
+        _COMPILED.move_to_end(key)
+        return _COMPILED[key], ""
+    try:
+        compiled = _by_inductor(recorded, example)
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
         return None, f"it could not be compiled ({type(error).__name__}: {lines[0][:120]})"
+    if key:
+        _COMPILED[key] = compiled
+        if len(_COMPILED) > _KEPT:
+            _COMPILED.popitem(last=False)
     return compiled, ""
+
+
+def _key_of(recorded: fx.GraphModule, example: tuple[Any, ...]) -> str:
+    """A digest of all that compiled code depends on; empty for a program whose constants are too large to be kept."""
+    names = dict.fromkeys(str(node.target) for node in recorded.graph.nodes if node.op == "get_attr")
+    constants = [getattr(recorded, name) for name in names]
+    if not all(isinstance(one, Tensor) for one in constants) or sum(one.nbytes for one in constants) > _KEPT_BYTES:
+        return ""
+    told = [recorded.code, torch.get_num_threads(), torch.__version__]
+    for one in (*example, *constants):
+        told.append((one.shape, one.stride(), one.dtype, one.device) if isinstance(one, Tensor) else one)
+    digest = hashlib.sha256(repr(told).encode())
+    for one in constants:
+        digest.update(one.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _by_inductor(recorded: fx.GraphModule, example: tuple[Any, ...]) -> Callable[..., Tensor]:
+    from torch._inductor import compile as inductor_compile
+
+    copies = [tensor.clone() for tensor in example[:3]]
+    with torch.no_grad():
+        fast = make_fx(recorded, decomposition_table={torch.ops.aten.tanh.default: _rational_tanh})(
+            *copies, *example[3:]
+        )
+        for node in fast.graph.nodes:  # inductor makes its own, of one family
+            node.meta.pop("val", None)
+        # Inductor without dynamo, whose guards cost more than the step of a small network takes: the recording
+        # has no Python left to guard, and all its arguments keep their shapes.
+        compiled: Callable[..., Tensor] = inductor_compile(fast, [*copies, *example[3:]], options=_inductor_options())
+        compiled(*copies, *example[3:])
+    return compiled
 
 
 def _inductor_options() -> dict[str, Any]:

@@ -18,58 +18,97 @@ NOISE_SHARE = 0.5
 # So much smaller than the learned noise must be what a linear model or the network's own mean leave.
 RATIO = 3.0
 
+# By so many standard errors, and by this share, must a linear model be ahead on held-out rows.
+SURELY, AHEAD = 3.0, 0.1
+
 # Rows that are looked at.
 ROWS = 2000
 
 
 @plain_torch()
-def warn_of_underfit(fit: Fit) -> None:
-    """Warn if the learned noise of a fit is near the targets' own scale although they can be predicted much better.
+def warn_of_underfit(fit: Fit, held_out: tuple[Tensor, Tensor] | None = None) -> None:
+    """Warn if a fit has left in its noise what can be predicted, or predicts worse than a straight line.
 
-    It is compared with what a linear model leaves, by least squares on the training rows, with as many degrees of
-    freedom less as it has coefficients, and with what the posterior mean of the network leaves.
+    The learned noise, where it is near the targets' own scale, is compared with what a linear model leaves, by least
+    squares on the training rows, and with what the posterior mean of the network leaves: on the held-out rows where
+    there are some, else on the training rows, with as many degrees of freedom less as the line has coefficients. On
+    held-out rows the squared errors of the two are compared pair by pair, whatever the noise.
 
     Args:
         fit: A fit with its training data.
+        held_out: Inputs and targets that it was validated on, in their own units.
 
     Warns:
-        UserWarning: If the noise is several times as large.
+        UserWarning: If the noise is several times as large, or the line surely better.
     """
     likelihood = fit.bnn.likelihood
-    if fit.x is None or fit.y is None or not isinstance(likelihood, Gaussian) or not likelihood.learn:
+    if fit.x is None or fit.y is None or not likelihood.event_dim or not fit.y.is_floating_point():
+        return
+    learned = isinstance(likelihood, Gaussian) and likelihood.learn
+    if not learned and held_out is None:
         return
     x, y = fit.x.reshape(len(fit.x), -1), fit.y
     if len(x) < 3 * (x.shape[1] + 1):
         return
-    every = max(1, len(x) // ROWS)
+    if held_out is None:
+        inputs, seen = fit.x, (x.double(), y.double())
+    else:
+        inputs = fit.standardizer.inputs(held_out[0])
+        seen = inputs.reshape(len(inputs), -1).double(), fit.standardizer.targets(held_out[1]).double()
+    every = max(1, len(inputs) // ROWS)
+    inputs, seen = inputs[::every], (seen[0][::every], seen[1][::every])
     scale = y.double().std(0).clamp_min(torch.finfo(torch.float32).tiny)
-    noise = (likelihood.noise_scale.detach().double() / scale).expand(y.shape[1])
-    left = _linear(x[::every].double(), y[::every].double()) / scale
-    line = (noise > NOISE_SHARE) & (noise > RATIO * left)
-    if line.any():
-        _warn(int(line.nonzero()[0]), noise, "a linear model leaves", left)
-        return
-    if not (noise > NOISE_SHARE).any():
-        return
+    step = max(1, len(x) // ROWS)
+    training = x[::step].double(), y[::step].double()
+    line = (
+        _linear(*training) / scale if held_out is None else _residuals(training, seen).square().mean(0).sqrt() / scale
+    )
+    noise = scale.new_zeros(y.shape[1])
+    if learned:
+        noise = (likelihood.noise_scale.detach().double() / scale).expand(y.shape[1])
+        if _told(noise, line, "a linear model leaves"):
+            return
+        if held_out is None and not (noise > NOISE_SHARE).any():
+            return
     member = Member(fit.bnn, fit.guide, Standardizer.identity(fit.bnn.like))
-    mean = Prediction.of([member], fit.x[::every], 100, 0).mean.double()
-    left = (mean - y[::every].double()).square().mean(0).sqrt() / scale
-    own = (noise > NOISE_SHARE) & (noise > RATIO * left)
-    if own.any():
-        _warn(int(own.nonzero()[0]), noise, "the posterior mean of the network leaves", left)
+    errors = Prediction.of([member], inputs, 100, 0).mean.double() - seen[1]
+    own = errors.square().mean(0).sqrt() / scale
+    if _told(noise, own, "the posterior mean of the network leaves") or held_out is None:
+        return
+    lead = errors.square() - _residuals(training, seen).square()
+    sure = lead.mean(0) > SURELY * lead.std(0) / len(lead) ** 0.5
+    for target in (sure & (own > (1 + AHEAD) * line)).nonzero().flatten().tolist()[:1]:
+        warn_user(
+            f"on the held-out rows the fit predicts worse than a linear model: its error is {own[target].item():.2g} "
+            f"standard deviations of target {target}, that of the line {line[target].item():.2g}. {_TRY}"
+        )
+
+
+def _residuals(training: tuple[Tensor, Tensor], seen: tuple[Tensor, Tensor]) -> Tensor:
+    """What least squares on the training rows leaves of other rows, shape (rows, targets)."""
+    design, others = (torch.cat([x, x.new_ones((len(x), 1))], dim=1) for x in (training[0], seen[0]))
+    return seen[1] - others @ (torch.linalg.pinv(design) @ training[1])
 
 
 def _linear(x: Tensor, y: Tensor) -> Tensor:
     """Residual standard deviation of each target after least squares."""
-    design = torch.cat([x, x.new_ones((len(x), 1))], dim=1)
-    residual = y - design @ (torch.linalg.pinv(design) @ y)
-    return (residual.square().sum(0) / max(1, len(x) - design.shape[1])).sqrt()
+    left = _residuals((x, y), (x, y)).square().sum(0)
+    return (left / max(1, len(x) - x.shape[1] - 1)).sqrt()
 
 
-def _warn(target: int, noise: Tensor, what: str, left: Tensor) -> None:
-    warn_user(
-        f"the fit seems to underfit: its learned noise is {noise[target].item():.2g} standard deviations of target "
-        f"{target}, of which {what} {left[target].item():.2g}. With few rows the ELBO prefers a large noise to weights "
-        "that it knows little of: try a sampler, a smaller prior_scale, a smaller network, a noise that is given, such "
-        "as Gaussian(0.1), or more steps"
-    )
+_TRY = (
+    "Try a sampler (pyro_sps.sample), a smaller prior_scale, a smaller network, a noise that is given, such as "
+    "Gaussian(0.1), or more steps"
+)
+
+
+def _told(noise: Tensor, left: Tensor, what: str) -> bool:
+    """Warn of the first target whose noise is near its scale and several times what is left; whether there was one."""
+    hidden = ((noise > NOISE_SHARE) & (noise > RATIO * left)).nonzero().flatten().tolist()
+    for target in hidden[:1]:
+        warn_user(
+            f"the fit seems to underfit: its learned noise is {noise[target].item():.2g} standard deviations of target "
+            f"{target}, of which {what} {left[target].item():.2g}. With few rows the ELBO prefers a large noise to "
+            f"weights that it knows little of. {_TRY}"
+        )
+    return bool(hidden)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Generator
 
+from ..base.checks import require_count, require_flag
 from ..network.topology import Masks, Topology
 from .schemes import fixed_count
 from .search import (
@@ -120,10 +121,8 @@ class Rigid:
     uses_values: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.signs, bool):
-            raise ValueError(f"signs must be True or False, got {self.signs!r}")
-        if isinstance(self.strength, bool) or not isinstance(self.strength, int) or self.strength < 1:
-            raise ValueError(f"strength must be a positive integer, got {self.strength!r}")
+        require_flag("signs", self.signs)
+        require_count("strength", self.strength)
         if self.entries not in ("one", "connection"):
             raise ValueError(f"entries must be 'one' or 'connection', got {self.entries!r}")
 

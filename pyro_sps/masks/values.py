@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from ..base.checks import is_number, require_learned, require_positive
+from ..base.checks import is_number, require_count, require_learned, require_positive
 from ..network.topology import Topology
 
 
@@ -228,8 +228,7 @@ class MAP:
             raise ValueError(f"noise_share must be in (0, 1], got {share!r}")
         if not is_number(self.held_out) or not 0 <= self.held_out < 1:
             raise ValueError(f"held_out must be in [0, 1), got {self.held_out!r}")
-        if isinstance(self.num_steps, bool) or not isinstance(self.num_steps, int) or self.num_steps < 1:
-            raise ValueError(f"num_steps must be a positive integer, got {self.num_steps!r}")
+        require_count("num_steps", self.num_steps)
         require_positive("learning_rate", self.learning_rate)
 
     def __call__(

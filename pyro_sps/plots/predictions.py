@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..base.checks import require_count
 from ..posterior.fit import Fit, Fits
 from ..posterior.predict import Prediction
 from .axes import new_axes, to_numpy
@@ -207,8 +208,7 @@ def plot_pit(prediction: Prediction, y: Any, bins: int = 10, ax: Axes | None = N
     """
     from scipy.stats import binom
 
-    if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
-        raise ValueError(f"bins must be a positive integer, got {bins!r}")
+    require_count("bins", bins)
     ranks = to_numpy(prediction.pit(y)).reshape(-1)
     own = ax is None
     ax = new_axes()[0] if ax is None else ax

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..base.checks import require_count
 from ..base.plain import plain_torch
 from ..data.arrays import make_generator
 from ..data.names import in_order, require_same_rows, row_names
@@ -68,8 +69,7 @@ class Prediction:
             ValueError: If `x` does not fit the network, or `num_samples` is not at least the number of members.
         """
         bnn = members[0].bnn
-        if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < len(members):
-            raise ValueError(f"num_samples must be an integer of at least {len(members)}, got {num_samples!r}")
+        require_count("num_samples", num_samples, len(members))
         if num_samples > MAX_SAMPLES:
             raise ValueError(
                 f"num_samples must be at most {MAX_SAMPLES:,}, got {num_samples:,}: means over draws are as exact as "

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..base.checks import is_integer, require_count
 from ..data.arrays import Standardizer
 from ..model.bnn import BNN
 from .outputs import Member
@@ -149,7 +150,7 @@ class Samples:
         Raises:
             ValueError: If it is not between 1 and the number of draws.
         """
-        if isinstance(every, bool) or not isinstance(every, int) or not 1 <= every <= self.num_samples:
+        if not is_integer(every) or every > self.num_samples:
             raise ValueError(f"every must be an integer from 1 to {self.num_samples}, got {every!r}")
         rows = torch.arange(self.num_samples - 1, -1, -every).flip(0)
         return self._select(lambda value: value[:, rows.to(value.device)])
@@ -204,8 +205,7 @@ class Samples:
             ValueError: If `x` does not fit the network, or `num_samples` is not positive.
         """
         count = min(1000, self.num_chains * self.num_samples) if num_samples is None else num_samples
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"num_samples must be an integer of at least 1, got {count!r}")
+        require_count("num_samples", count)
         return Prediction.of([self.member(count)], x, count, seed)
 
     def to_arviz(self, **options: Any) -> Any:

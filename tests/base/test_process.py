@@ -20,7 +20,7 @@ from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 
 import pyro_sps as sps
-from pyro_sps.base.process import process_lock, silenced
+from pyro_sps.base.process import process_lock, silenced, warn_user
 from pyro_sps.cli import main
 from pyro_sps.inference import loop
 from pyro_sps.model.density import pyro_session
@@ -360,3 +360,23 @@ def test_a_fork_of_the_thread_that_holds_the_lock_goes_on():
     assert os.waitpid(number, 0)[1] == 0
     assert process_lock().acquire(blocking=False)
     process_lock().release()
+
+
+def test_a_warning_in_a_loop_is_shown_once_a_place():
+    """What a fit does with the filters makes Python forget what it has shown."""
+
+    def loop_of(count):
+        for _ in range(count):
+            warn_user("of this place")
+            with silenced():
+                pass
+
+    for action, shown in (("default", 1), ("always", 3), ("ignore", 0)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter(action)
+            loop_of(3)
+            assert len(caught) == shown
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="of this place"):
+            loop_of(1)

@@ -61,3 +61,22 @@ def test_baselines_are_for_fits(linear):
     _, _, samples = linear
     with pytest.raises(ValueError, match="baseline is for fits"):
         sps.diagnose(samples, baseline=samples)
+
+
+def test_groups_that_need_no_data_are_had_without_it(linear, tmp_path):
+    """Of samples from a file, which hold no data; and data that nothing uses is told."""
+    x, y, samples = linear
+    samples.save(tmp_path)
+    loaded = sps.load(tmp_path, nn.Linear(2, 1).double())
+    draws = loaded.to_arviz(groups="posterior").posterior["w"].values
+    assert (draws == samples.to_arviz(groups="posterior").posterior["w"].values).all()
+    with pytest.raises(ValueError, match="hold no training data"):
+        loaded.to_arviz()
+    with pytest.warns(UserWarning, match="x and y have no effect: the groups posterior need no data"):
+        loaded.to_arviz(groups="posterior", x=x, y=y)
+    with pytest.warns(UserWarning, match="layout has no effect"):
+        samples.to_arviz(groups="log_likelihood", layout="tensors")
+    with pytest.warns(UserWarning, match="x and y have no effect: samples are checked on held_out"):
+        sps.diagnose(samples, x, y, held_out=(x, y))
+    with pytest.raises(ValueError, match=r"held_out must be a pair"):
+        sps.diagnose(samples, held_out=x)

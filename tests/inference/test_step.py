@@ -1,8 +1,11 @@
 """The recorded step against torch.optim and against the plain objective."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
 
+import pyro_sps.inference.step as step_module
 from pyro_sps.inference.step import AdamState, Layout, _rational_tanh, adam_scalars, make_step
 
 TARGET = torch.tensor([[1.0, -2.0, 0.5], [3.0, 0.0, -1.0]], dtype=torch.float64)
@@ -128,6 +131,34 @@ def test_compiled_step_equals_recorded_step():
             losses = step.run(state, scalars, noise, x, y)
         results.append((state.params, losses))
     torch.testing.assert_close(results[0], results[1])
+
+
+def test_the_same_step_is_compiled_once_a_process(monkeypatch):
+    """Known by its operations, numbers, constants and shapes; those of other constants or shapes are others."""
+    made = []
+    monkeypatch.setattr(step_module, "_COMPILED", OrderedDict())
+    monkeypatch.setattr(step_module, "_by_inductor", lambda recorded, example: made.append(recorded) or recorded)
+
+    def run(scale, factor, rows, replicas=1):
+        _, layout, state, noise = start(replicas)
+        x, y = torch.ones(rows, dtype=torch.float64), TARGET[0]
+
+        def scaled(params, noise, x, y):
+            return factor * objective(params, noise, x[:3] * scale, y)
+
+        step = make_step(scaled, layout, (state, noise, x, y), (0, None, None), 1.0, compile=True)
+        return step.run(state, adam_scalars([0.01], state.params)[0], noise, x, y)
+
+    one = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    first = run(one, 2.0, 3)
+    assert torch.equal(run(one.clone(), 2.0, 3), first)
+    assert len(made) == 1
+    for other in ((one + 1, 2.0, 3), (one, 3.0, 3), (one, 2.0, 4), (one, 2.0, 3, 2)):
+        run(*other)
+    assert len(made) == 5
+    for factor in range(40):  # what is kept has a bound
+        run(one, float(factor), 3)
+    assert len(step_module._COMPILED) == step_module._KEPT
 
 
 def test_layout_packs_and_unpacks():

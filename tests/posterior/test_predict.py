@@ -199,7 +199,7 @@ def test_scores_of_grades():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda fit, x, y: fit.predict(x, 0), "num_samples must be an integer of at least 1, got 0"),
+        (lambda fit, x, y: fit.predict(x, 0), "num_samples must be a positive integer, got 0"),
         (lambda fit, x, y: fit.predict(x[:, :0]), "x is empty"),
         (lambda fit, x, y: fit.predict(x.expand(-1, 2)), "x must have 1 features a row"),
         (lambda fit, x, y: fit.predict(x).rmse(y[:3]), "y must have as many rows as x, 30, got 3"),
