@@ -97,11 +97,7 @@ class _Units:
         kind_of = np.zeros(count, dtype=np.uint64)
         np.add.at(kind_of, root, mix(colour))
         kind_of = np.where(pinned, pair(kind_of, np.arange(count)), kind_of)
-        links = atoms.links
-        child = root[np.concatenate([np.zeros(0, dtype=np.int64), *(link.child for link in links)])]
-        parent = root[np.concatenate([np.zeros(0, dtype=np.int64), *(link.parent for link in links)])]
-        label = np.concatenate([np.zeros(0, dtype=np.uint64), *(link.label for link in links)])
-        units = _Units(root, colour, kind_of, (child, parent, label), pinned, (characters[0], characters[1]))
+        units = _Units(root, colour, kind_of, atoms.all_links(), pinned, (characters[0], characters[1]))
         units.refine()
         return units
 

@@ -119,11 +119,19 @@ class Classes:
 
 @dataclass
 class Link:
-    """Atoms that belong to blocks: a symmetry takes them along, and what is in a block stays together."""
+    """Atoms that belong to blocks: a symmetry takes them along, and what is in a block stays together.
+
+    Attributes:
+        child: Atoms.
+        parent: The block of each.
+        label: A code of how it belongs to it.
+        marks: Marks of children and parents when they were linked; what they have got since then tells slots apart.
+    """
 
     child: Ints
     parent: Ints
     label: Codes
+    marks: tuple[Codes, Codes]
 
 
 @dataclass
@@ -162,6 +170,21 @@ class Atoms:
         for lost in self.lost:
             lost[start:] = not signed
         return np.arange(start, start + count)
+
+    def link(self, child: Ints, parent: Ints, label: Codes) -> None:
+        """Note that atoms belong to blocks."""
+        self.links.append(Link(child, parent, label, (self.mark[child], self.mark[parent])))
+
+    def all_links(self) -> tuple[Ints, Ints, Codes]:
+        """Units of all that is linked, and labels that say which slots of them where units were merged later."""
+        none, no_code = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.uint64)
+        label = no_code
+        for link in self.links:
+            since = [self.mark[own] - then for own, then in zip((link.child, link.parent), link.marks, strict=True)]
+            label = np.concatenate([label, pair(link.label, pair(*since))])
+        child = np.concatenate([none, *(link.child for link in self.links)])
+        parent = np.concatenate([none, *(link.parent for link in self.links)])
+        return self.units.root[child], self.units.root[parent], label
 
     def event(self) -> np.uint64:
         """A number of its own for one thing that happens."""
@@ -245,7 +268,7 @@ class Atoms:
                     self.distinguish(atoms, pair(label[inverse.ravel()], event + np.uint64(side)))
                 self.units.merge(left, right)
                 return "equal"
-            self.links.append(Link(fine, coarse, pair(label, event)))
+            self.link(fine, coarse, pair(label, event))
             return "first" if count_a >= count_b else "second"
         if len(pairs) == count_a * count_b and len(np.unique(label)) == 1:
             return "free"
@@ -294,7 +317,7 @@ class Atoms:
         np.add.at(label, inverse.ravel(), mix(inside))
         child, which = members % (len(self.array) + 1), members // (len(self.array) + 1)
         made = self.new(len(sets), signed=False)
-        self.links.append(Link(child, made[which], pair(label, self.event())))
+        self.link(child, made[which], pair(label, self.event()))
         return None if len(sets) == 1 else made[of]
 
     def combine(self, first: Sequence[Ints], second: Sequence[Ints], place: Codes) -> tuple[tuple[Ints, ...], Codes]:
