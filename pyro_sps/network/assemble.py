@@ -81,11 +81,6 @@ class _Units:
         atoms = recorder.atoms
         count = len(atoms.array)
         colour = pair(atoms.array, atoms.mark)
-        # Atoms of one unit that look alike could take each other's place in ways that are not followed: pinned.
-        order = np.lexsort((colour, atoms.units.root))
-        root, sorted_colour = atoms.units.root[order], colour[order]
-        twice = (root[1:] == root[:-1]) & (sorted_colour[1:] == sorted_colour[:-1])
-        atoms.pin(root[1:][twice])
         root = atoms.units.root
         pinned = atoms.pinned(np.arange(count))
         characters = []

@@ -177,14 +177,15 @@ class Atoms:
 
     def all_links(self) -> tuple[Ints, Ints, Codes]:
         """Units of all that is linked, and labels that say which slots of them where units were merged later."""
-        none, no_code = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.uint64)
-        label = no_code
-        for link in self.links:
-            since = [self.mark[own] - then for own, then in zip((link.child, link.parent), link.marks, strict=True)]
-            label = np.concatenate([label, pair(link.label, pair(*since))])
-        child = np.concatenate([none, *(link.child for link in self.links)])
-        parent = np.concatenate([none, *(link.parent for link in self.links)])
-        return self.units.root[child], self.units.root[parent], label
+        ends: list[Ints] = []
+        label = np.concatenate([np.zeros(0, dtype=np.uint64), *(link.label for link in self.links)])
+        for side in (0, 1):
+            own = [(link.child, link.parent)[side] for link in self.links]
+            atoms = np.concatenate([np.zeros(0, dtype=np.int64), *own])
+            then = np.concatenate([np.zeros(0, dtype=np.uint64), *(link.marks[side] for link in self.links)])
+            label = pair(label, np.where(self.pinned(atoms), atoms.astype(np.uint64), self.mark[atoms] - then))
+            ends.append(self.units.root[atoms])
+        return ends[0], ends[1], label
 
     def event(self) -> np.uint64:
         """A number of its own for one thing that happens."""
@@ -235,7 +236,20 @@ class Atoms:
         atoms = np.unique(token[some])
         if len(np.unique(self.units.root[atoms])) == len(atoms):
             return place
-        return np.where(some, pair(place, pair(self.array[token], self.mark[token])), place)
+        return np.where(some, pair(place, self._slot(token)), place)
+
+    def _slot(self, token: Ints) -> Codes:
+        """What tells atoms of one unit apart."""
+        return np.where(self.pinned(token), mix(token), pair(self.array[token], self.mark[token]))
+
+    def _pin_twins(self, units: Ints) -> None:
+        """Pin units with atoms that look alike: these could take each other's place in ways that are not followed."""
+        within = np.zeros(len(self.array), dtype=bool)
+        within[units] = True
+        atoms = np.flatnonzero(within[self.units.root])
+        key = pair(self.units.root[atoms], pair(self.array[atoms], self.mark[atoms]))
+        _, of, times = np.unique(key, return_inverse=True, return_counts=True)
+        self.pin(atoms[times[of.ravel()] > 1])
 
     def relate(self, first: Ints, second: Ints, place: Codes) -> str:
         """Atoms that numbers at the same places belong to, and so can no longer move apart.
@@ -267,6 +281,7 @@ class Atoms:
                 for side, atoms in enumerate((first, second)):
                     self.distinguish(atoms, pair(label[inverse.ravel()], event + np.uint64(side)))
                 self.units.merge(left, right)
+                self._pin_twins(self.units.root[left])
                 return "equal"
             self.link(fine, coarse, pair(label, event))
             return "first" if count_a >= count_b else "second"
@@ -353,7 +368,7 @@ class Atoms:
                 self.pin(token[some])
             pinned = self.pinned(token)
             if pinned.any():
-                place = np.where(pinned, pair(place, self.units.find(token) + 1), place)
+                place = np.where(pinned, pair(place, token + 1), place)
                 token = np.where(pinned, -1, token)
             if (token >= 0).any():
                 kept.append(token)

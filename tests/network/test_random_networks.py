@@ -228,7 +228,8 @@ OPERATIONS = {
 
 @settings(max_examples=60, deadline=None, derandomize=True)  # others are run on demand, with max_examples of thousands
 @given(st.integers(0, 2**32))
-@example(14637)  # channels of two blocks, which later became slots of one unit, were taken to be alike
+@example(14637)  # channels of two blocks that later became slots of one unit were taken to be alike
+@example(100611)  # so were the slots of a unit that had become one with itself rolled
 def test_what_is_claimed_is_true_of_numbers(seed):
     net = Program(seed).network()
     x = torch.randn(2, 3, 4, dtype=torch.float64)
