@@ -8,21 +8,20 @@ from typing import Any
 import numpy as np
 
 from .elements import SCALE, SIGN, Atoms, Codes, Ints, mix, pair
+from .inputs import Inputs
 from .recorder import Recorder, Weight
 from .structure import Places, Structure
 from .topology import Topology, UnitGroup, UnsupportedLayerError, WeightTensor
 
 
-def assemble(
-    recorder: Recorder, outputs: Ints, output_size: int, inputs: tuple[tuple[tuple[int, ...], bool], ...]
-) -> Topology:
+def assemble(recorder: Recorder, outputs: Ints, output_size: int, inputs: Inputs) -> Topology:
     """The topology of a recorded network.
 
     Args:
         recorder: What was found.
         outputs: Atoms of the network's outputs, which are pinned.
         output_size: Number of the outputs of a row.
-        inputs: Shapes of the inputs that it was recorded with, and whether they are floating-point numbers.
+        inputs: What it was recorded with.
     """
     if not recorder.order:
         raise UnsupportedLayerError("the network has no weights that its output depends on")
@@ -34,7 +33,7 @@ def assemble(
     for name in recorder.order:
         tensors.append(_tensor(name, recorder.weights[name], recorder.atoms, number, carriers, first))
     structure = carriers.structure(found)
-    activations = -(-recorder.largest // max(1, inputs[0][0][0] if inputs and inputs[0][0] else 1))
+    activations = -(-recorder.largest // max(1, inputs[0].shape[0] if inputs and inputs[0].shape else 1))
     flags = np.zeros((2, total), dtype=bool)
     for kind in (SIGN, SCALE):
         np.logical_or.at(flags[kind], carriers.unit_of(), carriers.live(kind))
