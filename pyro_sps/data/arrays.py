@@ -253,17 +253,22 @@ class Standardizer:
     y_scale: Tensor
 
     @staticmethod
-    def of(x: Tensor, y: Tensor, targets: bool) -> Standardizer:
+    def of(x: Tensor, y: Tensor, targets: bool, measured: Tensor | None = None) -> Standardizer:
         """Statistics of training data, computed in double precision.
 
         Args:
             x: Inputs, shape (rows, ...).
             y: Targets.
             targets: Whether targets are standardised too (real-valued ones).
+            measured: Which columns of inputs of shape (rows, columns) are measurements; others, whole numbers and masks
+                beside them, are left alone. None if all are.
         """
         like = next((t for t in (x, y) if t.is_floating_point()), torch.zeros((), device=x.device))
         none = (like.new_zeros(()), like.new_ones(()))  # for words and labels
         x_mean, x_scale = _moments(x) if x.is_floating_point() else none
+        if measured is not None:
+            measured = measured.to(x.device)
+            x_mean, x_scale = torch.where(measured, x_mean, 0), torch.where(measured, x_scale, 1)
         y_mean, y_scale = _moments(y) if targets else none
         return Standardizer(x_mean, x_scale, y_mean, y_scale)
 

@@ -11,9 +11,10 @@ from ..base.process import warn_user
 from ..data.arrays import Standardizer, check_resolution, far_off
 from ..data.names import column_names, in_order, require_same_rows, row_names
 from ..model.bnn import BNN
-from ..model.checks import are_stacked, check_inputs, check_targets
+from ..model.checks import are_stacked, check_inputs, check_resolutions, check_targets
 from ..model.likelihoods import Gaussian
 from ..model.links import warn_of_limits
+from ..network.inputs import measured
 from .checkpoint import Checkpoint
 from .loop import Replica
 from .settings import FitSettings
@@ -56,11 +57,11 @@ def members_of(bnn: BNN, x: Any, y: Any, asked: FitSettings, found: Checkpoint |
                 names = members[0].features, members[0].targets
             inputs = check_inputs("x", own_x, copy)
             targets = check_targets("y", own_y, copy, len(inputs))
-            check_resolution("x", own_x, inputs)
+            check_resolutions("x", own_x, inputs, copy)
             if copy.likelihood.real_valued:
                 check_resolution("y", own_y, targets)
             scaling = (
-                Standardizer.of(inputs, targets, copy.likelihood.real_valued).to(like)
+                Standardizer.of(inputs, targets, copy.likelihood.real_valued, measured(copy.topology.inputs)).to(like)
                 if asked.standardize
                 else Standardizer.identity(like)
             )
@@ -87,7 +88,9 @@ def _warn_of_scales(
 ) -> None:
     """Warn where the data is far from the scales that priors and starts are made for, in the units of the network."""
     likelihood = bnn.likelihood
-    found = [far_off("x", x, names[0])] + ([far_off("y", y, names[1])] if likelihood.real_valued else [])
+    own = measured(bnn.topology.inputs)  # numbers of words and the like have no scale
+    numbers = x.new_zeros((len(x), 0)) if not x.is_floating_point() else x if own is None else x[:, own.to(x.device)]
+    found = [far_off("x", numbers, names[0])] + ([far_off("y", y, names[1])] if likelihood.real_valued else [])
     if found := [text for text in found if text]:
         then = "transform or clip it, by logarithms for instance" if standardized else "use standardize=True"
         warn_user(f"{'; '.join(found)}: the priors are made for values of about 1, {then}")

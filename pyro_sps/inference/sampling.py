@@ -71,7 +71,8 @@ def sample(
 
     Args:
         bnn: The model. Constants of `values=MAP()` are sought first, once for all chains.
-        x: Inputs, shape (rows, features).
+        x: Inputs, shape (rows, features), or (rows, ...) as the network takes them; of several inputs a tuple, or a
+            dictionary by name.
         y: Targets, shape (rows, targets) or (rows,).
         kernel: `"mclmc"`: microcanonical Langevin dynamics (Robnik et al. 2023), unadjusted: fast in thousands of
             dimensions, with a bias that `energy_error` bounds. `"mams"`: the same with a Metropolis test (Robnik et al.

@@ -56,7 +56,8 @@ def fit(
     Args:
         bnn: The model. Constants of `values=MAP()` are looked for where they are not known; those of a fit's `bnn` or
             of `set_fixed` stay (`bnn.set_fixed(sps.MAP())` asks for new ones).
-        x: Inputs, shape (rows, features); with `replicas`, also (replicas, rows, features) for data of their own.
+        x: Inputs, shape (rows, features), or (rows, ...) as the network takes them; of several inputs a tuple, or a
+            dictionary by name. With `replicas`, also (replicas, rows, features) for data of their own.
         y: Targets, shape (rows, targets) or (rows,); with `replicas`, likewise.
         num_steps: Number of Adam steps.
         num_particles: Posterior draws a step.

@@ -20,6 +20,7 @@ from ..base.plain import plain_torch
 from ..base.process import warn_user
 from ..masks.schemes import Random, Scheme, Unmasked
 from ..masks.values import MAP, FixedValues, Point, RandomConstant, Values, Zero, make_values
+from ..network.inputs import are_several, named_parts, pack
 from ..network.topology import WeightTensor
 from ..network.trace import trace
 from ..symmetry.certificate import certify, warn_of_symmetries
@@ -67,7 +68,9 @@ class BNN(PyroModule):
             are optimised with the posterior of the rest. A dict says for each part `None` (as they are) or `Point()`.
         seed: Seeds the random signs, draws and places of scheme and values.
         example: Inputs that the network can be run with, of two rows or more, where they cannot be told from its
-            layers: see `Topology.of`. Their values do not matter.
+            layers: see `Topology.of`. Their values do not matter. Of several inputs a tuple of tensors (positional
+            arguments of its forward) or a dictionary (by their names); data comes in the same form then, each with one
+            row per observation and the rows of the example's shapes. Inside, all are kept side by side in one tensor.
 
     Attributes:
         topology: The network's `Topology`.
@@ -387,11 +390,12 @@ class BNN(PyroModule):
         """
         return self.sample_weights(), self.likelihood.sample()
 
-    def forward(self, x: Tensor, y: Tensor | None = None, num_data: int | None = None) -> Tensor:
+    def forward(self, x: Any, y: Tensor | None = None, num_data: int | None = None) -> Tensor:
         """The Pyro model.
 
         Args:
-            x: Inputs, shape (rows, features).
+            x: Inputs, shape (rows, features), or (rows, ...) as the network takes them; of several inputs a tuple, or a
+                dictionary by name.
             y: Targets, shape (rows, outputs), or (rows,) for a categorical likelihood; None to sample them.
             num_data: Size of the whole data set if `x` is a minibatch of it, so that the likelihood is scaled.
 
@@ -404,6 +408,8 @@ class BNN(PyroModule):
         Warns:
             UserWarning: If `y` is given and the fixed weights have no MAP values yet.
         """
+        if are_several(self.topology.inputs) and not isinstance(x, Tensor):
+            x = pack(self.topology.inputs, [part for _, part in named_parts(x)], self.like)
         rows = len(x)
         if y is not None and self._awaits_map:
             warn_user(

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.arrays import as_tensor, is_stacked
+from ..data.arrays import as_tensor, check_resolution, is_stacked
+from ..network.inputs import BOOL, FLOAT, Input, are_several, pack
 from .bnn import BNN
 
 
 def check_inputs(name: str, x: Any, bnn: BNN) -> Tensor:
-    """Inputs as a tensor of shape (rows, ...).
+    """Inputs as one tensor of shape (rows, ...), in which several are side by side.
 
     Args:
         name: The argument's name, for errors.
@@ -22,8 +24,15 @@ def check_inputs(name: str, x: Any, bnn: BNN) -> Tensor:
 
     Raises:
         TypeError: If they are not numbers.
-        ValueError: If their number of features is not that of the network.
+        ValueError: If they are not those that the network takes.
     """
+    if are_several(bnn.topology.inputs):
+        return _check_several(name, x, bnn)
+    if isinstance(x, Mapping) or (isinstance(x, tuple) and any(isinstance(part, Tensor) for part in x)):
+        raise ValueError(
+            f"{name} must be one tensor or array, got a {type(x).__name__} of {len(x)}: the network was read with one "
+            "input; of several give BNN an example, such as example=(a, b)"
+        )
     if bnn.topology.inputs:
         return _check_shaped(name, x, bnn)
     tensor = as_tensor(name, x, bnn.like)
@@ -37,32 +46,94 @@ def check_inputs(name: str, x: Any, bnn: BNN) -> Tensor:
 
 def _check_shaped(name: str, x: Any, bnn: BNN) -> Tensor:
     """Inputs of a network that takes images, sequences, token ids, ...: whether it can be run on one of them."""
-    if len(bnn.topology.inputs) > 1:
-        raise ValueError(f"{name} must be one tensor, but the network takes {len(bnn.topology.inputs)}")
-    (shape, floating) = bnn.topology.inputs[0]
-    tensor = as_tensor(name, x, bnn.like, integer=not floating)
+    (shape, kind, _) = bnn.topology.inputs[0]
+    tensor = as_tensor(name, x, bnn.like, integer=kind != FLOAT)
+    tensor = tensor.to(torch.bool) if kind == BOOL else tensor
     if tensor.dim() != len(shape):
         raise ValueError(
             f"{name} must have {len(shape)} dimensions, such as {('rows', *shape[1:])}, got shape {tuple(tensor.shape)}"
         )
+    _try(name, tensor, f"rows of shape {tuple(tensor.shape[1:])}", bnn)
+    return tensor
+
+
+def _try(name: str, tensor: Tensor, what: str, bnn: BNN) -> None:
+    """Refuse inputs that the network cannot be run on."""
     weights = {t.name: bnn.like.new_zeros(t.shape) for t in bnn.topology.tensors}
     try:
         with torch.no_grad():
             outputs = bnn.function(weights, tensor[:1])
     except Exception as error:
-        raise ValueError(
-            f"{name} has rows of shape {tuple(tensor.shape[1:])}, on which the network cannot be run: {error}"
-        ) from error
+        raise ValueError(f"{name} has {what}, on which the network cannot be run: {error}") from error
     if outputs.dim() != 2 or outputs.shape[1] != bnn.num_outputs:
         raise ValueError(
-            f"the network must give outputs of shape (rows, {bnn.num_outputs}), but for rows of shape "
-            f"{tuple(tensor.shape[1:])} in {name} it gives {tuple(outputs.shape)}"
+            f"the network must give outputs of shape (rows, {bnn.num_outputs}), but for {what} in {name} it gives "
+            f"{tuple(outputs.shape)}"
         )
-    return tensor
+
+
+def _check_several(name: str, x: Any, bnn: BNN) -> Tensor:
+    """Several inputs side by side in one tensor; one that is so already passes."""
+    inputs, size = bnn.topology.inputs, sum(one.size for one in bnn.topology.inputs)
+    if isinstance(x, Tensor) and x.dim() == 2 and x.shape[1] == size:
+        return as_tensor(name, x, bnn.like)
+    if inputs[0].name is not None:
+        names = [one.name for one in inputs]
+        if not isinstance(x, Mapping) or set(x) != set(names):
+            found = f"one of {list(x)}" if isinstance(x, Mapping) else type(x).__name__
+            raise ValueError(f"{name} must be a dictionary of {names}, as the network takes them, got {found}")
+        parts = [(f"{name}[{one.name!r}]", x[one.name], one) for one in inputs]
+    else:
+        if not isinstance(x, tuple | list) or len(x) != len(inputs):
+            found = f"{len(x)}" if isinstance(x, tuple | list) else type(x).__name__
+            raise ValueError(f"{name} must be a tuple of {len(inputs)} inputs, as the network takes them, got {found}")
+        parts = [(f"{name}[{i}]", part, one) for i, (part, one) in enumerate(zip(x, inputs, strict=True))]
+    tensors = [_check_part(said, part, one, bnn) for said, part, one in parts]
+    rows = [len(tensor) for tensor in tensors]
+    if len(set(rows)) > 1:
+        raise ValueError(f"all inputs in {name} must have the same number of rows, got {rows}")
+    packed = pack(inputs, tensors, bnn.like)
+    _try(name, packed, f"rows of shapes {[one.shape[1:] for one in inputs]}", bnn)
+    return packed
+
+
+def _check_part(name: str, x: Any, one: Input, bnn: BNN) -> Tensor:
+    """One of several inputs."""
+    tensor = as_tensor(name, x, bnn.like, integer=one.kind != FLOAT)
+    if tensor.shape[1:] != one.shape[1:]:
+        raise ValueError(
+            f"{name} must have rows of shape {one.shape[1:]}, as in the example that the network was read with, got "
+            f"{tuple(tensor.shape[1:])}"
+        )
+    return tensor.to(torch.bool) if one.kind == BOOL else tensor
+
+
+def check_resolutions(name: str, x: Any, inputs: Tensor, bnn: BNN) -> None:
+    """Refuse training inputs whose variation was lost when they became a tensor: see `check_resolution`.
+
+    Args:
+        name: The argument's name, for errors.
+        x: What the user gave.
+        inputs: What `check_inputs` made of it.
+        bnn: The model.
+    """
+    several = bnn.topology.inputs
+    if not are_several(several):
+        if inputs.is_floating_point():
+            check_resolution(name, x, inputs)
+        return
+    if isinstance(x, Tensor):
+        return
+    parts = x if several[0].name is None else [x[one.name] for one in several]
+    for one, part, own in zip(several, parts, inputs.split([one.size for one in several], dim=1), strict=True):
+        if one.kind == FLOAT:
+            check_resolution(f"{name}[{one.name!r}]" if one.name else name, part, own)
 
 
 def are_stacked(x: Any, count: int, bnn: BNN) -> bool:
     """Whether inputs are (replicas, rows, ...): data of their own for each of `count` replicas."""
+    if are_several(bnn.topology.inputs):
+        return False
     if bnn.topology.inputs:
         return np.ndim(x) == len(bnn.topology.inputs[0][0]) + 1 and len(x) == count
     return is_stacked(x, count, bnn.topology.groups[0].size)

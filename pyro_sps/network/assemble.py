@@ -8,21 +8,20 @@ from typing import Any
 import numpy as np
 
 from .elements import SCALE, SIGN, Atoms, Codes, Ints, mix, pair
+from .inputs import Inputs
 from .recorder import Recorder, Weight
 from .structure import Places, Structure
 from .topology import Topology, UnitGroup, UnsupportedLayerError, WeightTensor
 
 
-def assemble(
-    recorder: Recorder, outputs: Ints, output_size: int, inputs: tuple[tuple[tuple[int, ...], bool], ...]
-) -> Topology:
+def assemble(recorder: Recorder, outputs: Ints, output_size: int, inputs: Inputs) -> Topology:
     """The topology of a recorded network.
 
     Args:
         recorder: What was found.
         outputs: Atoms of the network's outputs, which are pinned.
         output_size: Number of the outputs of a row.
-        inputs: Shapes of the inputs that it was recorded with, and whether they are floating-point numbers.
+        inputs: What it was recorded with.
     """
     if not recorder.order:
         raise UnsupportedLayerError("the network has no weights that its output depends on")
@@ -34,7 +33,7 @@ def assemble(
     for name in recorder.order:
         tensors.append(_tensor(name, recorder.weights[name], recorder.atoms, number, carriers, first))
     structure = carriers.structure(found)
-    activations = -(-recorder.largest // max(1, inputs[0][0][0] if inputs and inputs[0][0] else 1))
+    activations = -(-recorder.largest // max(1, inputs[0].shape[0] if inputs and inputs[0].shape else 1))
     flags = np.zeros((2, total), dtype=bool)
     for kind in (SIGN, SCALE):
         np.logical_or.at(flags[kind], carriers.unit_of(), carriers.live(kind))
@@ -81,11 +80,6 @@ class _Units:
         atoms = recorder.atoms
         count = len(atoms.array)
         colour = pair(atoms.array, atoms.mark)
-        # Atoms of one unit that look alike could take each other's place in ways that are not followed: pinned.
-        order = np.lexsort((colour, atoms.units.root))
-        root, sorted_colour = atoms.units.root[order], colour[order]
-        twice = (root[1:] == root[:-1]) & (sorted_colour[1:] == sorted_colour[:-1])
-        atoms.pin(root[1:][twice])
         root = atoms.units.root
         pinned = atoms.pinned(np.arange(count))
         characters = []
@@ -97,11 +91,7 @@ class _Units:
         kind_of = np.zeros(count, dtype=np.uint64)
         np.add.at(kind_of, root, mix(colour))
         kind_of = np.where(pinned, pair(kind_of, np.arange(count)), kind_of)
-        links = atoms.links
-        child = root[np.concatenate([np.zeros(0, dtype=np.int64), *(link.child for link in links)])]
-        parent = root[np.concatenate([np.zeros(0, dtype=np.int64), *(link.parent for link in links)])]
-        label = np.concatenate([np.zeros(0, dtype=np.uint64), *(link.label for link in links)])
-        units = _Units(root, colour, kind_of, (child, parent, label), pinned, (characters[0], characters[1]))
+        units = _Units(root, colour, kind_of, atoms.all_links(), pinned, (characters[0], characters[1]))
         units.refine()
         return units
 

@@ -119,11 +119,19 @@ class Classes:
 
 @dataclass
 class Link:
-    """Atoms that belong to blocks: a symmetry takes them along, and what is in a block stays together."""
+    """Atoms that belong to blocks: a symmetry takes them along, and what is in a block stays together.
+
+    Attributes:
+        child: Atoms.
+        parent: The block of each.
+        label: A code of how it belongs to it.
+        marks: Marks of children and parents when they were linked; what they have got since then tells slots apart.
+    """
 
     child: Ints
     parent: Ints
     label: Codes
+    marks: tuple[Codes, Codes]
 
 
 @dataclass
@@ -162,6 +170,22 @@ class Atoms:
         for lost in self.lost:
             lost[start:] = not signed
         return np.arange(start, start + count)
+
+    def link(self, child: Ints, parent: Ints, label: Codes) -> None:
+        """Note that atoms belong to blocks."""
+        self.links.append(Link(child, parent, label, (self.mark[child], self.mark[parent])))
+
+    def all_links(self) -> tuple[Ints, Ints, Codes]:
+        """Units of all that is linked, and labels that say which slots of them where units were merged later."""
+        ends: list[Ints] = []
+        label = np.concatenate([np.zeros(0, dtype=np.uint64), *(link.label for link in self.links)])
+        for side in (0, 1):
+            own = [(link.child, link.parent)[side] for link in self.links]
+            atoms = np.concatenate([np.zeros(0, dtype=np.int64), *own])
+            then = np.concatenate([np.zeros(0, dtype=np.uint64), *(link.marks[side] for link in self.links)])
+            label = pair(label, np.where(self.pinned(atoms), atoms.astype(np.uint64), self.mark[atoms] - then))
+            ends.append(self.units.root[atoms])
+        return ends[0], ends[1], label
 
     def event(self) -> np.uint64:
         """A number of its own for one thing that happens."""
@@ -212,7 +236,20 @@ class Atoms:
         atoms = np.unique(token[some])
         if len(np.unique(self.units.root[atoms])) == len(atoms):
             return place
-        return np.where(some, pair(place, pair(self.array[token], self.mark[token])), place)
+        return np.where(some, pair(place, self._slot(token)), place)
+
+    def _slot(self, token: Ints) -> Codes:
+        """What tells atoms of one unit apart."""
+        return np.where(self.pinned(token), mix(token), pair(self.array[token], self.mark[token]))
+
+    def _pin_twins(self, units: Ints) -> None:
+        """Pin units with atoms that look alike: these could take each other's place in ways that are not followed."""
+        within = np.zeros(len(self.array), dtype=bool)
+        within[units] = True
+        atoms = np.flatnonzero(within[self.units.root])
+        key = pair(self.units.root[atoms], pair(self.array[atoms], self.mark[atoms]))
+        _, of, times = np.unique(key, return_inverse=True, return_counts=True)
+        self.pin(atoms[times[of.ravel()] > 1])
 
     def relate(self, first: Ints, second: Ints, place: Codes) -> str:
         """Atoms that numbers at the same places belong to, and so can no longer move apart.
@@ -244,8 +281,9 @@ class Atoms:
                 for side, atoms in enumerate((first, second)):
                     self.distinguish(atoms, pair(label[inverse.ravel()], event + np.uint64(side)))
                 self.units.merge(left, right)
+                self._pin_twins(self.units.root[left])
                 return "equal"
-            self.links.append(Link(fine, coarse, pair(label, event)))
+            self.link(fine, coarse, pair(label, event))
             return "first" if count_a >= count_b else "second"
         if len(pairs) == count_a * count_b and len(np.unique(label)) == 1:
             return "free"
@@ -294,7 +332,7 @@ class Atoms:
         np.add.at(label, inverse.ravel(), mix(inside))
         child, which = members % (len(self.array) + 1), members // (len(self.array) + 1)
         made = self.new(len(sets), signed=False)
-        self.links.append(Link(child, made[which], pair(label, self.event())))
+        self.link(child, made[which], pair(label, self.event()))
         return None if len(sets) == 1 else made[of]
 
     def combine(self, first: Sequence[Ints], second: Sequence[Ints], place: Codes) -> tuple[tuple[Ints, ...], Codes]:
@@ -330,7 +368,7 @@ class Atoms:
                 self.pin(token[some])
             pinned = self.pinned(token)
             if pinned.any():
-                place = np.where(pinned, pair(place, self.units.find(token) + 1), place)
+                place = np.where(pinned, pair(place, token + 1), place)
                 token = np.where(pinned, -1, token)
             if (token >= 0).any():
                 kept.append(token)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .inputs import FLOAT, are_several, named_parts, random_inputs, with_names
 from .record import MappedFunction
 from .run import NetworkFunction, WeightFunction
 from .topology import Topology
@@ -39,12 +40,21 @@ def probe(function: NetworkFunction, topology: Topology, like: Tensor, shape: Se
 
     weights = {t.name: (draw((1, *t.shape)) / math.sqrt(t.fan_in)).to(like) for t in topology.tensors}
     sizes = torch.tensor(SIZES, dtype=torch.float64).repeat_interleave(2)
-    if topology.inputs and not topology.inputs[0][1]:  # words and the like
-        x = topology.random_inputs(generator)
+
+    def sized(x: Tensor) -> Tensor:
+        if not x.is_floating_point():
+            return x.to(like.device)
+        return (x * sizes.reshape(-1, *(1,) * (x.dim() - 1))).to(like)
+
+    known = {kind for _, kind, _ in topology.inputs}
+    if are_several(topology.inputs) or known - {FLOAT}:  # words, masks and the like
+        inputs = topology.inputs
+        if not are_several(inputs) and shape is not None:
+            inputs = (inputs[0]._replace(shape=(len(sizes), *shape)),)
+        x = random_inputs(inputs, generator, topology.vocabulary, len(sizes))
+        x = with_names(inputs, [sized(part) for _, part in named_parts(x)]) if are_several(inputs) else sized(x)
     else:
-        x = draw((len(sizes), *(shape or (topology.groups[0].size,))))
-        x = x * sizes.reshape(-1, *(1,) * (x.dim() - 1))
-    x = x.to(like) if x.is_floating_point() else x.to(like.device)
+        x = sized(draw((len(sizes), *(shape or (topology.groups[0].size,)))))
     with torch.no_grad():
         return function(weights, x)[0].double().cpu()
 

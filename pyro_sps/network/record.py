@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_leaves, tree_map
 
 from ..base.process import process_lock
 from . import layers as layers  # registers their rules
 from .assemble import assemble
 from .elements import SCALE, SIGN
+from .inputs import Inputs, are_several, arguments, inputs_of, named_parts, unpack
 from .layers.recurrent import make_stepwise
 from .recorder import Recorder
 from .topology import Topology, UnsupportedLayerError
@@ -43,11 +43,13 @@ def record(net: nn.Module, example: Any = None) -> Topology:
     """
     weightless = skeleton(net)
     like = next((p for p in net.parameters() if p.is_floating_point()), torch.empty(0))
+    if example is not None:
+        inputs_of(example)  # which says what is wrong with it
     examples = [example] if example is not None else list(_examples(net, like.dtype))
     failures = []
     for inputs in examples:
         try:
-            return _recorded(weightless, inputs)
+            return _recorded(weightless, inputs, like.dtype)
         except UnsupportedLayerError:
             raise
         except Exception as error:
@@ -57,7 +59,8 @@ def record(net: nn.Module, example: Any = None) -> Topology:
     tried = f" Tried: {'; '.join(failures[:3])}" if failures else ""
     raise NoExampleError(
         "the shape of the network's inputs cannot be told from its layers. Give an example of two rows: "
-        f"sps.BNN(net, example=torch.randn(2, ...)) or Topology.of(net, example=...).{tried}"
+        "sps.BNN(net, example=torch.randn(2, ...)) or Topology.of(net, example=...); of several inputs a tuple, or a "
+        f"dictionary by the names of forward's arguments.{tried}"
     )
 
 
@@ -87,7 +90,7 @@ def plain_operations() -> Iterator[None]:
             torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def _recorded(net: nn.Module, example: Any) -> Topology:
+def _recorded(net: nn.Module, example: Any, dtype: torch.dtype) -> Topology:
     net = copy.deepcopy(net)
     originals = list(net.parameters())  # kept, so that no two of them have one id
     zeros: dict[int, nn.Parameter] = {}
@@ -106,16 +109,17 @@ def _recorded(net: nn.Module, example: Any) -> Topology:
     del originals
     recorder = Recorder(net)
     _name_layers(net, recorder)
-    inputs = tree_map(lambda x: x.detach().cpu().clone() if isinstance(x, Tensor) else x, example)
-    tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    tensors = [tensor.detach().cpu().clone() for _, tensor in named_parts(example)]
+    tensors = [tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in tensors]
     recorder.give(tensors)
     with process_lock(), torch.no_grad(), torch.random.fork_rng(devices=[]), plain_operations(), recorder:
-        args, kwargs = _arguments(inputs)
+        args, kwargs = arguments(dict(zip(example, tensors, strict=True)) if isinstance(example, Mapping) else tensors)
         out = net(*args, **kwargs)
     if not isinstance(out, Tensor) or recorder.value(out) is None:
         raise UnsupportedLayerError(
             f"the network must return one tensor that its layers computed, it returns {type(out).__name__}; wrap it in "
-            "a module that picks one of its outputs"
+            "a module that picks one of its outputs, or puts several side by side, torch.cat(outputs, -1), where one "
+            "likelihood is to take them all"
         )
     known = recorder.value(out)
     assert known is not None
@@ -130,7 +134,7 @@ def _recorded(net: nn.Module, example: Any) -> Topology:
         recorder,
         np.flatnonzero(np.isin(recorder.atoms.units.root, made)),
         out.shape[-1] if out.dim() > 1 else 1,
-        tuple((tuple(t.shape), t.is_floating_point()) for t in tensors),
+        inputs_of(example),
     )
 
 
@@ -142,7 +146,7 @@ def _name_layers(net: nn.Module, recorder: Recorder) -> None:
 
 
 def _shapes(inputs: Any) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(leaf.shape) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))
+    return tuple(tuple(tensor.shape) for _, tensor in named_parts(inputs))
 
 
 def _examples(net: nn.Module, dtype: torch.dtype) -> Iterator[Any]:
@@ -190,23 +194,26 @@ class MappedFunction:
     Args:
         net: The network.
         names: Names of the parameters that are weights.
+        inputs: What it is called with. Several inputs may also come as one tensor, see `inputs.pack`.
     """
 
-    def __init__(self, net: nn.Module, names: Sequence[str]) -> None:
+    def __init__(self, net: nn.Module, names: Sequence[str], inputs: Inputs = ()) -> None:
         self.skeleton = skeleton(net)
-        self.names = tuple(names)
+        self.names, self.inputs = tuple(names), inputs
         self.shapes = {name: self.skeleton.get_parameter(name).dim() for name in self.names}
         self._local = threading.local()
 
     def __call__(self, weights: Mapping[str, Tensor], x: Any) -> Tensor:
         """Outputs of shape B + (rows, ...) for weights of shape B + their own."""
+        if isinstance(x, Tensor) and are_several(self.inputs):
+            x = unpack(self.inputs, x)
         name = self.names[0]
         batch = weights[name].shape[: weights[name].dim() - self.shapes[name]]
         own = {key: weights[key] for key in self.names}
         buffers = self._buffers(weights[name])
 
         def run(one: Mapping[str, Tensor]) -> Tensor:
-            args, kwargs = _arguments(x)
+            args, kwargs = arguments(x)
             result: Tensor = torch.func.functional_call(self._net(), {**one, **buffers}, args, kwargs, tie_weights=True)
             return result
 
@@ -235,11 +242,4 @@ class MappedFunction:
         }
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.skeleton, self.names)
-
-
-def _arguments(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A tensor, a tuple of arguments or a dictionary of them, as positional and keyword arguments."""
-    if isinstance(x, Mapping):
-        return (), dict(x)
-    return (x if isinstance(x, tuple) else (x,)), {}
+        return type(self), (self.skeleton, self.names, self.inputs)

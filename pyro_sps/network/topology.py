@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .inputs import Inputs, random_inputs
 from .structure import Places, Structure
 
 Masks = dict[str, Tensor]
@@ -148,8 +149,8 @@ class Topology:
         tensors: Weight tensors in order of computation.
         structure: Signs, scales and blocks beyond what the groups say; None if there are none.
         outputs: Number of outputs of a row, if it is not that of the last layer's units.
-        inputs: Shapes of the inputs that the network was run with, and whether they are floating-point numbers; nothing
-            for a fully connected network.
+        inputs: What the network was called with when it was read: for each input its shape, what it holds and its name,
+            if it has one; nothing for a fully connected network.
         activations: Size of the largest tensor that it computes from a row, if that is not the size of a group.
 
     Example:
@@ -166,7 +167,7 @@ class Topology:
     tensors: tuple[WeightTensor, ...]
     structure: Structure | None = None
     outputs: int | None = None
-    inputs: tuple[tuple[tuple[int, ...], bool], ...] = ()
+    inputs: Inputs = ()
     activations: int | None = None
 
     @staticmethod
@@ -218,7 +219,7 @@ class Topology:
         return tuple(places)
 
     def random_inputs(self, generator: torch.Generator, rows: int = 16) -> Any:
-        """Random inputs of the network in float64: a tensor, or a tuple of several.
+        """Random inputs of the network in float64: a tensor, or a tuple or dictionary of several.
 
         Args:
             generator: Source of randomness, on the CPU.
@@ -227,14 +228,12 @@ class Topology:
         if not self.inputs:
             features = self.groups[self.matrices[0].groups[1]].size
             return torch.randn(rows, features, dtype=torch.float64, generator=generator)
-        known = min((group.size for group in self.groups if group.name.startswith("tokens")), default=2)
-        drawn = [
-            torch.randn(shape, dtype=torch.float64, generator=generator)
-            if floating
-            else torch.randint(0, known, shape, generator=generator)
-            for shape, floating in self.inputs
-        ]
-        return drawn[0] if len(drawn) == 1 else tuple(drawn)
+        return random_inputs(self.inputs, generator, self.vocabulary)
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of rows of the smallest table that the network looks something up in; 2 if there is none."""
+        return min((group.size for group in self.groups if group.name.startswith("tokens")), default=2)
 
     def sides(self, tensor: WeightTensor) -> tuple[tuple[int, ...], ...]:
         """The groups on each side of a tensor, outputs first: one side for a bias, two for a matrix."""

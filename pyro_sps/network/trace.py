@@ -59,7 +59,7 @@ def trace(net: nn.Module, example: Any = None) -> tuple[Topology, NetworkFunctio
         # It may be a fully connected network with a mistake, such as widths that do not fit.
         known = any(word in str(dense) for word in ("is not supported", "could not trace", "second input"))
         raise (error if known else dense) from None
-    return topology, MappedFunction(net, [tensor.name for tensor in topology.tensors])
+    return topology, MappedFunction(net, [tensor.name for tensor in topology.tensors], topology.inputs)
 
 
 def _dense(net: nn.Module) -> tuple[Topology, NetworkFunction]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from ..base.plain import plain_torch
 from ..data.arrays import Standardizer
 from ..model.bnn import BNN
 from ..model.guides import AutoSPSNormal
+from ..network.inputs import FLOAT, Inputs, are_several, arguments, with_names
 from .outputs import Outputs
 
 
@@ -66,8 +67,14 @@ def split_entropy(outputs: Outputs, labels: bool) -> Uncertainty:
 
 
 @plain_torch()
-def gradient_of_mean(outputs: Outputs) -> Tensor:
-    """Derivatives of the predictive mean by the inputs, shape (rows, targets or classes, *input shape)."""
+def gradient_of_mean(outputs: Outputs) -> Any:
+    """Derivatives of the predictive mean by the inputs, shape (rows, targets or classes, *input shape).
+
+    Of several inputs a tuple or dictionary of them, with None for whole numbers and masks.
+    """
+    inputs = outputs.members[0].bnn.topology.inputs
+    if all(one.kind != FLOAT for one in inputs) and inputs:
+        raise ValueError("the network reads whole numbers alone, by which nothing has a derivative")
     chunks = []
     rows = outputs.rows_at_once()
     for start in range(0, len(outputs.x), rows):
@@ -82,7 +89,12 @@ def gradient_of_mean(outputs: Outputs) -> Tensor:
             total = part if total is None else total + part
         assert total is not None
         chunks.append((total / outputs.num_samples).to(x.dtype))
-    return torch.cat(chunks)
+    gradient = torch.cat(chunks)
+    if not are_several(inputs):
+        return gradient
+    parts = zip(inputs, gradient.split([one.size for one in inputs], dim=-1), strict=True)
+    shape = gradient.shape[:-1]
+    return with_names(inputs, [p.reshape(*shape, *one.shape[1:]) if one.kind == FLOAT else None for one, p in parts])
 
 
 class MeanNetwork(nn.Module):
@@ -92,6 +104,7 @@ class MeanNetwork(nn.Module):
         net: The network.
         scaling: Shift and scale of its inputs and of its outputs.
         likelihood_scales: Whether its outputs are in the units of the targets, and are scaled back.
+        inputs: What the network is called with.
     """
 
     x_mean: Tensor
@@ -99,15 +112,33 @@ class MeanNetwork(nn.Module):
     y_mean: Tensor
     y_scale: Tensor
 
-    def __init__(self, net: nn.Module, scaling: Standardizer, likelihood_scales: bool) -> None:
+    def __init__(self, net: nn.Module, scaling: Standardizer, likelihood_scales: bool, inputs: Inputs = ()) -> None:
         super().__init__()
-        self.net, self.scales = net, likelihood_scales
+        self.net, self.scales, self.inputs = net, likelihood_scales, inputs
         for name in scaling.__dataclass_fields__:
             self.register_buffer(name, getattr(scaling, name).detach().clone())
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Outputs in the units of the targets; logits or log rates where the likelihood takes those."""
-        outputs: Tensor = self.net((x - self.x_mean) / self.x_scale)
+    def forward(self, *x: Tensor, **named: Tensor) -> Tensor:
+        """Outputs in the units of the targets; logits or log rates where the likelihood takes those.
+
+        Args:
+            *x: The inputs, as the network takes them.
+            **named: Inputs of a network that was read with names.
+        """
+        outputs: Tensor
+        if are_several(self.inputs):
+            sizes = [one.size for one in self.inputs]
+            scaled = []
+            given = [named[str(one.name)] for one in self.inputs] if named else x
+            scales = (own.expand(sum(sizes)).split(sizes) for own in (self.x_mean, self.x_scale))
+            for one, part, mean, scale in zip(self.inputs, given, *scales, strict=True):
+                shape = one.shape[1:]
+                scaled.append((part - mean.view(shape)) / scale.view(shape) if one.kind == FLOAT else part)
+            args, kwargs = arguments(with_names(self.inputs, scaled))
+            outputs = self.net(*args, **kwargs)
+        else:
+            (one_x,) = (*x, *named.values())
+            outputs = self.net((one_x - self.x_mean) / self.x_scale if one_x.is_floating_point() else one_x)
         return outputs * self.y_scale + self.y_mean if self.scales else outputs
 
 
@@ -130,4 +161,4 @@ def mean_network(bnn: BNN, guide: AutoSPSNormal, scaling: Standardizer) -> MeanN
     for name, value in bnn.assemble(guide.median()).items():
         owner, _, own = name.rpartition(".")
         setattr(net.get_submodule(owner), own, nn.Parameter(value.detach().clone()))
-    return MeanNetwork(net.eval(), scaling, scales)
+    return MeanNetwork(net.eval(), scaling, scales, bnn.topology.inputs)

@@ -105,7 +105,7 @@ class Fit:
         """The posterior predictive distribution at new inputs.
 
         Args:
-            x: Inputs in original units, shape (rows, features).
+            x: Inputs in original units, in the form that they were fitted in: shape (rows, features), for instance.
             num_samples: Number of posterior draws S.
             seed: Seeds them.
 

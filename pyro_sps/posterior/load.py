@@ -34,6 +34,7 @@ from ..model.guides import AutoSPSNormal
 from ..model.hierarchy import Hierarchical
 from ..model.likelihoods import LIKELIHOODS, Likelihood
 from ..model.priors import Prior
+from ..network.inputs import BOOL, FLOAT, WHOLE, Input, Inputs, are_several, dtype_of, with_names
 from ..network.probe import described, probe, same
 from ..network.select import replace_parameter
 from ..network.topology import Topology
@@ -252,13 +253,41 @@ def _require_kinds(path: Path, header: Mapping[str, Any], kinds: _Kinds) -> None
             raise LoadError(f"{path} is damaged: {name} is {str(value)[:80]!r}")
 
 
-def _example(header: Mapping[str, Any], net: nn.Module) -> Tensor | None:
+def _example(header: Mapping[str, Any], net: nn.Module) -> Any:
     """Inputs of the shape that the network was fitted with; None if that is not known or not credible."""
-    shape = header["input_shape"]
-    if not shape or not all(type(size) is int and size > 0 for size in shape) or math.prod(shape) > 1 << 24:
-        return None
     like = next(net.parameters(), torch.empty(0))
-    return torch.zeros((2, *shape), dtype=torch.int64 if header.get("whole_numbers") else like.dtype)
+    inputs = _inputs_of(header)
+    if are_several(inputs):
+        return with_names(inputs, [torch.zeros(one.shape, dtype=dtype_of(one.kind, like)) for one in inputs])
+    shape = header["input_shape"]
+    if not _is_shape(shape) or not shape:
+        return None
+    kind = inputs[0].kind if inputs else WHOLE if header.get("whole_numbers") else FLOAT
+    return torch.zeros((2, *shape), dtype=dtype_of(kind, like))
+
+
+def _inputs_of(header: Mapping[str, Any]) -> Inputs:
+    """What the network was called with; nothing where the header does not say so credibly."""
+    told = header.get("inputs", [])
+    if not isinstance(told, list) or len(told) > 1000:
+        return ()
+    inputs = []
+    for one in told:
+        if not isinstance(one, list) or len(one) != 3 or not isinstance(one[0], str | None):
+            return ()
+        if one[1] not in (FLOAT, WHOLE, BOOL) or not _is_shape(one[2]):
+            return ()
+        inputs.append(Input((2, *one[2]), one[1], one[0]))
+    named = {one.name is None for one in inputs}
+    return tuple(inputs) if len(named) == 1 and sum(one.size for one in inputs) <= 1 << 24 else ()
+
+
+def _is_shape(shape: Any) -> bool:
+    return (
+        isinstance(shape, list)
+        and all(type(size) is int and size > 0 for size in shape)
+        and math.prod(shape) <= 1 << 24
+    )
 
 
 def _check_network(directory: Path, header: Mapping[str, Any], topology: Topology) -> None:
@@ -333,7 +362,9 @@ def _scaling_of(
     """The layout of the model's sites, a guide that has it, and the units."""
     like = bnn.like
     shape = header["input_shape"] or [bnn.topology.groups[0].size]
-    x = like.new_zeros((1, *shape), dtype=torch.int64 if header.get("whole_numbers") else like.dtype)
+    inputs = bnn.topology.inputs
+    kind = inputs[0].kind if len(inputs) == 1 and not are_several(inputs) else FLOAT
+    x = like.new_zeros((1, *shape), dtype=dtype_of(kind, like))
     targets = bnn.likelihood.num_targets(bnn.num_outputs)
     labels = bnn.likelihood.event_dim == 0
     y = torch.zeros(1, dtype=torch.int64, device=like.device) if labels else like.new_zeros((1, targets))

@@ -187,8 +187,11 @@ class Prediction:
             raise ValueError(f"entropy is for labels; with {type(likelihood).__name__} use measure='variance'")
         return split_entropy(self._outputs, likelihood.event_dim == 0)
 
-    def gradient(self) -> Tensor:
-        """Derivatives of `mean` by the inputs, original units, shape (rows, targets or classes) + an input's shape."""
+    def gradient(self) -> Any:
+        """Derivatives of `mean` by the inputs, original units, shape (rows, targets or classes) + an input's shape.
+
+        Of several inputs a tuple or dictionary of such, with None for whole numbers and masks.
+        """
         return gradient_of_mean(self._outputs)
 
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:

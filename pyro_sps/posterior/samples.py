@@ -197,7 +197,7 @@ class Samples:
         """The posterior predictive distribution at new inputs; see `Fit.predict`.
 
         Args:
-            x: Inputs in original units, shape (rows, features).
+            x: Inputs in original units, in the form that they were fitted in: shape (rows, features), for instance.
             num_samples: Number of posterior draws S, spread evenly over chains; default: all, or 1,000 of more.
             seed: Seeds the noise of predictive draws.
 

@@ -14,6 +14,7 @@ from ..base.plain import plain_torch
 from ..model.bnn import BNN
 from ..model.hierarchy import Hierarchical
 from ..model.likelihoods import LIKELIHOODS
+from ..network.inputs import WHOLE
 from ..network.probe import described, probe
 from ..network.topology import Topology
 from ..version import __version__
@@ -99,7 +100,8 @@ def _header(fits: Sequence[Fit | Samples], replicas: int | None, extra: Mapping[
         "scheme": type(bnn.scheme).__name__,
         "values": type(bnn.values).__name__,
         "input_shape": None if fits[0].input_shape is None else list(fits[0].input_shape),
-        "whole_numbers": bool(bnn.topology.inputs) and not bnn.topology.inputs[0][1],
+        "whole_numbers": [one.kind for one in bnn.topology.inputs] == [WHOLE],
+        "inputs": [[one.name, one.kind, list(one.shape[1:])] for one in bnn.topology.inputs],
         "features": None if fits[0].features is None else list(fits[0].features),
         "targets": None if fits[0].targets is None else list(fits[0].targets),
         "replicas": replicas,

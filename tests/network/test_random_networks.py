@@ -1,10 +1,9 @@
 """Networks put together at random from the usual operations: what is claimed of them must be true of numbers."""
 
 import numpy as np
-import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from network.networks import Net
 from torch import nn
@@ -229,14 +228,10 @@ OPERATIONS = {
 
 @settings(max_examples=60, deadline=None, derandomize=True)  # others are run on demand, with max_examples of thousands
 @given(st.integers(0, 2**32))
+@example(14637)  # channels of two blocks that later became slots of one unit were taken to be alike
+@example(100611)  # so were the slots of a unit that had become one with itself rolled
 def test_what_is_claimed_is_true_of_numbers(seed):
     net = Program(seed).network()
     x = torch.randn(2, 3, 4, dtype=torch.float64)
     result = sps.Topology.of(net, x).verify(net, seed=1, example=x)
     assert result.ok, result
-
-
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="claims a relabelling that takes apart what moves together")
-def test_a_program_that_is_not_followed_right():
-    """The one of some 800 random programs of which too much is claimed; `verify` says so."""
-    test_what_is_claimed_is_true_of_numbers.hypothesis.inner_test(14637)

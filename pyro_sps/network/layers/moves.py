@@ -152,6 +152,15 @@ def embedding_bag(recorder: Recorder, call: Call) -> None:
         recorder.atoms.lose(SIGN, recorder.weights[value.weight].axes[1])  # type: ignore[arg-type]
 
 
+@handles("_pack_padded_sequence", "_pad_packed_sequence")
+def packed(recorder: Recorder, call: Call) -> None:
+    """Packed sequences: which rows a step has depends on the lengths."""
+    raise recorder.unsupported(
+        "packed sequences are not known; run on padded ones, and take the last state by a mask that comes as a second "
+        "input, such as (states * is_last[..., None]).sum(1)"
+    )
+
+
 def _look_up(recorder: Recorder, table: Value, place: Any, out: Tensor) -> None:
     assert table.weight is not None
     weight = recorder.weights[table.weight]
