@@ -31,6 +31,9 @@ FILE = "checkpoint.safetensors"
 # Most numbers that the noise of a step takes, since a file can say any number of particles.
 MAX_NOISE = 1 << 27
 
+# More steps than any fit has had, and few enough to be counted in double precision.
+MAX_STEPS = 1 << 50
+
 # Of the file that a directory holds: one's own, and as large as its fit. Only nonsense is kept out.
 _MAX_BYTES = 1 << 34
 
@@ -124,6 +127,7 @@ class Checkpoint:
         seconds: Wall time of each part so far.
         numbers: Its tensors.
         decay: Steps over which the learning rate decays, where more were added; None for all.
+        before: Steps of the fits that it goes on from.
     """
 
     directory: Path
@@ -135,6 +139,7 @@ class Checkpoint:
     seconds: Mapping[str, float]
     numbers: Numbers
     decay: int | None = None
+    before: int = 0
 
     @staticmethod
     def read(directory: str | Path) -> Checkpoint:
@@ -159,11 +164,14 @@ class Checkpoint:
             "environment": dict,
             "seconds": dict,
         }
-        decay = header.setdefault("decay", None)
-        if header.keys() != {*kinds, "decay"} or not all(isinstance(header[k], kind) for k, kind in kinds.items()):
+        decay, before = header.setdefault("decay", None), header.setdefault("before", 0)
+        known = {*kinds, "decay", "before"}
+        if header.keys() != known or not all(isinstance(header[k], kind) for k, kind in kinds.items()):
             raise LoadError(f"{path} is damaged: its header is not that of a checkpoint")
         if decay is not None and not is_integer(decay):
             raise LoadError(f"{path} is damaged: its learning rate decays over {str(decay)[:80]} steps")
+        if not is_integer(before, 0) or before > MAX_STEPS:
+            raise LoadError(f"{path} is damaged: it goes on after {str(before)[:80]} steps")
         if isinstance(header["done"], bool):
             raise LoadError(f"{path} is damaged: its number of steps is none")
         if not all(isinstance(value, float) for value in header["seconds"].values()):

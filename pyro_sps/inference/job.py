@@ -16,9 +16,9 @@ from torch import Tensor
 from ..base.process import warn_user
 from ..masks.values import MAP, Given
 from ..model.bnn import BNN
-from ..model.density import Params, Problem, elbo_terms, negative_elbo, prepare, pyro_session
+from ..model.density import Params, Problem, elbo_terms, prepare, pyro_session, sum_terms
 from ..model.guides import AutoSPSNormal
-from ..posterior.fit import Fit, Fits, NonFiniteLossError
+from ..posterior.fit import Fit, Fits, NonFiniteLossError, OptimizerState
 from .checkpoint import Checkpoint, Writer, digest_of, environment, marks_of, plain
 from .loop import Callback, Replica, Run, decaying_rates, pays_to_compile, replicas_at_once, with_params
 from .maximum import free_entries, initial_params, map_weights, maximise_posterior
@@ -27,6 +27,7 @@ from .settings import FitSettings
 from .snapshot import constants_of, has_map_values, restore, tensors_of
 from .underfit import warn_of_underfit
 from .validation import Validation, guide_with, validation_data
+from .warm_start import check_start, constants_of_start, continue_optimiser, fits_of, params_of_start, with_units
 
 
 @dataclass
@@ -77,9 +78,9 @@ class Job:
         return None if self.batch == self.rows else self.rows
 
     def objective(self, params: Params, noise: Tensor, x: Tensor, y: Tensor, *constants: Tensor) -> Tensor:
-        """Negative ELBO per row of the data set."""
+        """Negative ELBO per row of the data set, the KL divergence times its weight."""
         with self.members[0].bnn.constants_as(constants):
-            loss = negative_elbo(
+            terms = elbo_terms(
                 self.problem,
                 params["loc"],
                 F.softplus(params["rho"]),
@@ -88,7 +89,9 @@ class Job:
                 {"num_data": self.num_data},
                 self.problem.constrain(params),
             )
-        return loss / self.rows
+        if self.asked.kl_weight != 1:
+            terms = {name: term if name == "obs" else self.asked.kl_weight * term for name, term in terms.items()}
+        return sum_terms(terms) / self.rows
 
     def start(self, init: str | Mapping[str, Any], index: int) -> Params:
         """Where a replica starts."""
@@ -120,11 +123,14 @@ def run_fit(
         A `Fit`, or with `replicas` a `Fits`.
     """
     _check_effects(bnn, validation, callbacks, asked, found is not None)
+    check_start(bnn, asked)
+    asked = with_units(bnn, asked)
     job = prepare_job(bnn, x, y, validation, asked, found)
     starts, interrupted = starts_of(job, found)
     begun = time.perf_counter()
     ended = found is not None and found.ended
     run = run_of(job, starts, interrupted, ended)
+    continue_optimiser(run, job.members, asked.start)
     watcher = None
     if job.checks:
         watcher = Validation(job.checks, job.members, run.layout, job.guide, asked.validate_every, asked.patience)
@@ -137,7 +143,7 @@ def run_fit(
         else:
             found.warn_of_environment({**environment(job.members[0].x), "steps": mode})
     before = job.seconds.get("optimise", 0.0)
-    told = asked.to_dict() | ({} if found is None else {"init": found.settings["init"]})
+    told = asked.to_dict() | ({} if found is None else {n: found.settings.get(n) for n in ("init", "start")})
 
     def note_time() -> None:
         job.seconds["optimise"] = before + time.perf_counter() - begun
@@ -170,7 +176,7 @@ def _check_effects(bnn: BNN, validation: Any, callbacks: Sequence[Callback], ask
             if getattr(asked, name) != getattr(FitSettings, name):
                 warn_user(f"{name} has no effect without checkpoint: name a directory there")
     own = not bnn.awaits_map and (asked.init == "map" or (asked.init is None and has_map_values(bnn)))
-    if not own and asked.map_steps != FitSettings.map_steps:
+    if not own and asked.start is None and asked.map_steps != FitSettings.map_steps:
         how = "values=MAP(num_steps=...) says how long" if bnn.awaits_map else "use init='map'"
         warn_user(f"map_steps has no effect, since no MAP estimate of the masked model is looked for: {how}")
 
@@ -198,13 +204,15 @@ def prepare_job(
     rows = len(first.x)
     batch = asked.rows(rows)
     rule = first.bnn.values
-    if found is None and first.bnn.awaits_map and isinstance(rule, MAP):
+    taken = constants_of_start(first.bnn, asked.start)
+    if found is None and first.bnn.awaits_map and isinstance(rule, MAP) and not taken:
         begun = time.perf_counter()
         with _told_of_batches(batch, rows):
             estimates = map_weights(members, rule, batch, asked.seed, asked.progress, broken)
         seconds["map"] = time.perf_counter() - begun
-    for index, member in enumerate(members if estimates or (found is not None and has_map_values(first.bnn)) else ()):
-        own = estimates[index] if found is None else constants_of(member, found, index)
+    if found is not None and has_map_values(first.bnn):
+        taken = [constants_of(member, found, index) for index, member in enumerate(members)]
+    for member, own in zip(members, estimates or taken, strict=False):
         given = Given({tensor.name: own[tensor.name] for tensor in first.bnn.topology.tensors})
         member.bnn.hold(given(member.bnn.topology, member.bnn.masks))
     guide = AutoSPSNormal(first.bnn)
@@ -255,6 +263,9 @@ def starts_of(job: Job, found: Checkpoint | None) -> tuple[list[Params], str]:
     init = asked.init if found is None else "random"  # which a checkpoint replaces
     if init is None:
         init = "map" if has_map_values(job.members[0].bnn) else "random"
+    if asked.start is not None:
+        like, fits = job.members[0].bnn.like, fits_of(asked.start)
+        return [params_of_start(fit, job.problem, job.own, like) for fit in fits], interrupted
     starts = [job.start(init, index) for index in range(len(job.members))]
     if init == "map":
         if job.estimates:  # whose fixed entries are the constants
@@ -309,13 +320,15 @@ def _header(job: Job, run: Run, told: Mapping[str, Any], mode: str) -> dict[str,
         "stopped": run.stopped,
         "environment": {**environment(job.members[0].x), "steps": mode},
         "seconds": job.seconds,
-    } | ({} if job.decay is None else {"decay": job.decay})
+    } | {name: value for name, value in (("decay", job.decay), ("before", run.before)) if value}
 
 
 def _results(job: Job, run: Run, watcher: Validation | None, told: Mapping[str, Any], mode: str) -> Any:
     """The fits of a run that has ended."""
     losses = run.losses_so_far()
-    final = run.layout.unpack(run.state.params if watcher is None or watcher.best is None else watcher.best)
+    best = None if watcher is None else watcher.best
+    final = run.layout.unpack(run.state.params if best is None else best)
+    state, steps = run.state, run.before + run.done
     fits = Fits(
         Fit(
             bnn=with_params(member.bnn, {name: value[index] for name, value in final.items()}),
@@ -331,6 +344,7 @@ def _results(job: Job, run: Run, watcher: Validation | None, told: Mapping[str, 
             y=member.y,
             features=member.features,
             targets=member.targets,
+            optimizer=None if best is not None else OptimizerState(steps, state.first[index], state.second[index]),
         )
         for index, member in enumerate(job.members)
     )

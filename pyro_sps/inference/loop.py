@@ -103,6 +103,7 @@ class Run:
     progress: bool
     label: str
     group: int | None = None
+    before: int = 0  # steps of the run that this one goes on from
     stopped: str = ""  # why it ended before its last step
     paused: str = ""  # why it ended here although there is more to do
     done: int = 0
@@ -141,7 +142,7 @@ class Run:
         """
         noise: Iterator[Tensor | None] = itertools.repeat(None)
         if self.noise_shape is not None:
-            noise = noise_stream(self.seeds, self.noise_shape, self.state.params, start)
+            noise = noise_stream(self.seeds, self.noise_shape, self.state.params, self.before + start)
         return ((draw, x, y, *self.constants) for draw, (x, y) in zip(noise, self._batches(start), strict=False))
 
     def _batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -151,7 +152,7 @@ class Run:
         if self.full:
             yield from itertools.repeat((x, y))
         replicas = torch.arange(len(self.seeds), device=x.device).unsqueeze(1)
-        for rows in minibatches(self.seeds, len(self.members[0].x), self.batch_size, start):
+        for rows in minibatches(self.seeds, len(self.members[0].x), self.batch_size, self.before + start):
             rows = rows.to(x.device)
             yield (x[rows], y[rows]) if self.shared else (x[replicas, rows], y[replicas, rows])
 
@@ -174,7 +175,7 @@ class Run:
         losses, rows, count = self.losses, len(self.members[0].x), self.num_steps
         # On an accelerator, looking at a loss waits for it; there failures are looked for now and then.
         interval = 1 if losses.device.type == "cpu" else 50
-        scalars = adam_scalars([self.rates(step) for step in range(count)], self.state.params)
+        scalars = adam_scalars([self.rates(step) for step in range(count)], self.state.params, self.before)
         arguments = self.arguments(self.done)
         bar = progress_bar(count, self.label, self.progress, initial=self.done)
         saved = -1

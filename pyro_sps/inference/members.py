@@ -19,6 +19,7 @@ from .checkpoint import Checkpoint
 from .loop import Replica
 from .settings import FitSettings
 from .snapshot import SCALING, scaling_of
+from .warm_start import units_of
 
 
 def members_of(bnn: BNN, x: Any, y: Any, asked: FitSettings, found: Checkpoint | None = None) -> list[Replica]:
@@ -29,7 +30,8 @@ def members_of(bnn: BNN, x: Any, y: Any, asked: FitSettings, found: Checkpoint |
         x: Inputs, with `replicas` also data of their own for each.
         y: Targets, likewise.
         asked: What was asked for.
-        found: The checkpoint to go on from, whose standardisation is kept.
+        found: The checkpoint to go on from, whose standardisation is kept; so is that of a start, and of a model
+            whose prior is a posterior.
 
     Raises:
         TypeError: If `bnn` is no BNN.
@@ -60,11 +62,11 @@ def members_of(bnn: BNN, x: Any, y: Any, asked: FitSettings, found: Checkpoint |
             check_resolutions("x", own_x, inputs, copy)
             if copy.likelihood.real_valued:
                 check_resolution("y", own_y, targets)
-            scaling = (
-                Standardizer.of(inputs, targets, copy.likelihood.real_valued, measured(copy.topology.inputs)).to(like)
-                if asked.standardize
-                else Standardizer.identity(like)
-            )
+            units = units_of(copy, asked, index)
+            if units is None and asked.standardize:
+                numbers = measured(copy.topology.inputs)
+                units = Standardizer.of(inputs, targets, copy.likelihood.real_valued, numbers)
+            scaling = (units or Standardizer.identity(like)).to(like)
             if found is not None:  # another number of threads might round the moments differently
                 scaling = scaling_of(found, scaling, index)
             inputs, targets = scaling.inputs(inputs), scaling.targets(targets)

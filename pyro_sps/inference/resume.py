@@ -86,14 +86,16 @@ def resume(
         return _resume_sampling(found, bnn, x, y, num_samples, device, progress, callbacks)
     if num_samples is not None:
         raise ValueError("num_samples is of no use here: the checkpoint is one of fit, which draws when it predicts")
-    if found.settings.keys() != set(FitSettings.names()):
+    # An option that is not there is one that the version that wrote it did not have.
+    known = {name: getattr(FitSettings, name) for name in FitSettings.names()} | dict(found.settings)
+    if known.keys() != set(FitSettings.names()) or known["start"] not in (None, "given"):
         raise LoadError(f"the checkpoint in {directory} is damaged: its settings are not those of fit")
-    known = found.settings
     try:
         asked = FitSettings(
             **{
                 **known,
                 "init": "random" if known["init"] == "given" else known["init"],  # the checkpoint takes its place
+                "start": None,
                 "device": known["device"] if device is None else device,
                 "checkpoint": directory,
                 "progress": progress,

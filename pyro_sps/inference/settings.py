@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 class FitSettings:
     """The options of `pyro_sps.fit`, which explains them, with their defaults.
 
+    What `start` must be is for `pyro_sps.inference.warm_start` to say, which knows what a fit is.
+
     Raises:
         ValueError: If one is out of range.
 
@@ -36,6 +38,8 @@ class FitSettings:
     init: str | Mapping[str, Any] | None = None
     init_scale: float = 0.05
     map_steps: int = 3000
+    start: Any = None
+    kl_weight: float = 1.0
     max_grad_norm: float = 1e3
     standardize: bool = True
     validate_every: int = 500
@@ -55,7 +59,7 @@ class FitSettings:
         for name in ("batch_size", "patience", "replicas"):
             if getattr(self, name) is not None:
                 require_count(name, getattr(self, name))
-        for name in ("learning_rate", "init_scale"):
+        for name in ("learning_rate", "init_scale", "kl_weight"):
             require_positive(name, getattr(self, name))
         if self.max_grad_norm != math.inf:
             require_positive("max_grad_norm", self.max_grad_norm)
@@ -76,9 +80,10 @@ class FitSettings:
         return [field.name for field in fields(FitSettings)]
 
     def to_dict(self) -> dict[str, Any]:
-        """The options by name; a path is told as text."""
+        """The options by name; a path is told as text, a start by its presence."""
         settings = {name: getattr(self, name) for name in self.names()}
         settings["checkpoint"] = None if self.checkpoint is None else os.fspath(self.checkpoint)
+        settings["start"] = None if self.start is None else "given"
         return settings
 
     def rows(self, rows: int) -> int:

@@ -69,7 +69,7 @@ def restore(found: Checkpoint, run: Run, watcher: Validation | None) -> None:
         getattr(run.state, name).copy_(take(name, params.dtype, params.shape))
     if (run.state.second < 0).any():
         raise LoadError(f"the checkpoint in {found.directory} is damaged: it has squares that are negative")
-    run.done, run.stopped = found.done, found.stopped
+    run.done, run.stopped, run.before = found.done, found.stopped, found.before
     run.losses.copy_(take("losses", params.dtype, run.losses.shape, finite=False))
     if run.losses[run.done :].any():
         raise LoadError(

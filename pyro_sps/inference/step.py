@@ -171,19 +171,20 @@ def _part(argument: Any, dim: int | None, start: int, stop: int) -> Any:
     return argument if dim is None or argument is None else argument[start:stop]
 
 
-def adam_scalars(rates: Sequence[float], like: Tensor) -> Tensor:
+def adam_scalars(rates: Sequence[float], like: Tensor, before: int = 0) -> Tensor:
     """What Adam needs in each step of a run besides its state: step size and √(1 - β₂ᵗ).
 
     Both come with the bias corrections of Kingma and Ba (2015), algorithm 1, worked out in double precision.
 
     Args:
-        rates: Learning rates of steps t = 1, 2, ...
+        rates: Learning rates of steps t = before + 1, before + 2, ...
         like: A tensor whose device and dtype the result follows.
+        before: Steps that the state has behind it.
 
     Returns:
         Shape (steps, 2).
     """
-    count = np.arange(1, len(rates) + 1)
+    count = before + np.arange(1, len(rates) + 1, dtype=np.float64)
     table = np.stack([np.asarray(rates) / (1 - BETA1**count), np.sqrt(1 - BETA2**count)], axis=1)
     return torch.from_numpy(table).to(like)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..base.plain import plain_torch
 from ..masks.values import MAP
 from ..model.bnn import BNN
+from ..posterior.fit import Fit, Fits
 from .job import run_fit
 from .loop import Callback
 from .maximum import map_weights
@@ -33,6 +34,8 @@ def fit(
     init: str | Mapping[str, Tensor] | None = FitSettings.init,
     init_scale: float = FitSettings.init_scale,
     map_steps: int = FitSettings.map_steps,
+    start: Fit | Fits | None = None,
+    kl_weight: float = FitSettings.kl_weight,
     max_grad_norm: float = FitSettings.max_grad_norm,
     standardize: bool = FitSettings.standardize,
     validation: tuple[Any, Any] | None = None,
@@ -69,6 +72,15 @@ def fit(
             by name. Default: `"map"` where `values=MAP()` fixes weights, else `"random"`.
         init_scale: Initial standard deviation of every weight under the guide, in units of 1/√fan-in.
         map_steps: Steps of the MAP optimisation, with `init="map"`.
+        start: A fit to go on from, of a model with the same masks: its means and scales, noise and learned c, constants
+            of `values=MAP()`, and units (its standardisation); with `replicas`, `Fits` of as many. Where the model is
+            the very same, the optimiser goes on from the state that it had, and draws and minibatches from where they
+            were, so that the two are one run but for the learning rate, which starts anew. Data may be other data: for
+            Bayesian updating see `Fit.as_prior`. A fit that was loaded has no state of the optimiser. `losses` are
+            those of the new steps.
+        kl_weight: Factor of the KL divergence, for comparisons with cold posteriors (Wenzel et al. 2020, arXiv
+            2002.02405): what is approximated is the prior times the likelihood to the power 1/kl_weight. The prior of
+            `values=Point()` is weighted alike; `losses` have the weight, `Fit.elbo` has not.
         max_grad_norm: Gradients of the loss per row are scaled down to this norm; infinity for never.
         standardize: Whether to shift and scale inputs, and real-valued targets, to mean 0 and standard deviation 1 of
             the training data; predictions come back in the original units. Constant columns are only shifted. A noise

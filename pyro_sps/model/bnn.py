@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..base.checks import require_positive
 from ..base.plain import plain_torch
 from ..base.process import warn_user
+from ..data.arrays import Standardizer
 from ..masks.schemes import Random, Scheme, Unmasked
 from ..masks.values import MAP, FixedValues, Point, RandomConstant, Values, Zero, make_values
 from ..network.inputs import are_several, named_parts, pack
@@ -96,6 +97,9 @@ class BNN(PyroModule):
     # What models pickled by version 0.1 lack.
     deterministic: tuple[str, ...] = ()
     _point_names: Mapping[str, str] = MappingProxyType({})
+    # Of a model whose prior is the posterior of a fit: the units of that, and the prior that there was at first.
+    units: Standardizer | None = None
+    first_prior: Mapping[str, Any] | None = None
 
     @plain_torch()
     def __init__(

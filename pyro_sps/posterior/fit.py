@@ -21,6 +21,7 @@ from ..model.guides import AutoSPSNormal
 from .derived import MeanNetwork, mean_network
 from .outputs import Member
 from .predict import Prediction
+from .updating import updated_model
 
 # Draws and rows that `elbo` is taken of, and blocks of rows whose scatter says how exact it is.
 ELBO_DRAWS, ELBO_ROWS, ELBO_BLOCKS = 256, 20_000, 20
@@ -54,6 +55,21 @@ class NonFiniteLossError(FloatingPointError):
 
 
 @dataclass(frozen=True)
+class OptimizerState:
+    """What an optimiser needs to go on, beside the parameters.
+
+    Attributes:
+        steps: Steps that it has done.
+        first: Its first moments, one flat vector.
+        second: Its second moments, likewise.
+    """
+
+    steps: int
+    first: Tensor
+    second: Tensor
+
+
+@dataclass(frozen=True)
 class Fit:
     """A fitted Bayesian neural network.
 
@@ -72,6 +88,8 @@ class Fit:
         input_shape: Shape of a row of inputs.
         features: Names of the input columns, if the inputs had names.
         targets: Names of the target columns, likewise.
+        optimizer: State of the optimiser, for `start=` of a further fit; None where the result is not its last state,
+            and of a fit that was loaded.
 
     Example:
         >>> import torch, pyro_sps as sps
@@ -96,6 +114,7 @@ class Fit:
     input_shape: tuple[int, ...] | None = field(default=None, repr=False)
     features: tuple[str, ...] | None = field(default=None, repr=False)
     targets: tuple[str, ...] | None = field(default=None, repr=False)
+    optimizer: OptimizerState | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.x is not None and self.input_shape is None:
@@ -205,6 +224,37 @@ class Fit:
             ValueError: If the likelihood takes some outputs as scales.
         """
         return mean_network(self.bnn, self.guide, self.standardizer)
+
+    def as_prior(self, forgetting: float = 1.0) -> BNN:
+        r"""The model of the next data set: its prior is this posterior (Bayesian updating, as for streams of data).
+
+        With forgetting factor :math:`\lambda`, posterior :math:`q` and the prior :math:`p_0` that the first model of
+        all had, the prior is proportional to :math:`q^\lambda p_0^{1 - \lambda}`: data of k data sets ago counts
+        :math:`\lambda^k`, and :math:`p_0` always once (stabilised forgetting, Kulhavy and Zarrop 1993). In a
+        linear model with orthogonal inputs and a given noise, fits to two halves of the data one after the other are
+        the exact posterior of all of it.
+
+        The model has the units of this fit (its standardisation): fits of it stay in them. What it learns beside the
+        weights, such as a noise or c, starts at the values here, and has no memory of the data. Go on by
+        `sps.fit(fit.as_prior(), new_x, new_y, start=fit)`, which starts at this posterior; without `start` fits start
+        anew.
+
+        Args:
+            forgetting: Forgetting factor in (0, 1]; 1 forgets nothing.
+
+        Raises:
+            ValueError: If `forgetting` is out of range, or the model samples more than weights with unconstrained
+                values: with `Hierarchical()`, a sampled noise or ordered biases. With a factor below 1 also if the
+                first prior was not normal.
+
+        Example:
+            >>> import torch, pyro_sps as sps
+            >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
+            >>> bnn = sps.BNN(sps.mlp([1, 5, 1]), sps.Unmasked(), sps.Zero())
+            >>> first = sps.fit(bnn, x[::2], x[::2] ** 2, num_steps=5, progress=False)
+            >>> both = sps.fit(first.as_prior(), x[1::2], x[1::2] ** 2, start=first, num_steps=5, progress=False)
+        """
+        return updated_model(self.bnn, self.guide, self.standardizer, forgetting)
 
     def to_arviz(self, draws: int = 1000, **options: Any) -> Any:
         """The fit as ArviZ's `InferenceData` or `DataTree`. See `pyro_sps.to_arviz`, which takes the same options."""
