@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,21 +68,26 @@ def save_table_model(model: Any, directory: str | Path, encoder: Encoder | None)
     save(model.posterior_, directory, content)
 
 
-def load_table_model(cls: Any, directory: str | Path) -> Any:
-    """Read a fitted estimator of a class.
+def load_table_model(classes: Sequence[Any], directory: str | Path) -> Any:
+    """Read a fitted estimator of one of some classes.
 
     Args:
-        cls: The class.
+        classes: The classes.
         directory: Where it is.
 
     Raises:
         LoadError: If the file is no such estimator.
     """
+    known = {cls.__name__: cls for cls in classes}
 
     def network(extra: Mapping[str, Any]) -> Any:
-        if not isinstance(extra, Mapping) or extra.get("estimator") != cls.__name__:
+        if not isinstance(extra, Mapping) or extra.get("estimator") not in known:
             found = extra.get("estimator") if isinstance(extra, Mapping) else None
-            raise LoadError(f"{directory} holds no {cls.__name__}" + (f" but a {str(found)[:40]}" if found else ""))
+            wanted = " or ".join(known)
+            raise LoadError(
+                f"{directory} holds no {wanted}"
+                + (f" but a {str(found)[:40]}" if found else ": pyro_sps.load(directory, net) reads fits of networks")
+            )
         if extra.get("format") != FORMAT:
             raise LoadError(f"{directory} has format {str(extra.get('format'))[:20]}; this version reads {FORMAT}")
         widths, activation = extra.get("widths"), extra.get("activation")
@@ -94,7 +99,7 @@ def load_table_model(cls: Any, directory: str | Path) -> Any:
 
     posterior, extra = read(directory, network)
     try:
-        return _rebuilt(cls, posterior, extra)
+        return _rebuilt(known[extra["estimator"]], posterior, extra)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, LoadError):
             raise

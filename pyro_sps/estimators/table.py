@@ -298,7 +298,7 @@ class TableEstimator(BaseEstimator):
         Raises:
             LoadError: If the file is missing, damaged or of another version, or holds another kind of model.
         """
-        return load_table_model(cls, directory)
+        return load_table_model([cls], directory)
 
     def _encoder(self) -> Encoder | None:
         """The preprocessing as plain data, if it is ours."""

@@ -79,28 +79,30 @@ _OWN_KINDS: _Kinds = {
 
 def load(
     directory: str | Path,
-    net: nn.Module,
+    net: nn.Module | None = None,
     *,
     prior: Prior | Hierarchical | Mapping[str, Prior] | None = None,
     likelihood: Likelihood | None = None,
     device: torch.device | str | None = None,
 ) -> Any:
-    """Read what `save` wrote: a fit, several fits of one model, or samples.
+    """Read what `save` wrote: a fit, several fits of one model, samples, or (without `net`) an estimator for tables.
 
     The files are not trusted: nothing in them is executed, and what they hold is checked against `net` and against
     itself, even where the checksums are right. Memory is bounded by a few times what a fit of `net` needs.
 
     Args:
         directory: Where `save` of a fit, of fits or of samples wrote it.
-        net: The same network; its weights are not used. What it computes is compared with what the saved one did.
+        net: The same network; its weights are not used. What it computes is compared with what the saved one did. A
+            `BNNRegressor` or `BNNClassifier` knows its network: without `net` it is read, whole.
         prior: The prior given to `BNN`, if there was one: functions cannot be saved.
         likelihood: The likelihood, if it was one of your own.
         device: Where to put it; default: where `net` is.
 
     Returns:
-        The `Fit`, `Fits` or `Samples`, without training data.
+        The `Fit`, `Fits` or `Samples`, without training data; or the fitted estimator.
 
     Raises:
+        ValueError: If there is no network, and an option for one.
         LoadError: If the file is missing, damaged or of another version, or the network is another one: in names or
             shapes of its weights, or in its outputs at the same weights.
 
@@ -118,7 +120,19 @@ def load(
         >>> bool((fit.predict(x).mean == again.predict(x).mean).all())
         True
     """
-    return read(directory, lambda _: net, prior=prior, likelihood=likelihood, device=device)[0]
+    if net is not None:
+        return read(directory, lambda _: net, prior=prior, likelihood=likelihood, device=device)[0]
+    given = {"prior": prior, "likelihood": likelihood, "device": device}
+    if needless := [name for name, value in given.items() if value is not None]:
+        raise ValueError(f"{' and '.join(needless)} must be None without net: an estimator knows them")
+    return _estimator(directory)
+
+
+def _estimator(directory: str | Path) -> Any:
+    """A fitted `BNNRegressor` or `BNNClassifier`."""
+    from ..estimators.load import load_estimator
+
+    return load_estimator(directory)
 
 
 @plain_torch()

@@ -86,7 +86,8 @@ def test_labels_come_back(tmp_path, labels):
     y = np.asarray(labels)[(x[:, 0] > 0).astype(int)]
     model = sps.BNNClassifier(**TINY).fit(x, y)
     model.save(tmp_path)
-    again = sps.BNNClassifier.load(tmp_path)
+    again = sps.load(tmp_path)
+    assert isinstance(again, sps.BNNClassifier)
     assert again.classes_.dtype.kind == model.classes_.dtype.kind
     assert (again.predict(x) == model.predict(x)).all()
     with pytest.raises(sps.LoadError, match="no BNNRegressor but a BNNClassifier"):
@@ -98,8 +99,10 @@ def test_samples_come_back(tmp_path):
     options = TINY | {"method": "sample", "chains": 2, "num_steps": 120}
     model = sps.BNNRegressor(likelihood="gaussian", **options).fit(x, x[:, 0])
     model.save(tmp_path)
-    again = sps.BNNRegressor.load(tmp_path)
+    again = sps.load(tmp_path)
     assert again.method_ == "sample"
+    with pytest.raises(ValueError, match="device must be None without net"):
+        sps.load(tmp_path, device="cpu")
     np.testing.assert_array_equal(again.predict(x), model.predict(x))
 
 
@@ -120,6 +123,8 @@ def test_no_file_and_another_fit(tmp_path):
     sps.fit(sps.BNN(sps.mlp([2, 3, 1]), sps.Unmasked()), x, x[:, :1], num_steps=3, progress=False).save(tmp_path)
     with pytest.raises(sps.LoadError, match="holds no BNNRegressor"):
         sps.BNNRegressor.load(tmp_path)
+    with pytest.raises(sps.LoadError, match=r"no BNNRegressor or BNNClassifier: pyro_sps.load\(directory, net\)"):
+        sps.load(tmp_path)
 
 
 def _set(content, place, value):
