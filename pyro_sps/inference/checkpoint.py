@@ -160,6 +160,8 @@ class Checkpoint:
             "seconds": dict,
         }
         decay = header.setdefault("decay", None)
+        if isinstance(header.get("settings"), dict):
+            header["settings"].setdefault("missing", "error")  # which version 0.1 did not have
         if header.keys() != {*kinds, "decay"} or not all(isinstance(header[k], kind) for k, kind in kinds.items()):
             raise LoadError(f"{path} is damaged: its header is not that of a checkpoint")
         if decay is not None and not is_integer(decay):
