@@ -14,6 +14,7 @@ _get, _names = exports(
     __name__,
     {
         "base.files": ["LoadError"],
+        "data.observed": ["Observed"],
         "network.topology": ["Topology", "UnitGroup", "UnsupportedLayerError", "WeightTensor"],
         "network.build": ["mlp"],
         "masks.schemes": ["Heavy", "Light", "Random", "SymmetryWarning", "Unmasked", "fixed_count"],

@@ -51,6 +51,12 @@ def require_checkpoint(directory: Any, errors: Any) -> None:
         raise ValueError(f"checkpoint_errors must be 'warn' or 'stop', got {errors!r}")
 
 
+def require_missing(value: Any) -> None:
+    """Raise `ValueError` unless `missing` is a known word."""
+    if value not in ("error", "ignore"):
+        raise ValueError(f"missing must be 'error' or 'ignore' (gaps in y count nothing), got {value!r}")
+
+
 def require_learned(learn: bool, per_layer: bool) -> None:
     """Raise `ValueError` if scales of layers are asked for that are not learned."""
     if per_layer and not learn:

@@ -10,15 +10,13 @@ import click
 
 from .files import claim_file, digest, load_fit
 from .options import Command, force_option, printer, quiet_option, seed_option
-from .predict import prediction_data
+from .predict import Rows, prediction_data
 from .table import divide
 
 if TYPE_CHECKING:
     import numpy as np
 
     from ..posterior.fit import Fit, Fits
-
-_Arrays = tuple["np.ndarray", "np.ndarray"]
 
 
 @click.command(cls=Command, epilog="\b\nExample:\n  pyro-sps diagnose run energy --html diagnosis.html")
@@ -65,7 +63,8 @@ def diagnose(
         say("classes: " + ", ".join(f"{number} is {label}" for number, label in enumerate(model["classes"][:20])))
     if rows.y is None:
         raise click.UsageError(f"{data} has no usable target columns {', '.join(model['targets'])} to check against")
-    train, held_out = _divide(model, fit, data, rows.x, rows.y, say)
+    parts = _divide(model, fit, data, rows.x, rows.y, say)
+    train, held_out = (None if part is None else (rows.x[part], _observed(rows, part)) for part in parts)
 
     import pyro_sps as sps
 
@@ -84,8 +83,10 @@ def _divide(
     x: np.ndarray,
     y: np.ndarray,
     say: Callable[[str], None],
-) -> tuple[_Arrays | None, _Arrays | None]:
-    """The training part, if DATA is what the network was fitted to, and the part held out, if there is one."""
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Which rows are the training part, if DATA is what the network was fitted to, and which are held out, if any."""
+    import numpy as np
+
     options = model.get("options", {})
     train, test = divide(len(x), options.get("test_fraction", 0), options.get("seed", 0))
     known = model.get("trained_on")
@@ -95,9 +96,23 @@ def _divide(
         same = _is_training_data(fit, x[train], y[train], options.get("standardize"), data, str(model.get("data")))
     if not same:
         say(f"{data} is not what the network was fitted to: all of its {len(x):,} rows count as held out\n")
-        return None, (x, y)
+        return None, np.arange(len(x))
     say(f"{data}: {len(train):,} rows were trained on, {len(test):,} held out\n")
-    return (x[train], y[train]), ((x[test], y[test]) if len(test) else None)
+    return train, test if len(test) else None
+
+
+def _observed(rows: Rows, part: np.ndarray) -> Any:
+    """Targets of some rows, with weights and error bars where the fit had them."""
+    import torch
+
+    from ..data.observed import Observed
+
+    assert rows.y is not None
+    y = rows.y[part]
+    if rows.weights is None and rows.noise is None:
+        return y
+    weights, noise = (None if own is None else torch.as_tensor(own[part]) for own in (rows.weights, rows.noise))
+    return Observed(torch.as_tensor(y), weights, noise)
 
 
 def _is_training_data(fit: Fit | Fits, x: np.ndarray, y: np.ndarray, standardized: Any, data: str, fitted: str) -> bool:

@@ -51,9 +51,19 @@ MOST_WORDS = 40
 @click.command(
     cls=Command,
     epilog="\b\nExample:\n  pyro-sps fit ENB2012_data.xlsx --target Y1 Y2 --hidden 50 50 --scheme heavy --out energy",
-    several={"--hidden": NUMBERS, "--target": NAMES, "--feature": NAMES, "--drop": NAMES},
+    several={"--hidden": NUMBERS, "--target": NAMES, "--feature": NAMES, "--drop": NAMES, "--noise-column": NAMES},
     groups={
-        "The table": ["--target", "--feature", "--drop", "--task", "--test-fraction", "--out", "--force"],
+        "The table": [
+            "--target",
+            "--feature",
+            "--drop",
+            "--weight",
+            "--noise-column",
+            "--task",
+            "--test-fraction",
+            "--out",
+            "--force",
+        ],
         "How the file is read": ["--no-header", "--decimal", "--thousands", "--encoding", "--missing"],
         "The network": ["--hidden", "--activation", "--likelihood", "--noise", "--prior-scale"],
         "The fit": [
@@ -75,6 +85,14 @@ MOST_WORDS = 40
 @click.option("--target", "targets", multiple=True, help="Names of the target columns.")
 @click.option("--feature", "features", multiple=True, help="Names of the feature columns.  [default: all others]")
 @click.option("--drop", multiple=True, help="Columns that are neither feature nor target.")
+@click.option("--weight", metavar="COLUMN", help="Column that says how often each row counts.  [default: once]")
+@click.option(
+    "--noise-column",
+    "noise_columns",
+    metavar="COLUMN",
+    multiple=True,
+    help="Columns of known error bars (standard deviations) of the targets, one for all or one for each.",
+)
 @click.option(
     "--task",
     type=click.Choice(["auto", "regression", "classification"]),
@@ -187,11 +205,14 @@ def fit(
     if checkpoint_every is not None:
         asked["checkpoint_every"] = checkpoint_every
     own, result_of = _own_units(training, settings.real_valued)
+    extras: dict[str, Any] = {"weights": training.weights, "y_scale": training.noise}
+    if training.noise is not None and training.encoder is not None and settings.real_valued:
+        extras["y_scale"] = training.noise / _scales(y)
     limit = options["time_limit"]
     if resume:
         if limit is not None:
             raise click.UsageError("--time-limit is not for --resume, which goes on to the end")
-        result = _resumed(out, bnn, x, own, asked, not quiet)
+        result = _resumed(out, bnn, x, own, extras, asked, not quiet)
     else:
         (out / FILE).unlink(missing_ok=True)  # of a fit that --force overwrites
         result = sps.fit(
@@ -199,6 +220,7 @@ def fit(
             x,
             own,
             **asked,
+            **extras,
             checkpoint=out if checkpoint_every else None,
             progress=not quiet,
             callbacks=[] if limit is None else [_stop_after(limit)],
@@ -206,7 +228,8 @@ def fit(
     result = result_of(result)
     scale = [1.0] if training.classes else _scales(y).tolist()
     model |= {"target_scale": scale, "data": data, "trained_on": digest(x, y)}
-    model |= {"options": {**asdict(settings), **options}}
+    model |= {"weight": [] if options["weight"] is None else [options["weight"]]}
+    model |= {"noise": list(options["noise_columns"]), "options": {**asdict(settings), **options}}
     save(result, out, model)  # before anything else can fail, a message to a closed pipe too
     for left in (METRICS, OLD_MODEL):  # of a fit that --force overwrites
         (out / left).unlink(missing_ok=True)
@@ -237,9 +260,10 @@ def _training(data: str, options: Mapping[str, Any], reading: Mapping[str, Any],
     from ..data.datasets import UCI
 
     targets, features, drop = (options[name] for name in ("targets", "features", "drop"))
+    weight, noise = options["weight"], options["noise_columns"]
     fraction, seed = options["test_fraction"], options["seed"]
     if data in UCI and not Path(data).exists():
-        if targets or features or drop or reading:
+        if targets or features or drop or reading or weight or noise:
             raise click.UsageError(f"the columns of the data set {data} are set; give a file to choose others")
         if task == "classification":
             raise click.UsageError(f"the targets of the data set {data} are numbers, not labels")
@@ -247,7 +271,9 @@ def _training(data: str, options: Mapping[str, Any], reading: Mapping[str, Any],
     require_file(data)
     if not targets:
         raise click.UsageError("Missing option '--target': name the columns to predict.")
-    return from_file(data, targets, features, drop, task, fraction, seed, reading)
+    if noise and len(noise) not in (1, len(targets)):
+        raise click.UsageError(f"--noise-column: there are {len(targets)} targets; name one column, or one for each")
+    return from_file(data, targets, features, drop, task, fraction, seed, reading, weight, noise)
 
 
 def _about(training: Training, seed: int) -> Iterator[str]:
@@ -257,6 +283,11 @@ def _about(training: Training, seed: int) -> Iterator[str]:
         shown = ", ".join(training.classes[:10]) + (", ..." if len(training.classes) > 10 else "")
         what = f"classes of {training.targets[0]}: {shown}"
     yield f"{training.name}: {training.rows:,} rows, {len(training.features)} features, {what}"
+    if training.weights is not None:
+        own = training.weights
+        yield f"rows count {own.min():g} to {own.max():g} times, {own.sum():g} in all"
+    if training.noise is not None:
+        yield f"targets have error bars of {training.noise.min():g} to {training.noise.max():g}"
     yield from training.notes
     if training.encoder is not None:
         width = max(len(name) for name, _ in training.words)
@@ -310,7 +341,15 @@ def _scales(y: np.ndarray) -> np.ndarray:
     return spread
 
 
-def _resumed(out: Path, bnn: Any, x: np.ndarray, y: np.ndarray, asked: Mapping[str, Any], progress: bool) -> Fit | Fits:
+def _resumed(
+    out: Path,
+    bnn: Any,
+    x: np.ndarray,
+    y: np.ndarray,
+    extras: Mapping[str, Any],
+    asked: Mapping[str, Any],
+    progress: bool,
+) -> Fit | Fits:
     """The rest of a fit that was asked for in the same words."""
     import pyro_sps as sps
 
@@ -322,7 +361,7 @@ def _resumed(out: Path, bnn: Any, x: np.ndarray, y: np.ndarray, asked: Mapping[s
         asked = {**asked, "num_steps": before["num_steps"]}
     if other := [f"{n} {before.get(n)}, not {value}" for n, value in asked.items() if before.get(n) != value]:
         raise click.UsageError(f"--resume: the fit in {out} was started with {'; '.join(other)}")
-    result: Fit | Fits = sps.resume(out, bnn, x, y, progress=progress, num_steps=more)
+    result: Fit | Fits = sps.resume(out, bnn, x, y, **extras, progress=progress, num_steps=more)
     return result
 
 
@@ -330,7 +369,7 @@ def _fit_metrics(result: Fit | Fits, fits: Sequence[Fit], training: Training, se
     x, y, x_test, y_test = training.x, training.y, training.x_test, training.y_test
     scores: dict[str, Any] = {}
     if len(x_test):
-        prediction = result.predict(x_test, seed=seed)
+        prediction = result.predict(x_test, seed=seed, y_scale=training.noise_test)
         if training.classes:
             scores = class_scores_of(prediction, y_test)
             scores["baselines"] = of_labels(x, y, x_test, y_test, len(training.classes))

@@ -12,7 +12,7 @@ import click
 from .files import claim_file, load_fit, require_file
 from .options import Command, force_option, printer, quiet_option, seed_option
 from .scores import class_scores_of, comparison, scores_of, table_of
-from .table import new_rows
+from .table import new_rows, numbers_beside
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,6 +53,7 @@ def predict(
 
     DATA needs the feature columns of the fit, in any order; if it has the targets too, the predictions are scored
     (on all rows: if the network was fitted to some of them, that is no test).
+    If the fit was made with --noise-column, those columns are error bars here too, where DATA has them.
     For each target the result has mean, standard deviation and the ends of a central interval, noise included, in
     the units of the data the network was fitted to; for labels the most probable one and the probability of each.
     """
@@ -65,7 +66,7 @@ def predict(
     from ..base.files import write_atomically
 
     rows = prediction_data(data, model, say)
-    prediction = result.predict(rows.x, num_samples=num_samples, seed=seed)
+    prediction = result.predict(rows.x, num_samples=num_samples, seed=seed, y_scale=rows.noise)
     columns = {"row": [str(number) for number in range(1, len(rows.x) + 1)]}
     if keep:
         if rows.table is None:
@@ -97,15 +98,27 @@ def predict(
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows to predict: inputs, targets if they are known, and the table that they are from if it is a file."""
+    """Rows to predict: inputs, and what else is known of them.
+
+    Attributes:
+        x: Inputs.
+        y: Targets.
+        table: The table that they are from, if it is a file.
+        weights: How often each counts, if the fit had weights.
+        noise: Error bars, if the fit had some.
+    """
 
     x: np.ndarray
     y: np.ndarray | None
     table: MixedTable | None
+    weights: np.ndarray | None = None
+    noise: np.ndarray | None = None
 
 
 def prediction_data(data: str, model: Mapping[str, Any], say: Callable[[str], None]) -> Rows:
     """The inputs that the network was fitted to, and the targets if they are there and usable."""
+    import numpy as np
+
     from ..data.datasets import UCI, load_uci
     from ..data.rows import DataError
 
@@ -116,7 +129,17 @@ def prediction_data(data: str, model: Mapping[str, Any], say: Callable[[str], No
             raise DataError(f"the data set {data} has other features than the fit: {', '.join(features)}")
         return Rows(dataset.x, dataset.y if list(dataset.target_names) == list(targets) else None, None)
     require_file(data)
-    return Rows(*new_rows(data, model, say))
+    x, y, table = new_rows(data, model, say)
+    beside: dict[str, np.ndarray] = {}
+    for what in ("weight", "noise"):
+        names = model.get(what) or []
+        if unknown := [name for name in names if name not in table.columns]:
+            if what == "noise":
+                say(f"no error bars are added: {data} has no column {', '.join(unknown)}")
+        elif names:
+            found = numbers_beside(data, table, names, np.ones(len(table), dtype=bool))
+            beside[what] = found if what == "noise" else found[:, 0]
+    return Rows(x, y, table, beside.get("weight"), beside.get("noise"))
 
 
 def _kept(column: Column) -> list[str]:

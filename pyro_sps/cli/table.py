@@ -40,6 +40,9 @@ class Training:
         fill: What stands in for gaps of new rows, a number a column; nothing with an encoder.
         words: What is done to each column: (name, what).
         notes: What else a reader should know.
+        weights: How often each row that is trained on counts; None for once.
+        noise: Error bars of these rows, shape (rows, 1 or targets); None for none.
+        noise_test: The same of rows that are held out.
     """
 
     name: str
@@ -54,6 +57,9 @@ class Training:
     fill: tuple[float, ...] = ()
     words: Sequence[tuple[str, str]] = ()
     notes: Sequence[str] = ()
+    weights: np.ndarray | None = field(default=None, repr=False)
+    noise: np.ndarray | None = field(default=None, repr=False)
+    noise_test: np.ndarray | None = field(default=None, repr=False)
 
     @property
     def rows(self) -> int:
@@ -70,6 +76,8 @@ def from_file(
     test_fraction: float,
     seed: int,
     reading: Mapping[str, Any],
+    weight: str | None = None,
+    noise: Sequence[str] = (),
 ) -> Training:
     """A file as training data.
 
@@ -82,6 +90,8 @@ def from_file(
         test_fraction: Share of rows that are held out.
         seed: Decides which.
         reading: How the file is read: options of `read_mixed`.
+        weight: Name of the column that says how often a row counts.
+        noise: Names of columns of error bars: one for all targets, or one for each.
 
     Raises:
         DataError: If it cannot be learned from.
@@ -92,9 +102,12 @@ def from_file(
     from ..data.rows import DataError
     from ..data.variation import check_variation
 
-    table = read_mixed(path, targets, features or None, drop, **reading)
+    beside = [*([] if weight is None else [weight]), *noise]
+    if twice := [name for name in beside if name in (*targets, *features, *drop)]:
+        raise DataError(f"{path}, column {twice[0]!r} cannot be a weight or an error bar and something else too")
+    table = read_mixed(path, [*targets, *beside], features or None, drop, **reading)
     notes = list(table.notes)
-    names = [name for name in table.columns if name not in targets]
+    names = [name for name in table.columns if name not in targets and name not in beside]
     ids = [] if features else [name for name in names if _is_id(table.columns[name], len(table))]
     if 0 < len(ids) < len(names):
         notes.append(f"left out: {', '.join(ids)}, a number of its own in each row; with --feature it is taken")
@@ -107,6 +120,8 @@ def from_file(
     if kept.sum() < MIN_ROWS:
         raise DataError(f"{path} has {int(kept.sum())} rows of data, too few: at least {MIN_ROWS} are needed")
     classes, y = _targets(path, table, targets, task, kept)
+    weights = None if weight is None else numbers_beside(path, table, [weight], kept)[:, 0]
+    bars = numbers_beside(path, table, noise, kept) if noise else None
     train, test = divide(int(kept.sum()), test_fraction, seed)
     frame = table.frame(names)[kept].reset_index(drop=True)
     kinds = [table.columns[name].kind for name in names]
@@ -143,7 +158,43 @@ def from_file(
         fill=fill,
         words=words,
         notes=notes,
+        weights=None if weights is None else weights[train],
+        noise=None if bars is None else bars[train],
+        noise_test=None if bars is None else bars[test],
     )
+
+
+def numbers_beside(path: str, table: MixedTable, names: Sequence[str], kept: np.ndarray) -> np.ndarray:
+    """Columns of weights or error bars, shape (kept rows, columns).
+
+    Args:
+        path: The file.
+        table: Its cells.
+        names: Names of the columns.
+        kept: Which rows are wanted.
+
+    Raises:
+        DataError: If a cell of these is no number that is at least zero.
+    """
+    import numpy as np
+
+    from ..data.rows import DataError
+
+    for name in names:
+        column = table.columns[name]
+        if column.kind != "number":
+            line, cell = _first_other(column, table, "number")
+            raise DataError(f"{path}, {table.unit} {line}, column {name!r} holds {cell!r}, where a number is needed")
+        if not (bad := ~(column.values()[kept] >= 0)).any():
+            continue
+        row = int(np.flatnonzero(bad)[0])
+        what = column.values()[kept][row]
+        raise DataError(
+            f"{path}, {table.unit} {int(table.lines[kept][row])}, column {name!r} "
+            + ("has a gap" if np.isnan(what) else f"holds {what:g}")
+            + ": weights and error bars are numbers of at least zero in each row"
+        )
+    return np.stack([table.columns[name].values()[kept] for name in names], axis=1)
 
 
 def from_data_set(name: str, test_fraction: float, seed: int) -> Training:

@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..base.checks import require_seed
+from .observed import Observed
 
 
 def make_generator(device: torch.device | str, *key: int) -> Generator:
@@ -253,8 +254,8 @@ class Standardizer:
     y_scale: Tensor
 
     @staticmethod
-    def of(x: Tensor, y: Tensor, targets: bool, measured: Tensor | None = None) -> Standardizer:
-        """Statistics of training data, computed in double precision.
+    def of(x: Tensor, y: Tensor | Observed, targets: bool, measured: Tensor | None = None) -> Standardizer:
+        """Statistics of training data, computed in double precision; weights count, and gaps do not.
 
         Args:
             x: Inputs, shape (rows, ...).
@@ -263,13 +264,15 @@ class Standardizer:
             measured: Which columns of inputs of shape (rows, columns) are measurements; others, whole numbers and masks
                 beside them, are left alone. None if all are.
         """
+        weights, counts = (None, None) if isinstance(y, Tensor) else (y.weights, y.counts)
+        y = y if isinstance(y, Tensor) else y.y
         like = next((t for t in (x, y) if t.is_floating_point()), torch.zeros((), device=x.device))
         none = (like.new_zeros(()), like.new_ones(()))  # for words and labels
-        x_mean, x_scale = _moments(x) if x.is_floating_point() else none
+        x_mean, x_scale = _moments(x, weights) if x.is_floating_point() else none
         if measured is not None:
             measured = measured.to(x.device)
             x_mean, x_scale = torch.where(measured, x_mean, 0), torch.where(measured, x_scale, 1)
-        y_mean, y_scale = _moments(y) if targets else none
+        y_mean, y_scale = _moments(y, counts) if targets else none
         return Standardizer(x_mean, x_scale, y_mean, y_scale)
 
     @staticmethod
@@ -282,8 +285,11 @@ class Standardizer:
         """Inputs in the units of the network; whole numbers, such as those of words, are left alone."""
         return (x - self.x_mean) / self.x_scale if x.is_floating_point() else x
 
-    def targets(self, y: Tensor) -> Tensor:
-        """Targets in the units of the network; labels are left alone."""
+    def targets(self, y: Any) -> Any:
+        """Targets, a tensor or `Observed`, in the units of the network; labels are left alone."""
+        if isinstance(y, Observed):
+            error = None if y.y_scale is None else y.y_scale / self.y_scale
+            return y._replace(y=self.targets(y.y), y_scale=error)
         return (y - self.y_mean) / self.y_scale if y.is_floating_point() else y
 
     def to(self, like: Tensor) -> Standardizer:
@@ -291,9 +297,16 @@ class Standardizer:
         return Standardizer(*(getattr(self, name).to(like) for name in self.__dataclass_fields__))
 
 
-def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
+def _moments(values: Tensor, counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each column, where every entry, or every row, counts so often."""
     double = values.double()
-    mean, scale = double.mean(0), double.std(0, unbiased=False)
+    if counts is None:
+        mean, scale = double.mean(0), double.std(0, unbiased=False)
+    else:
+        share = counts.double().reshape(*counts.shape, *(1,) * (values.dim() - counts.dim()))
+        share = share / share.sum(0)
+        mean = (share * double).sum(0)
+        scale = (share * (double - mean).square()).sum(0).sqrt()
     # A column is constant where its spread is rounding only.
     constant = scale <= 1e-12 * double.abs().amax(0).clamp(min=1e-300)
     return mean.to(values.dtype), torch.where(constant, torch.ones_like(scale), scale).to(values.dtype)

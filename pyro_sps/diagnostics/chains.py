@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.observed import Observed, shown_of
 from ..posterior.predict import Prediction
 from ..posterior.samples import Samples
 from ..symmetry.report import SymmetryReport
@@ -123,7 +124,13 @@ def _number(values: np.ndarray, how: Any, form: str = ".2f") -> str:
 
 
 def diagnose_chains(
-    samples: Samples, inputs: Tensor, targets: Tensor, held_out: bool, draws: int, time_limit: float, seed: int
+    samples: Samples,
+    inputs: Tensor,
+    targets: Tensor | Observed,
+    held_out: bool,
+    draws: int,
+    time_limit: float,
+    seed: int,
 ) -> ChainDiagnosis:
     """Check samples; see `pyro_sps.diagnose`.
 
@@ -137,10 +144,11 @@ def diagnose_chains(
         seed: Seeds predictive draws.
     """
     chain_seed(seed, 0)
+    shown, bars = shown_of(targets)
     weights = torch.cat([value.flatten(2) for value in samples.samples.values()], dim=2).double().cpu().numpy()
     chosen = np.unique(np.linspace(0, weights.shape[2] - 1, _MOST_WEIGHTS).astype(int))
     functions = _functions(samples, inputs)
-    prediction = samples.predict(inputs, min(draws, samples.num_chains * samples.num_samples), seed)
+    prediction = samples.predict(inputs, min(draws, samples.num_chains * samples.num_samples), seed, y_scale=bars)
     energy = samples.energies.double().cpu().numpy()[..., None]
     enough, nothing = samples.num_samples >= 4, np.full(1, np.nan)
 
@@ -152,7 +160,7 @@ def diagnose_chains(
 
     found = (rhat(weights[..., chosen]), rhat(functions), ess(weights[..., chosen]), ess(functions))
     symmetry = samples.bnn.symmetry(time_limit=time_limit)
-    predictive = check_predictions(prediction, targets, held_out, seed)
+    predictive = check_predictions(prediction, shown, held_out, seed)
     rhat_energy = float(rhat(energy)[0])
     warnings = _warnings(samples, symmetry, *found, rhat_energy)
     return ChainDiagnosis(samples, symmetry, *found, rhat_energy, predictive, tuple(warnings))

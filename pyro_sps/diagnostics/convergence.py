@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.observed import Observed, fields_of
 from ..posterior.fit import Fit
 from ..posterior.outputs import Member
 from ..posterior.predict import Prediction
@@ -74,7 +75,9 @@ class Convergence:
         return None if math.isnan(self.spread) else self.spread < SPREAD
 
 
-def convergence(fit: Fit, data: tuple[Tensor, Tensor] | None, seed: int, num_draws: int = 256) -> Convergence:
+def convergence(
+    fit: Fit, data: tuple[Tensor, Tensor | Observed] | None, seed: int, num_draws: int = 256
+) -> Convergence:
     """How the optimisation of a fit ended.
 
     Args:
@@ -87,7 +90,7 @@ def convergence(fit: Fit, data: tuple[Tensor, Tensor] | None, seed: int, num_dra
     if data is not None:
         if fit.x is None:
             x, y = data
-            fit = replace(fit, x=fit.standardizer.inputs(x), y=fit.standardizer.targets(y))
+            fit = replace(fit, x=fit.standardizer.inputs(x), **fields_of(fit.standardizer.targets(y)))
         values = fit.elbo_draws(num_draws, seed).cpu().numpy()
         elbo, single = float(values.mean()), float(values.std(ddof=1))
         error = single / math.sqrt(num_draws)

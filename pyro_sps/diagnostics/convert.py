@@ -15,6 +15,7 @@ from ..base.checks import require_count
 from ..base.files import plain_settings
 from ..base.process import warn_user
 from ..data.arrays import Standardizer
+from ..data.observed import Observed, shown_of
 from ..model.bnn import BNN
 from ..posterior.fit import Fit
 from ..posterior.outputs import Member
@@ -57,7 +58,8 @@ def to_arviz(
 
     Draw d of every group belongs to the same weights. Everything about data is in original units, also where the fit
     was standardised: `log_likelihood` and `lp` have the Jacobian of the scaling in them. A row of the data is one
-    observation: its log likelihood is that of all its targets. With C chains, S draws, N rows, T targets and n
+    observation: its log likelihood is that of all its targets, times its weight (`row_weights`) where rows have
+    weights; targets that were not measured are NaN and have none. With C chains, S draws, N rows, T targets and n
     stochastic weights, the groups take up, with 4 bytes a number for networks of single precision:
 
     - `posterior`, `prior`: `w` (C, S, n), 4·C·S·n bytes; with `layout="tensors"` fixed weights too; latent sites
@@ -172,7 +174,7 @@ def from_mcmc(
 def _from_mcmc(
     mcmc: MCMC | Samples,
     bnn: BNN,
-    data: tuple[Tensor, Tensor] | None,
+    data: tuple[Tensor, Tensor | Observed] | None,
     wanted: tuple[str, ...],
     layout: str,
     standardizer: Standardizer | None,
@@ -284,7 +286,9 @@ def _check(draws: Any, groups: Sequence[str] | None, layout: str) -> tuple[str, 
     return tuple(group for group in GROUPS if group in wanted)
 
 
-def _data_for(wanted: Sequence[str], fits: Sequence[Fit | Samples], x: Any, y: Any) -> tuple[Tensor, Tensor] | None:
+def _data_for(
+    wanted: Sequence[str], fits: Sequence[Fit | Samples], x: Any, y: Any
+) -> tuple[Tensor, Tensor | Observed] | None:
     """The training data if some group needs it."""
     if set(wanted) - {"posterior", "prior"}:
         return training_data(fits, x, y)
@@ -331,7 +335,7 @@ def _convert(
     draws: int,
     wanted: Sequence[str],
     layout: str,
-    data: tuple[Tensor, Tensor] | None,
+    data: tuple[Tensor, Tensor | Observed] | None,
     seed: int,
     attrs: Mapping[str, Any],
 ) -> Any:
@@ -351,7 +355,8 @@ def _convert(
         groups["prior"] = _weights(prior, layout, coords)
     if data is not None:
         x, y = data
-        obs_dims = ("row", "target")[: y.dim()]
+        shown, bars = shown_of(y)
+        obs_dims = ("row", "target")[: shown.dim()]
         if "sample_stats" in wanted:
             groups["sample_stats"] = _sample_stats(chains, draws, x, y)
         for group, source in (
@@ -359,14 +364,18 @@ def _convert(
             ("posterior_predictive", members),
         ):
             if group in wanted:
-                values = _predictive(source, x, draws, predictive_seed)
+                values = _predictive(source, x, draws, predictive_seed, bars)
                 groups[group] = {"obs": (("chain", "draw", *obs_dims), values)}
         if "log_likelihood" in wanted:
             groups["log_likelihood"] = {"obs": (("chain", "draw", "row"), _log_likelihood(members, x, y, draws))}
         if "observed_data" in wanted:
-            groups["observed_data"] = {"obs": (obs_dims, _array(y))}
+            groups["observed_data"] = {"obs": (obs_dims, _array(shown))}
         if "constant_data" in wanted:
             groups["constant_data"] = _constants(members, x, coords)
+            if isinstance(y, Observed) and y.weights is not None:
+                groups["constant_data"]["row_weights"] = (("row",), _array(y.weights))
+            if bars is not None:
+                groups["constant_data"]["y_scale"] = (obs_dims, _array(bars))
     return inference_data(
         {name: groups[name] for name in wanted}, coords, {**_attributes(bnn), "draw_seed": seed, **attrs}
     )
@@ -432,7 +441,7 @@ def _axes(bnn: BNN, name: str, coords: _Coords) -> tuple[str, ...]:
     return tuple(dims)
 
 
-def _sample_stats(chains: Sequence[_Chain], draws: int, x: Tensor, y: Tensor) -> _Group:
+def _sample_stats(chains: Sequence[_Chain], draws: int, x: Tensor, y: Tensor | Observed) -> _Group:
     stats = {name: np.stack([chain.stats[name] for chain in chains]) for name in chains[0].stats}
     stats["lp"] = np.stack([_array(log_joint(chain.member, x, y, draws)) for chain in chains])
     if "lq" in stats:
@@ -440,12 +449,12 @@ def _sample_stats(chains: Sequence[_Chain], draws: int, x: Tensor, y: Tensor) ->
     return {name: (("chain", "draw"), value) for name, value in stats.items()}
 
 
-def _predictive(members: Sequence[Member], x: Tensor, draws: int, seed: int) -> np.ndarray:
-    values = _array(Prediction.of(members, x, draws * len(members), seed).draws)
+def _predictive(members: Sequence[Member], x: Tensor, draws: int, seed: int, y_scale: Tensor | None) -> np.ndarray:
+    values = _array(Prediction.of(members, x, draws * len(members), seed, y_scale).draws)
     return values.reshape(len(members), draws, *values.shape[1:])
 
 
-def _log_likelihood(members: Sequence[Member], x: Tensor, y: Tensor, draws: int) -> np.ndarray:
+def _log_likelihood(members: Sequence[Member], x: Tensor, y: Tensor | Observed, draws: int) -> np.ndarray:
     result = np.empty((len(members) * draws, len(x)))
     for rows, logs in Prediction.of(members, x, len(result), 0).log_likelihoods_by_rows(y):
         result[:, rows] = _array(logs if logs.dim() == 2 else logs.sum(-1))

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from ..data.arrays import Standardizer, make_generator
 from ..data.names import in_order, require_same_rows, row_names
+from ..data.observed import Observed
+from ..data.trees import leaves
 from ..model.bnn import BNN
-from ..model.checks import check_inputs, check_targets
+from ..model.checks import check_inputs, check_observed
 from ..model.density import pyro_session
 from ..model.guides import AutoSPSNormal, site_distribution
 from ..posterior.fit import Fit
@@ -39,7 +41,7 @@ class Draws:
     def __len__(self) -> int:
         return len(self.log_guide)
 
-    def log_joint(self, x: Tensor, y: Tensor) -> Tensor:
+    def log_joint(self, x: Tensor, y: Tensor | Observed) -> Tensor:
         """Log joint density of data and each draw; see `log_joint`."""
         return log_joint(self.member, x, y, len(self))
 
@@ -104,7 +106,7 @@ def _entries(distribution: Any, value: Any) -> Tensor:
     return log_prob
 
 
-def log_joint(member: Member, x: Tensor, y: Tensor, num_draws: int) -> Tensor:
+def log_joint(member: Member, x: Tensor, y: Tensor | Observed, num_draws: int) -> Tensor:
     """Log joint density of weights and data: the prior's of a member's draws, the likelihood's in original units.
 
     Args:
@@ -160,7 +162,9 @@ def chain_seed(seed: int, index: int) -> int:
     return make_generator("cpu", seed, 8, index).initial_seed()
 
 
-def check_data(bnn: BNN, x: Any, y: Any, prefix: str = "", fit: Fit | Samples | None = None) -> tuple[Tensor, Tensor]:
+def check_data(
+    bnn: BNN, x: Any, y: Any, prefix: str = "", fit: Fit | Samples | None = None
+) -> tuple[Tensor, Tensor | Observed]:
     """Inputs and targets as tensors that fit a network.
 
     Args:
@@ -177,11 +181,12 @@ def check_data(bnn: BNN, x: Any, y: Any, prefix: str = "", fit: Fit | Samples | 
     if fit is not None:
         x, y = in_order(f"{prefix}x", x, fit.features), in_order(f"{prefix}y", y, fit.targets)
     inputs = check_inputs(f"{prefix}x", x, bnn)
-    return inputs, check_targets(f"{prefix}y", y, bnn, len(inputs))
+    missing = "error" if fit is None else str(fit.settings.get("missing", "error"))
+    return inputs, check_observed(f"{prefix}y", y, bnn, len(inputs), missing=missing)
 
 
-def training_data(fits: Sequence[Fit | Samples], x: Any, y: Any) -> tuple[Tensor, Tensor]:
-    """The data that all of some fits were made with, in original units.
+def training_data(fits: Sequence[Fit | Samples], x: Any, y: Any) -> tuple[Tensor, Tensor | Observed]:
+    """The data that all of some fits were made with, in original units, with its weights, error bars and gaps.
 
     Args:
         fits: The fits.
@@ -199,24 +204,31 @@ def training_data(fits: Sequence[Fit | Samples], x: Any, y: Any) -> tuple[Tensor
         return check_data(bnn, x, y, fit=fits[0])
     every = []
     for fit in fits:
-        if fit.x is None or fit.y is None:
+        targets = fit.observed
+        if fit.x is None or targets is None:
             what = "fit holds" if isinstance(fit, Fit) else "samples hold"
             raise ValueError(f"the {what} no training data (loaded from a file): give it as x and y")
-        every.append(_original(fit.standardizer, fit.x, fit.y))
+        every.append(_original(fit.standardizer, fit.x, targets))
     for other in every[1:]:
-        if not all(_same(own, first) for own, first in zip(other, every[0], strict=True)):
+        own, first = leaves(other), leaves(every[0])
+        if len(own) != len(first) or not all(map(_same, own, first)):
             raise ValueError("the fits have different training data: give the data that they are to be judged on, x, y")
     return every[0]
 
 
-def _original(standardizer: Standardizer, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    targets = y * standardizer.y_scale + standardizer.y_mean if y.is_floating_point() else y
-    return x * standardizer.x_scale + standardizer.x_mean, targets
+def _original(standardizer: Standardizer, x: Tensor, y: Tensor | Observed) -> tuple[Tensor, Tensor | Observed]:
+    inputs = x * standardizer.x_scale + standardizer.x_mean
+    if isinstance(y, Tensor):
+        return inputs, y * standardizer.y_scale + standardizer.y_mean if y.is_floating_point() else y
+    targets = y.y * standardizer.y_scale + standardizer.y_mean if y.y.is_floating_point() else y.y
+    bars = None if y.y_scale is None else y.y_scale * standardizer.y_scale
+    return inputs, y._replace(y=targets, y_scale=bars)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
     """Whether tensors are equal up to the rounding of a standardisation and back."""
     if one.shape != other.shape:
         return False
-    spread = torch.finfo(one.dtype).eps * 100 * other.abs().max() if one.is_floating_point() else 0
-    return bool(((one - other).abs() <= spread).all())
+    if not one.is_floating_point():
+        return torch.equal(one, other)
+    return bool(((one - other).abs() <= torch.finfo(one.dtype).eps * 100 * other.abs().max()).all())

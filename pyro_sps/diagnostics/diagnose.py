@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..base.checks import require_count
 from ..base.process import warn_user
+from ..data.observed import Observed, shown_of
 from ..posterior.fit import Fit
 from ..posterior.predict import Prediction
 from ..posterior.samples import Samples
@@ -20,7 +21,7 @@ from .density import Draws, chain_seed, check_data, draw, training_data
 from .diagnosis import Baseline, Diagnosis
 from .findings import warnings_of
 from .importance import importance
-from .predictive import check_predictions, is_label
+from .predictive import check_predictions, is_label, row_means
 
 
 def diagnose(
@@ -96,14 +97,15 @@ def diagnose(
     endings = tuple(convergence(fit, data, seed) for fit in every)
     weighted = () if data is None else tuple(importance(source, *data) for source in sources)
     replicas = _replicas(sources, checked[0], endings, left_out)
-    prediction = _prediction(every, checked[0], draws, seed)
-    predictive = check_predictions(prediction, checked[1], held_out is not None, seed)
+    shown, bars = shown_of(checked[1])
+    prediction = _prediction(every, checked[0], draws, seed, bars)
+    predictive = check_predictions(prediction, shown, held_out is not None, seed)
     likelihood = every[0].bnn.likelihood
     if is_label(likelihood):
         left_out.append(
             f"intervals, PIT, sharpness and CRPS: they are not defined for labels ({type(likelihood).__name__})"
         )
-    comparison = None if others is None else _compare(prediction, others, checked, draws, seed)
+    comparison = None if others is None else _compare(prediction, others, (checked[0], shown), draws, seed)
     symmetry = every[0].bnn.symmetry(time_limit=time_limit)
     return Diagnosis(
         fits=tuple(every),
@@ -116,28 +118,28 @@ def diagnose(
         warnings=tuple(warnings_of(every, symmetry, endings, weighted, replicas, predictive, comparison)),
         left_out=(*left_out, *_short_runs(every, endings)),
         prediction=prediction,
-        targets=prediction.check_targets(checked[1]),
+        targets=prediction.check_targets(shown),
     )
 
 
 # --- the checks ------------------------------------------------------------------------------------
 
 
-def _training(fits: Sequence[Fit], x: Any, y: Any, required: bool) -> tuple[Tensor, Tensor] | None:
+def _training(fits: Sequence[Fit], x: Any, y: Any, required: bool) -> tuple[Tensor, Tensor | Observed] | None:
     unknown = x is None and y is None and any(fit.x is None for fit in fits)
     if unknown and not required:
         return None
     return training_data(fits, x, y)
 
 
-def _held_out(fit: Fit | Samples, held_out: tuple[Any, Any]) -> tuple[Tensor, Tensor]:
+def _held_out(fit: Fit | Samples, held_out: tuple[Any, Any]) -> tuple[Tensor, Tensor | Observed]:
     if not isinstance(held_out, tuple | list) or len(held_out) != 2:
         raise ValueError("held_out must be a pair (x, y)")
     return check_data(fit.bnn, held_out[0], held_out[1], "held_out ", fit)
 
 
-def _prediction(fits: Sequence[Fit], x: Tensor, draws: int, seed: int) -> Prediction:
-    return Prediction.of([fit.member for fit in fits], x, max(draws, len(fits)), seed)
+def _prediction(fits: Sequence[Fit], x: Tensor, draws: int, seed: int, y_scale: Tensor | None) -> Prediction:
+    return Prediction.of([fit.member for fit in fits], x, max(draws, len(fits)), seed, y_scale)
 
 
 def _replicas(
@@ -153,12 +155,11 @@ def _compare(
     prediction: Prediction, others: Sequence[Fit], data: tuple[Tensor, Tensor], draws: int, seed: int
 ) -> Baseline:
     x, y = data
-    rows = len(x)
-    own = prediction.log_prob(y).reshape(rows, -1).mean(1)
-    other = _prediction(others, x, draws, seed).log_prob(y).reshape(rows, -1).mean(1)
-    difference = (own - other).double()
-    error = difference.std().item() / math.sqrt(rows) if rows > 1 else math.nan
-    return Baseline(other.mean().item(), difference.mean().item(), error)
+    own = row_means(prediction, y)
+    other = row_means(_prediction(others, x, draws, seed, prediction.y_scale), y)
+    difference = (own - other).astype(float)
+    error = float(difference.std(ddof=1)) / math.sqrt(len(own)) if len(own) > 1 else math.nan
+    return Baseline(float(other.mean()), float(difference.mean()), error)
 
 
 def _short_runs(fits: Sequence[Fit], endings: Sequence[Convergence]) -> list[str]:

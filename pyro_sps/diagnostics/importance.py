@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.observed import Observed
 from ..posterior.outputs import Member
 from ..posterior.predict import Prediction
 from .density import Draws
@@ -96,7 +97,7 @@ class Importance:
         return torch.cat([self.expectation(draws) for _, draws in prediction.function_draws_by_rows()])
 
 
-def importance(draws: Draws, x: Tensor, y: Tensor) -> Importance:
+def importance(draws: Draws, x: Tensor, y: Tensor | Observed) -> Importance:
     """Smoothed importance weights of a fit's draws.
 
     Args:

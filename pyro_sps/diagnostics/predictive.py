@@ -106,7 +106,7 @@ def check_predictions(
         levels: Of central intervals.
     """
     labels = is_label(prediction.members[0].bnn.likelihood)
-    logs = prediction.log_prob(y).reshape(len(prediction), -1).mean(1).cpu().numpy()
+    logs = row_means(prediction, y)
     return PredictiveCheck(
         held_out=held_out,
         num_rows=len(logs),
@@ -115,6 +115,15 @@ def check_predictions(
         accuracy=prediction.accuracy(y) if labels else None,
         calibration=None if labels else _calibration(prediction, y, seed, levels),
     )
+
+
+def row_means(prediction: Prediction, y: Any) -> np.ndarray:
+    """Mean log predictive density of the targets of each row of which some were measured."""
+    logs, targets = prediction.log_prob(y), prediction.check_targets(y)
+    known = (~targets.isnan() if targets.is_floating_point() else targets >= 0).reshape(len(logs), -1)
+    some = known.any(1)
+    means: np.ndarray = (logs.reshape(len(logs), -1).sum(1) / known.sum(1))[some].cpu().numpy()
+    return means
 
 
 def _calibration(prediction: Prediction, y: Any, seed: int, levels: Sequence[float]) -> Calibration:
@@ -127,6 +136,7 @@ def _calibration(prediction: Prediction, y: Any, seed: int, levels: Sequence[flo
         dtype=torch.float64,
     )
     targets = prediction.check_targets(y)
+    known = ~targets.isnan().cpu().numpy()
     pit, crps, widths, inside = [], [], [], []
     for rows, draws in prediction.draws_by_rows():
         own = targets[rows]
@@ -139,13 +149,13 @@ def _calibration(prediction: Prediction, y: Any, seed: int, levels: Sequence[flo
         crps.append(crps_ensemble(own.double().cpu().numpy(), draws.double().cpu().numpy(), m_axis=0))
     return Calibration(
         num_rows=len(prediction),
-        rmse=(prediction.mean - targets).double().square().mean(0).sqrt().cpu().numpy(),
-        crps=np.concatenate(crps).mean(0),
+        rmse=(prediction.mean - targets).double().square().nanmean(0).sqrt().cpu().numpy(),
+        crps=np.nanmean(np.concatenate(crps), 0),
         std=prediction.std.double().mean(0).cpu().numpy(),
         levels=tuple(levels),
         widths=np.concatenate(widths, axis=1).mean(1),
-        coverage=np.concatenate(inside, axis=1).mean((1, 2)),
-        pit=np.concatenate(pit),
+        coverage=np.concatenate(inside, axis=1)[:, known].mean(1),
+        pit=np.concatenate(pit)[known].reshape(-1, targets.shape[1]) if known.all() else np.concatenate(pit)[known],
     )
 
 

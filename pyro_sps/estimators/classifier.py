@@ -60,12 +60,13 @@ class BNNClassifier(ClassifierMixin, TableEstimator):
 
     _LIKELIHOODS = ("auto", "categorical")
 
-    def fit(self, X: Any, y: Any) -> BNNClassifier:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> BNNClassifier:
         """Fit to a table.
 
         Args:
             X: Inputs, a table or an array of shape (rows, columns).
             y: Labels, shape (rows,).
+            sample_weight: As for `BNNRegressor`; weights of classes (`sklearn.utils.class_weight`) are given here too.
         """
         if y is None:
             raise ValueError(f"This {type(self).__name__} estimator requires y to be passed, but the target y is None.")
@@ -77,10 +78,17 @@ class BNNClassifier(ClassifierMixin, TableEstimator):
         self.classes_ = np.unique(labels)
         if len(self.classes_) < 2:
             raise ValueError(f"y must have at least two classes, got one class: {self.classes_[:1].tolist()}")
-        self._fit(X, codes_of(labels, self.classes_), len(self.classes_))
+        given = None if sample_weight is None else np.asarray(sample_weight)
+        if given is not None and given.shape == labels.shape:
+            counted = np.unique(labels[given != 0])
+            if len(counted) == 1:
+                raise ValueError(f"y must have at least two classes in rows that count, got one class: {counted}")
+        self._fit(X, codes_of(labels, self.classes_), len(self.classes_), sample_weight)
         return self
 
-    def _likelihood(self, recipe: Recipe, x: np.ndarray, y: np.ndarray, seconds: float | None) -> Likelihood:
+    def _likelihood(
+        self, recipe: Recipe, x: np.ndarray, y: np.ndarray, seconds: float | None, weights: np.ndarray | None
+    ) -> Likelihood:
         if isinstance(self.likelihood, Likelihood) and not isinstance(self.likelihood, Categorical):
             raise ValueError(f"likelihood must be Categorical, got {type(self.likelihood).__name__}")
         return Categorical()

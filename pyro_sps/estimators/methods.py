@@ -118,7 +118,13 @@ class Recipe:
 
 
 def infer(
-    recipe: Recipe, x: np.ndarray, y: np.ndarray, outputs: int, likelihood: Likelihood, seconds: float | None
+    recipe: Recipe,
+    x: np.ndarray,
+    y: np.ndarray,
+    outputs: int,
+    likelihood: Likelihood,
+    seconds: float | None,
+    weights: np.ndarray | None = None,
 ) -> Fits | Samples:
     """The posterior of a network, given numbers.
 
@@ -129,8 +135,9 @@ def infer(
         outputs: Number of targets, or of classes.
         likelihood: Observation model, in units of the standard deviations of the targets.
         seconds: When to stop at the latest, if not before the first step; None for never.
+        weights: How often each row counts, shape (rows,); None for once.
     """
-    mean, scale = _moments(y) if likelihood.real_valued else (np.zeros(()), np.ones(()))
+    mean, scale = _moments(y, weights) if likelihood.real_valued else (np.zeros(()), np.ones(()))
     bnn = recipe.bnn(x.shape[1], outputs, likelihood)
     own = (y - mean) / scale if likelihood.real_valued else y
     if recipe.method == "sample":
@@ -141,6 +148,7 @@ def infer(
             chains=recipe.chains,
             **recipe.chain(),
             standardize=False,
+            weights=weights,
             seed=recipe.seed,
             device=recipe.device,
             progress=recipe.progress,
@@ -155,6 +163,7 @@ def infer(
         num_steps=steps,
         batch_size=batch,
         standardize=False,
+        weights=weights,
         replicas=recipe.replicas,
         seed=recipe.seed,
         device=recipe.device,
@@ -166,7 +175,9 @@ def infer(
     return Fits(dataclasses.replace(one, standardizer=_units(mean, scale, one.bnn.like)) for one in fits)
 
 
-def choose_likelihood(recipe: Recipe, x: np.ndarray, y: np.ndarray, seconds: float | None) -> Likelihood:
+def choose_likelihood(
+    recipe: Recipe, x: np.ndarray, y: np.ndarray, seconds: float | None, weights: np.ndarray | None = None
+) -> Likelihood:
     """Noise that depends on the inputs where that predicts held-out rows better by more than two standard errors.
 
     Args:
@@ -174,6 +185,7 @@ def choose_likelihood(recipe: Recipe, x: np.ndarray, y: np.ndarray, seconds: flo
         x: As in `infer`.
         y: Targets, shape (rows, targets).
         seconds: Most time for each of the two trials.
+        weights: As in `infer`.
     """
     per_output = y.shape[1] if y.shape[1] > 1 else None
     constant = Gaussian(learn=True, per_output=per_output)
@@ -192,15 +204,20 @@ def choose_likelihood(recipe: Recipe, x: np.ndarray, y: np.ndarray, seconds: flo
     logs = []
     # The trials are short: a noise that starts at 0.1 would still be on its way.
     for likelihood in (Gaussian(0.5, learn=True, per_output=per_output), HeteroscedasticGaussian()):
-        fits = infer(trial, x[train], y[train], y.shape[1], likelihood, seconds)
+        own = None if weights is None else weights[train]
+        fits = infer(trial, x[train], y[train], y.shape[1], likelihood, seconds, own)
         logs.append(fits.predict(x[test], num_samples=100, seed=recipe.seed).log_prob(y[test]).mean(-1))
     gain = (logs[1] - logs[0]).clamp(-1e3, 1e3)
+    if weights is not None:
+        share = torch.as_tensor(weights[test]).to(gain)
+        gain = gain * share / share.mean()
     return HeteroscedasticGaussian() if gain.mean() > 2 * gain.std() / math.sqrt(len(gain)) else constant
 
 
-def _moments(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _moments(y: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each target in double precision; 1 for a constant one."""
-    mean, scale = y.mean(0), y.std(0)
+    mean = np.average(y, axis=0, weights=weights)
+    scale = np.sqrt(np.average((y - mean) ** 2, axis=0, weights=weights))
     return mean, np.where(scale <= 1e-12 * np.abs(y).max(0), 1.0, scale)
 
 

@@ -80,12 +80,15 @@ class BNNRegressor(RegressorMixin, TableEstimator):
         tags.target_tags.multi_output = True
         return tags
 
-    def fit(self, X: Any, y: Any) -> BNNRegressor:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> BNNRegressor:
         """Fit to a table.
 
         Args:
             X: Inputs, a table or an array of shape (rows, columns).
             y: Targets, shape (rows,) or (rows, targets).
+            sample_weight: How often each row counts, shape (rows,): one of weight 2 as if it were there twice, one of
+                weight 0 not at all. They are not normalised: their sum is what the data weighs against the prior.
+                Default: once.
         """
         if y is None:
             raise ValueError(f"This {type(self).__name__} estimator requires y to be passed, but the target y is None.")
@@ -97,16 +100,18 @@ class BNNRegressor(RegressorMixin, TableEstimator):
             raise ValueError(f"y must have shape (rows,) or (rows, targets), got {values.shape}")
         self.is_vector_ = values.ndim == 1
         targets = values.reshape(len(values), -1)
-        self._fit(X, targets, targets.shape[1])
+        self._fit(X, targets, targets.shape[1], sample_weight)
         return self
 
-    def _likelihood(self, recipe: Recipe, x: np.ndarray, y: np.ndarray, seconds: float | None) -> Likelihood:
+    def _likelihood(
+        self, recipe: Recipe, x: np.ndarray, y: np.ndarray, seconds: float | None, weights: np.ndarray | None
+    ) -> Likelihood:
         if isinstance(self.likelihood, Likelihood):
             if not self.likelihood.real_valued:
                 raise ValueError(f"likelihood must be one of real numbers, got {type(self.likelihood).__name__}")
             return self.likelihood
         if self.likelihood == "auto":
-            return choose_likelihood(recipe, x, y, seconds)
+            return choose_likelihood(recipe, x, y, seconds, weights)
         per_output = y.shape[1] if y.shape[1] > 1 else None
         return (
             Gaussian(learn=True, per_output=per_output) if self.likelihood == "gaussian" else HeteroscedasticGaussian()

@@ -11,7 +11,13 @@ import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator, clone
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_array, check_consistent_length, check_is_fitted, validate_data
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    check_array,
+    check_consistent_length,
+    check_is_fitted,
+    validate_data,
+)
 
 from ..base.checks import is_integer, require_count, require_positive
 from ..base.process import warn_user
@@ -77,12 +83,20 @@ class TableEstimator(BaseEstimator):
 
     # --- fitting ----------------------------------------------------------------------------------
 
-    def _fit(self, x: Any, y: np.ndarray, outputs: int) -> None:
+    def _fit(self, x: Any, y: np.ndarray, outputs: int, sample_weight: Any) -> None:
         """Fit to a table and targets that have been checked, but for their number."""
         started = time.monotonic()
         self._check_options()
         given, frame, self.columns_ = self._read(x, None)
         check_consistent_length(frame, y)
+        weights = None
+        if sample_weight is not None:
+            weights = _check_sample_weight(sample_weight, frame, dtype=np.float64)
+            if (weights < 0).any():
+                raise ValueError("Negative values in data passed to `sample_weight`")
+            if not (kept := weights > 0).all():  # nothing at all is learned of the others
+                given = given[kept] if isinstance(given, np.ndarray) else given.loc[kept]
+                frame, y, weights = frame.loc[kept].reset_index(drop=True), y[kept], weights[kept]
         self.seed_ = int(check_random_state(self.random_state).randint(2**31 - 1))
         self._fit_preprocessing(given, frame)
         numbers = self._numbers(given, frame)
@@ -103,11 +117,13 @@ class TableEstimator(BaseEstimator):
         recipe = recipe.resolved(len(numbers), numbers.shape[1], outputs)
         self.method_ = recipe.method
         limit = self.time_limit
-        self.likelihood_ = self._likelihood(recipe, numbers, y, None if limit is None else 0.1 * limit)
+        self.likelihood_ = self._likelihood(recipe, numbers, y, None if limit is None else 0.1 * limit, weights)
         left = None if limit is None else max(0.0, limit - (time.monotonic() - started))
-        self.posterior_ = infer(recipe, numbers, y, outputs, self.likelihood_, left)
+        self.posterior_ = infer(recipe, numbers, y, outputs, self.likelihood_, left, weights)
 
-    def _likelihood(self, recipe: Recipe, x: np.ndarray, y: np.ndarray, seconds: float | None) -> Likelihood:
+    def _likelihood(
+        self, recipe: Recipe, x: np.ndarray, y: np.ndarray, seconds: float | None, weights: np.ndarray | None
+    ) -> Likelihood:
         """The observation model that was asked for, or that fits best."""
         raise NotImplementedError
 
@@ -246,7 +262,7 @@ class TableEstimator(BaseEstimator):
             members = [in_double(one.member) for one in self.posterior_]
         plain = TablePrediction.of(members, numbers, draws, self.seed_)
         classes = getattr(self, "classes_", None)
-        return TablePrediction(plain.members, plain.x, plain.num_samples, plain.seed, None, far, classes)
+        return TablePrediction(plain.members, plain.x, plain.num_samples, plain.seed, extrapolates=far, classes=classes)
 
     def describe(self, X: Any) -> list[tuple[str, str]]:
         """What is done to each column of a table, in words.

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from ..base.process import interrupts_deferred, warn_user
 from ..base.terminal import progress_bar
 from ..data.arrays import make_generator, minibatches, noise_stream
+from ..data.trees import leaves, rebuilt, rows_of
 from ..model.density import pyro_session
 from .coordinates import Coordinates
 from .langevin import (
@@ -136,16 +138,22 @@ class ChainRun:
             step = unadjusted(gradient, limit, length) if full else unadjusted(gradient, math.inf, length)
         else:
 
-            def step(*args: Tensor) -> tuple[Tensor, ...]:
+            def step(*args: Any) -> tuple[Tensor, ...]:
                 return leapfrog(gradient, *args)
 
-        rows = slice(None) if full else slice(self.batch_size)
-        example = [*(tensor[: self.group] for tensor in self._state()), target.x[rows], target.y[rows]]
-        program = make_program(step, tuple(example), self.compile)
+        data = (target.x, target.y)
+        count = len(leaves(data))
+
+        def on_tensors(*args: Tensor) -> tuple[Tensor, ...]:
+            return step(*args[:-count], *rebuilt(data, args[-count:]))
+
+        some = data if full else rows_of(data, slice(self.batch_size))
+        example = [*(tensor[: self.group] for tensor in self._state()), *leaves(some)]
+        program = make_program(on_tensors, tuple(example), self.compile)
         group = self.group
 
-        def run(*args: Tensor) -> tuple[Tensor, ...]:
-            state, data = args[:-2], args[-2:]
+        def run(*args: Any) -> tuple[Tensor, ...]:
+            state, data = args[:-2], leaves(args[-2:])
             if len(state[0]) == group:
                 result: tuple[Tensor, ...] = program.run(*state, *data)
                 return result
@@ -172,17 +180,17 @@ class ChainRun:
         velocity = noise_block(self.seeds, (self.coordinates.dimensions,), self.starts, 23)
         return velocity / velocity.norm(dim=1, keepdim=True)
 
-    def _batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self, start: int) -> Iterator[tuple[Any, Any]]:
         """Rows of each step after the warm-up, the same for all chains."""
         x, y = self.coordinates.target.x, self.coordinates.target.y
         if self.full:
             yield from itertools.repeat((x, y))
         for rows in minibatches([self.seed], len(x), self.batch_size, start):
-            yield x[rows[0].to(x.device)], y[rows[0].to(x.device)]
+            yield rows_of((x, y), rows[0].to(x.device))
 
     # --- one step ---------------------------------------------------------------------------------
 
-    def _langevin(self, data: tuple[Tensor, Tensor], warm: bool) -> tuple[Tensor, Tensor]:
+    def _langevin(self, data: tuple[Any, Any], warm: bool) -> tuple[Tensor, Tensor]:
         """A step of unadjusted chains: energy errors and which steps were kept."""
         tuning = self.tuning
         *state, error, good = self.program.run(*self.chains.tensors(), tuning.step, self.scale, next(self.noise), *data)
@@ -191,7 +199,7 @@ class ChainRun:
             follow_error(tuning, error, good, self.stiff, self.target)
         return error, good
 
-    def _trajectory(self, data: tuple[Tensor, Tensor], warm: bool) -> tuple[Tensor, Tensor]:
+    def _trajectory(self, data: tuple[Any, Any], warm: bool) -> tuple[Tensor, Tensor]:
         """A trajectory of adjusted chains: energy errors and which were accepted."""
         before, drawn = self.chains, next(self.noise)
         velocity, uniform = drawn[:, :-1], torch.special.ndtr(drawn[:, -1])

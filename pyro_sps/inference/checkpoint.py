@@ -165,6 +165,8 @@ class Checkpoint:
             "seconds": dict,
         }
         decay, before = header.setdefault("decay", None), header.setdefault("before", 0)
+        if isinstance(header.get("settings"), dict):
+            header["settings"].setdefault("missing", "error")  # which version 0.1 did not have
         known = {*kinds, "decay", "before"}
         if header.keys() != known or not all(isinstance(header[k], kind) for k, kind in kinds.items()):
             raise LoadError(f"{path} is damaged: its header is not that of a checkpoint")

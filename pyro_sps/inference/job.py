@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..base.process import warn_user
+from ..data.observed import NO_EXTRAS, Extras, Observed, fields_of
+from ..data.trees import leaves, rows_of
 from ..masks.values import MAP, Given
 from ..model.bnn import BNN
 from ..model.density import Params, Problem, elbo_terms, prepare, pyro_session, sum_terms
@@ -77,7 +78,7 @@ class Job:
         """Size of the data set, where a step sees a part of it."""
         return None if self.batch == self.rows else self.rows
 
-    def objective(self, params: Params, noise: Tensor, x: Tensor, y: Tensor, *constants: Tensor) -> Tensor:
+    def objective(self, params: Params, noise: Tensor, x: Tensor, y: Tensor | Observed, *constants: Tensor) -> Tensor:
         """Negative ELBO per row of the data set, the KL divergence times its weight."""
         with self.members[0].bnn.constants_as(constants):
             terms = elbo_terms(
@@ -107,6 +108,7 @@ def run_fit(
     callbacks: Sequence[Callback],
     asked: FitSettings,
     found: Checkpoint | None = None,
+    extras: Extras = NO_EXTRAS,
 ) -> Any:
     """Fit from the start, or from where a checkpoint was found.
 
@@ -118,6 +120,7 @@ def run_fit(
         callbacks: As in `fit`.
         asked: The other options.
         found: The checkpoint; None for a new fit.
+        extras: Weights and error bars of the rows.
 
     Returns:
         A `Fit`, or with `replicas` a `Fits`.
@@ -125,7 +128,7 @@ def run_fit(
     _check_effects(bnn, validation, callbacks, asked, found is not None)
     check_start(bnn, asked)
     asked = with_units(bnn, asked)
-    job = prepare_job(bnn, x, y, validation, asked, found)
+    job = prepare_job(bnn, x, y, validation, asked, found, extras)
     starts, interrupted = starts_of(job, found)
     begun = time.perf_counter()
     ended = found is not None and found.ended
@@ -182,7 +185,13 @@ def _check_effects(bnn: BNN, validation: Any, callbacks: Sequence[Callback], ask
 
 
 def prepare_job(
-    bnn: BNN, x: Any, y: Any, validation: tuple[Any, Any] | None, asked: FitSettings, found: Checkpoint | None
+    bnn: BNN,
+    x: Any,
+    y: Any,
+    validation: tuple[Any, Any] | None,
+    asked: FitSettings,
+    found: Checkpoint | None,
+    extras: Extras,
 ) -> Job:
     """Check everything, find MAP values where they are asked for, and lay out the problem."""
     started = time.perf_counter()
@@ -190,11 +199,11 @@ def prepare_job(
     marks = marks_of(bnn) if keeps and isinstance(bnn, BNN) else {}
     if found is not None:
         found.require(marks)
-    members = members_of(bnn, x, y, asked, found)
-    checks = validation_data(members, validation, asked.replicas is not None)
+    members = members_of(bnn, x, y, asked, found, extras)
+    checks = validation_data(members, validation, asked.replicas is not None, asked.missing)
     writer = None
     if asked.checkpoint is not None:
-        marks |= {"data": digest_of(training_tensors(members)), "validation": digest_of(itertools.chain(*checks))}
+        marks |= {"data": digest_of(training_tensors(members)), "validation": digest_of(leaves(checks))}
         if found is not None:
             found.require(marks)
         if found is None or not found.ended:  # the result of one that has ended can be had without writing
@@ -218,7 +227,7 @@ def prepare_job(
     guide = AutoSPSNormal(first.bnn)
     num_data = None if batch == rows else rows
     with _told_of_batches(batch, rows):
-        problem, own_params = prepare(first.bnn, guide, first.x[:batch], first.y[:batch], num_data=num_data)
+        problem, own_params = prepare(first.bnn, guide, *rows_of((first.x, first.y), slice(batch)), num_data=num_data)
     job = Job(
         asked,
         members,
@@ -236,7 +245,9 @@ def prepare_job(
     if keeps:
         noise = first.x.new_zeros((1, problem.size))
         with pyro_session(), torch.no_grad():
-            marks["elbo"] = job.objective(job.start("random", 0), noise, first.x[:batch], first.y[:batch]).item()
+            marks["elbo"] = job.objective(
+                job.start("random", 0), noise, *rows_of((first.x, first.y), slice(batch))
+            ).item()
         if found is not None:
             found.require_elbo(marks["elbo"], torch.finfo(first.x.dtype).eps)
     seconds["prepare"] = time.perf_counter() - started - seconds.get("map", 0.0)
@@ -341,7 +352,7 @@ def _results(job: Job, run: Run, watcher: Validation | None, told: Mapping[str, 
             stopped=run.stopped or run.paused,
             mode=mode,
             x=member.x,
-            y=member.y,
+            **fields_of(member.y),
             features=member.features,
             targets=member.targets,
             optimizer=None if best is not None else OptimizerState(steps, state.first[index], state.second[index]),
@@ -379,9 +390,10 @@ def _report_failures(fits: Fits, job: Job, run: Run, many: bool) -> None:
 
 def _culprit(job: Job, run: Run, step: int) -> str:
     """The term that is not finite: the failing step done once more, at the state that it left unchanged."""
-    noise, x, y = next(run.arguments(step))
-    if x.dim() > run.members[0].x.dim():
-        x, y = x[0], y[0]
+    noise = next(run.arguments(step))[0]
+    x, y = next(run.batches(step))
+    if leaves(x)[0].dim() > leaves(run.members[0].x)[0].dim():
+        x, y = rows_of(x, 0), rows_of(y, 0)
     params = {name: value[0] for name, value in run.layout.unpack(run.state.params).items()}
     assert noise is not None
     with pyro_session():

@@ -15,6 +15,8 @@ from torch import Tensor
 from ..base.process import interrupts_deferred, warn_user
 from ..base.terminal import progress_bar
 from ..data.arrays import Standardizer, minibatches, noise_stream
+from ..data.observed import Observed
+from ..data.trees import leaves, num_rows, rebuilt, rows_of, stacked
 from ..masks.values import MAP
 from ..model.bnn import BNN
 from ..model.density import Params
@@ -34,7 +36,7 @@ class Replica:
 
     bnn: BNN
     x: Tensor
-    y: Tensor
+    y: Tensor | Observed
     standardizer: Standardizer
     features: tuple[str, ...] | None = None
     targets: tuple[str, ...] | None = None
@@ -123,11 +125,17 @@ class Run:
         if len(self.members) == 1:
             self.constants = []
         data_dim = None if self.shared and self.full else 0
+        data = (self.members[0].x, self.members[0].y)
+        count = len(leaves(data))
+
+        def objective(params: Params, noise: Tensor | None, *tensors: Tensor) -> Tensor:
+            return self.objective(params, noise, *rebuilt(data, tensors[:count]), *tensors[count:])
+
         self.step: Step = make_step(
-            self.objective,
+            objective,
             self.layout,
             (self.state, *next(self.arguments())),
-            (None if self.noise_shape is None else 0, data_dim, data_dim, *(0 for _ in self.constants)),
+            (None if self.noise_shape is None else 0, *[data_dim] * count, *(0 for _ in self.constants)),
             self.max_grad_norm,
             self.compile,
             self.group,
@@ -136,25 +144,27 @@ class Run:
             warn_user(f"{self.label} runs without the fast path: {self.step.reason}", RuntimeWarning)
 
     def arguments(self, start: int = 0) -> Iterator[tuple[Any, ...]]:
-        """Noise, inputs, targets and the replicas' own constants of each step from `start` on.
+        """Noise, the tensors of inputs and targets, and the replicas' own constants of each step from `start` on.
 
         Noise has shape (replicas, *noise_shape); data has a replica dimension unless all replicas see all of the same.
         """
         noise: Iterator[Tensor | None] = itertools.repeat(None)
         if self.noise_shape is not None:
             noise = noise_stream(self.seeds, self.noise_shape, self.state.params, self.before + start)
-        return ((draw, x, y, *self.constants) for draw, (x, y) in zip(noise, self._batches(start), strict=False))
+        return ((draw, *leaves(data), *self.constants) for draw, data in zip(noise, self.batches(start), strict=False))
 
-    def _batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, start: int = 0) -> Iterator[tuple[Any, Any]]:
+        """Inputs and targets of each step from `start` on."""
         x, y = self.members[0].x, self.members[0].y
         if not self.shared:
-            x, y = (torch.stack([getattr(member, name) for member in self.members]) for name in ("x", "y"))
+            x, y = (stacked([getattr(member, name) for member in self.members]) for name in ("x", "y"))
         if self.full:
             yield from itertools.repeat((x, y))
-        replicas = torch.arange(len(self.seeds), device=x.device).unsqueeze(1)
-        for rows in minibatches(self.seeds, len(self.members[0].x), self.batch_size, self.before + start):
-            rows = rows.to(x.device)
-            yield (x[rows], y[rows]) if self.shared else (x[replicas, rows], y[replicas, rows])
+        device = self.state.params.device
+        replicas = torch.arange(len(self.seeds), device=device).unsqueeze(1)
+        for rows in minibatches(self.seeds, num_rows(self.members[0].x), self.batch_size, self.before + start):
+            where = rows.to(device) if self.shared else (replicas, rows.to(device))
+            yield rows_of(x, where), rows_of(y, where)
 
     def __call__(
         self,

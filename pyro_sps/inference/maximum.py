@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 from torch.distributions import transform_to
 
 from ..data.arrays import make_generator
+from ..data.observed import Observed
+from ..data.trees import leaves, rows_of
 from ..masks.values import MAP
 from ..model.density import Params, Problem, negative_log_joint, prepare
 from ..model.guides import AutoSPSNormal
@@ -82,7 +85,7 @@ def maximise_posterior(
     rows = len(members[0].x)
     plates = {"num_data": None if batch == rows else rows}
 
-    def objective(params: Params, noise: None, x: Tensor, y: Tensor, *constants: Tensor) -> Tensor:
+    def objective(params: Params, noise: None, x: Tensor, y: Tensor | Observed, *constants: Tensor) -> Tensor:
         params = {name: value.detach() if name in held else value for name, value in params.items()}
         with members[0].bnn.constants_as(constants):
             return negative_log_joint(problem, params["loc"], (x, y), plates, problem.constrain(params)) / rows
@@ -133,7 +136,7 @@ def map_weights(
     def begin(data: list[Replica]) -> tuple[Problem, list[Params]]:
         first, rows = data[0], len(data[0].x)
         num_data = None if batch >= rows else rows
-        problem, own = prepare(first.bnn, guide, first.x[:batch], first.y[:batch], num_data=num_data)
+        problem, own = prepare(first.bnn, guide, *rows_of((first.x, first.y), slice(batch)), num_data=num_data)
         return problem, [initial_params(m, problem, own, "random", 1.0, seed + index) for index, m in enumerate(data)]
 
     def climb(
@@ -175,15 +178,15 @@ def map_weights(
 FEWEST_HELD_OUT = 10
 
 
-def _apart(members: list[Replica], count: int) -> tuple[list[Replica], list[tuple[Tensor, Tensor]]]:
+def _apart(members: list[Replica], count: int) -> tuple[list[Replica], list[tuple[Tensor, Tensor | Observed]]]:
     """The members without `count` of their rows, and these rows."""
     # The same places for all replicas, so that those that share their data go on doing so.
     order = torch.randperm(len(members[0].x), generator=make_generator("cpu", 0, 6)).to(members[0].x.device)
-    of: dict[int, tuple[Tensor, ...]] = {}
+    of: dict[int, tuple[Any, ...]] = {}
     for m in members:
         if id(m.x) not in of:
-            x, y = m.x[order], m.y[order]
-            of[id(m.x)] = (x[count:], y[count:], x[:count], y[:count])
+            data = (m.x, m.y)
+            of[id(m.x)] = (*rows_of(data, order[count:]), *rows_of(data, order[:count]))
     kept = [Replica(m.bnn, of[id(m.x)][0], of[id(m.x)][1], m.standardizer) for m in members]
     return kept, [(of[id(m.x)][2], of[id(m.x)][3]) for m in members]
 
@@ -226,7 +229,7 @@ class _EarlyStop(_Averaging):
     def __init__(
         self,
         last: int,
-        data: Sequence[tuple[Tensor, Tensor]],
+        data: Sequence[tuple[Tensor, Tensor | Observed]],
         members: list[Replica],
         problem: Problem,
         layout: Layout,
@@ -238,7 +241,9 @@ class _EarlyStop(_Averaging):
         self.steps = [0] * len(members)
         self.noises = [Params() for _ in members]
         likelihood = members[0].bnn.likelihood
-        learns = isinstance(likelihood, Gaussian) and likelihood.learn
+        # With error bars the errors of rows differ, so that they have no one variance to learn the noise from.
+        bars = isinstance(members[0].y, Observed) and members[0].y.y_scale is not None
+        learns = isinstance(likelihood, Gaussian) and likelihood.learn and not bars
         self.held = {name for name in layout.shapes if learns and name.endswith("likelihood.scale")}
 
     def look(self, step: int, state: AdamState) -> str:
@@ -260,7 +265,8 @@ class _EarlyStop(_Averaging):
         with torch.no_grad():
             outputs = bnn.function(bnn.assemble(sites), x)
             if self.held:
-                squared = (outputs - y).square().mean(None if likelihood.per_output is None else 0)
+                over = None if likelihood.per_output is None else 0
+                squared = _mean((outputs - leaves(y)[0]).square(), y, over)
                 scale = (self.share * squared).sqrt().clamp_min(1e-6)
                 noise = {
                     name: transform_to(self.problem.constraints[name]).inv(scale).to(own[name]) for name in self.held
@@ -268,7 +274,15 @@ class _EarlyStop(_Averaging):
                 return squared.log().mean().item(), noise
             # The model's own is what the next run starts from.
             likelihood = with_params(bnn.copy(), own).likelihood.at(sites)
-            return -likelihood.elementwise(outputs).log_prob(y).mean().item(), {}
+            counts = y.counts if isinstance(y, Observed) else None
+            log = likelihood.log_density(outputs, y)
+            return -(log.mean() if counts is None else log.sum() / counts.sum()).item(), {}
+
+
+def _mean(values: Tensor, y: Tensor | Observed, over: int | None) -> Tensor:
+    """Mean of something of each target, over all or over rows, as often as each counts."""
+    counts = y.counts if isinstance(y, Observed) else None
+    return values.mean(over) if counts is None else (values * counts).sum(over) / counts.sum(over).clamp_min(1e-30)
 
 
 class _StopAt(_Averaging):

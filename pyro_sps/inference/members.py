@@ -10,8 +10,10 @@ from torch import Tensor
 from ..base.process import warn_user
 from ..data.arrays import Standardizer, check_resolution, far_off
 from ..data.names import column_names, in_order, require_same_rows, row_names
+from ..data.observed import NO_EXTRAS, Extras
+from ..data.trees import leaves
 from ..model.bnn import BNN
-from ..model.checks import are_stacked, check_inputs, check_resolutions, check_targets
+from ..model.checks import are_stacked, check_inputs, check_observed, check_resolutions
 from ..model.likelihoods import Gaussian
 from ..model.links import warn_of_limits
 from ..network.inputs import measured
@@ -22,7 +24,9 @@ from .snapshot import SCALING, scaling_of
 from .warm_start import units_of
 
 
-def members_of(bnn: BNN, x: Any, y: Any, asked: FitSettings, found: Checkpoint | None = None) -> list[Replica]:
+def members_of(
+    bnn: BNN, x: Any, y: Any, asked: FitSettings, found: Checkpoint | None = None, extras: Extras = NO_EXTRAS
+) -> list[Replica]:
     """A copy of the model and the data for every replica.
 
     Args:
@@ -32,6 +36,7 @@ def members_of(bnn: BNN, x: Any, y: Any, asked: FitSettings, found: Checkpoint |
         asked: What was asked for.
         found: The checkpoint to go on from, whose standardisation is kept; so is that of a start, and of a model
             whose prior is a posterior.
+        extras: Weights and error bars of the rows; where replicas have data of their own, of each.
 
     Raises:
         TypeError: If `bnn` is no BNN.
@@ -50,6 +55,7 @@ def members_of(bnn: BNN, x: Any, y: Any, asked: FitSettings, found: Checkpoint |
     members: list[Replica] = []
     for index, copy in enumerate(copies):
         own_x, own_y = (x[index], y[index]) if stacked else (x, y)
+        own_extras = extras.of_replica(index) if stacked else extras
         if index == 0 or stacked:
             names = column_names(own_x), column_names(own_y)
             require_same_rows("x", row_names(own_x), "y", row_names(own_y))
@@ -58,25 +64,27 @@ def members_of(bnn: BNN, x: Any, y: Any, asked: FitSettings, found: Checkpoint |
                 own_y = in_order(f"y[{index}]", own_y, members[0].targets)
                 names = members[0].features, members[0].targets
             inputs = check_inputs("x", own_x, copy)
-            targets = check_targets("y", own_y, copy, len(inputs))
+            observed = check_observed("y", own_y, copy, len(inputs), own_extras, asked.missing)
             check_resolutions("x", own_x, inputs, copy)
-            if copy.likelihood.real_valued:
-                check_resolution("y", own_y, targets)
+            whole = observed if isinstance(observed, Tensor) else observed.y if observed.measured is None else None
+            if copy.likelihood.real_valued and whole is not None:
+                check_resolution("y", own_y, whole)
             units = units_of(copy, asked, index)
             if units is None and asked.standardize:
                 numbers = measured(copy.topology.inputs)
-                units = Standardizer.of(inputs, targets, copy.likelihood.real_valued, numbers)
+                units = Standardizer.of(inputs, observed, copy.likelihood.real_valued, numbers)
             scaling = (units or Standardizer.identity(like)).to(like)
             if found is not None:  # another number of threads might round the moments differently
                 scaling = scaling_of(found, scaling, index)
-            inputs, targets = scaling.inputs(inputs), scaling.targets(targets)
+            inputs, observed = scaling.inputs(inputs), scaling.targets(observed)
+            targets = observed if isinstance(observed, Tensor) else observed.y
             if index == 0:
                 if asked.standardize:
                     warn_of_limits(copy.likelihood, copy.function)
                 _warn_of_scales(copy, inputs, targets, scaling, asked.standardize, names)
         # All replicas run as one program, whose likelihood is that of the first.
-        copy.likelihood.adapt(members[0].y if members else targets)
-        members.append(Replica(copy, inputs, targets, scaling, *names))
+        copy.likelihood.adapt(leaves(members[0].y)[0] if members else targets)
+        members.append(Replica(copy, inputs, observed, scaling, *names))
     return members
 
 
@@ -111,4 +119,4 @@ def _warn_of_scales(
 def training_tensors(members: list[Replica]) -> Iterator[Tensor]:
     """What all replicas are fitted to, and how it was standardised."""
     for member in {id(member.x): member for member in members}.values():
-        yield from (member.x, member.y, *(getattr(member.standardizer, name) for name in SCALING))
+        yield from (*leaves(member.x), *leaves(member.y), *(getattr(member.standardizer, name) for name in SCALING))

@@ -12,6 +12,7 @@ import torch
 from ..base.checks import require_count
 from ..base.files import LoadError
 from ..base.plain import plain_torch
+from ..data.observed import Extras
 from ..model.bnn import BNN
 from ..posterior.samples import Samples
 from .checkpoint import Checkpoint
@@ -29,6 +30,8 @@ def resume(
     x: Any,
     y: Any,
     *,
+    weights: Any = None,
+    y_scale: Any = None,
     validation: tuple[Any, Any] | None = None,
     num_samples: int | None = None,
     device: torch.device | str | None = None,
@@ -46,6 +49,8 @@ def resume(
         bnn: The same model.
         x: The same inputs.
         y: The same targets.
+        weights: The same as in `fit` or `sample`.
+        y_scale: Likewise.
         validation: The same as in `fit`.
         num_samples: For sampling: draws of each chain, more than before if chains that had ended should go on.
         device: Where to go on; default: as before.
@@ -77,13 +82,13 @@ def resume(
         >>> bool((again.guide.loc == fit.guide.loc).all())
         True
     """
-    found = Checkpoint.read(directory)
+    found, extras = Checkpoint.read(directory), Extras(weights, y_scale)
     if found.settings.keys() == set(SampleSettings.names()):
         if validation is not None:
             raise ValueError("validation is of no use here: the checkpoint is one of sample, which has none")
         if num_steps is not None:
             raise ValueError("num_steps is of no use here: the checkpoint is one of sample; give num_samples")
-        return _resume_sampling(found, bnn, x, y, num_samples, device, progress, callbacks)
+        return _resume_sampling(found, bnn, x, y, extras, num_samples, device, progress, callbacks)
     if num_samples is not None:
         raise ValueError("num_samples is of no use here: the checkpoint is one of fit, which draws when it predicts")
     # An option that is not there is one that the version that wrote it did not have.
@@ -112,7 +117,7 @@ def resume(
         if num_steps < asked.num_steps:
             raise ValueError(f"num_steps must be at least {asked.num_steps}, as before, got {num_steps}")
         found, asked = found.extended(num_steps), replace(asked, num_steps=num_steps)
-    return run_fit(bnn, x, y, validation, callbacks, asked, found)
+    return run_fit(bnn, x, y, validation, callbacks, asked, found, extras)
 
 
 def _resume_sampling(
@@ -120,6 +125,7 @@ def _resume_sampling(
     bnn: BNN,
     x: Any,
     y: Any,
+    extras: Extras,
     num_samples: int | None,
     device: torch.device | str | None,
     progress: bool,
@@ -143,4 +149,4 @@ def _resume_sampling(
         if num_samples < asked.num_samples:
             raise ValueError(f"num_samples must be at least the {asked.num_samples} of before, got {num_samples}")
         asked = replace(asked, num_samples=num_samples)
-    return run_sample(bnn, x, y, callbacks, asked, found)
+    return run_sample(bnn, x, y, callbacks, asked, found, extras)

@@ -15,6 +15,7 @@ from ..base.checks import (
     require_checkpoint,
     require_count,
     require_flag,
+    require_missing,
     require_positive,
     require_seed,
 )
@@ -66,6 +67,7 @@ class SampleSettings:
     max_tree_depth: int | None = None
     batch_size: int | None = None
     standardize: bool = True
+    missing: str = "error"
     seed: int = 0
     device: torch.device | str | None = None
     progress: bool = True
@@ -92,6 +94,7 @@ class SampleSettings:
             raise ValueError(f"target_accept must be in (0, 1), got {accept!r}")
         if self.kernel == "nuts" and self.num_samples < 4:
             raise ValueError(f"num_samples must be an integer of at least 4 for nuts, got {self.num_samples!r}")
+        require_missing(self.missing)
         require_checkpoint(self.checkpoint, self.checkpoint_errors)
         for name, kernels in _ONLY.items():
             if getattr(self, name) is not None and self.kernel not in kernels:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..base.plain import plain_torch
 from ..base.process import warn_user
+from ..data.observed import NO_EXTRAS, Extras, fields_of
 from ..masks.values import MAP, Given
 from ..model.bnn import BNN
 from ..model.density import Target, pyro_session
@@ -52,6 +53,9 @@ def sample(
     max_tree_depth: int | None = SampleSettings.max_tree_depth,
     batch_size: int | None = SampleSettings.batch_size,
     standardize: bool = SampleSettings.standardize,
+    weights: Any = None,
+    y_scale: Any = None,
+    missing: str = SampleSettings.missing,
     seed: int = SampleSettings.seed,
     device: torch.device | str | None = SampleSettings.device,
     progress: bool = SampleSettings.progress,
@@ -94,6 +98,9 @@ def sample(
         batch_size: For `mclmc`: rows of each gradient after the warm-up, which sees all rows. The draws then are
             approximate: noise of the gradient heats the chains. None for all rows.
         standardize: As in `fit`.
+        weights: As in `fit`.
+        y_scale: As in `fit`.
+        missing: As in `fit`.
         seed: Seeds everything.
         device: Where to sample; default: where `bnn` is.
         progress: Whether to show a progress bar (on a terminal).
@@ -128,7 +135,8 @@ def sample(
         (torch.Size([3, 5, 1]), torch.Size([20, 1]))
     """
     given = locals()
-    return run_sample(bnn, x, y, callbacks, SampleSettings(**{name: given[name] for name in SampleSettings.names()}))
+    asked = SampleSettings(**{name: given[name] for name in SampleSettings.names()})
+    return run_sample(bnn, x, y, callbacks, asked, extras=Extras(weights, y_scale))
 
 
 # --- the parts -------------------------------------------------------------------------------------
@@ -153,7 +161,13 @@ class _Job:
 
 
 def run_sample(
-    bnn: BNN, x: Any, y: Any, callbacks: Sequence[Callback], asked: SampleSettings, found: Checkpoint | None = None
+    bnn: BNN,
+    x: Any,
+    y: Any,
+    callbacks: Sequence[Callback],
+    asked: SampleSettings,
+    found: Checkpoint | None = None,
+    extras: Extras = NO_EXTRAS,
 ) -> Samples:
     """Sample from the start, or from where a checkpoint was found.
 
@@ -164,10 +178,11 @@ def run_sample(
         callbacks: As in `sample`.
         asked: The other options.
         found: The checkpoint; None for a new run.
+        extras: Weights and error bars of the rows.
     """
     if callbacks and asked.kernel == "nuts":
         raise ValueError("callbacks is of no use with kernel='nuts'")
-    job = _prepare(bnn, x, y, asked, found)
+    job = _prepare(bnn, x, y, asked, found, extras)
     begun = time.perf_counter()
     if found is None:
         points = starting_points(
@@ -222,14 +237,15 @@ def run_sample(
     return _result(job, run)
 
 
-def _prepare(bnn: BNN, x: Any, y: Any, asked: SampleSettings, found: Checkpoint | None) -> _Job:
+def _prepare(bnn: BNN, x: Any, y: Any, asked: SampleSettings, found: Checkpoint | None, extras: Extras) -> _Job:
     """Check everything, find MAP constants where they are asked for, and lay out the problem."""
     started, begun = time.monotonic(), time.perf_counter()
     marks = marks_of(bnn) if asked.checkpoint is not None and isinstance(bnn, BNN) else {}
     if found is not None:
         found.require(marks)
-    shared = FitSettings(standardize=asked.standardize, seed=asked.seed, device=asked.device, progress=asked.progress)
-    member = members_of(bnn, x, y, shared, found)[0]
+    names = ("standardize", "missing", "seed", "device", "progress")
+    shared = FitSettings(**{name: getattr(asked, name) for name in names})
+    member = members_of(bnn, x, y, shared, found, extras)[0]
     own = member.bnn
     if own.like.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"bnn must be of dtype float32 or float64 to be sampled, got {own.like.dtype}")
@@ -311,7 +327,7 @@ def _by_nuts(job: _Job, points: Tensor) -> Samples:
         settings=asked.to_dict(),
         mode="recorded",
         x=job.member.x,
-        y=job.member.y,
+        **fields_of(job.member.y),
         input_shape=tuple(job.member.x.shape[1:]),
         features=job.member.features,
         targets=job.member.targets,
@@ -343,7 +359,7 @@ def _result(job: _Job, run: ChainRun) -> Samples:
         stopped=run.stopped or run.paused,
         mode=run.program.mode,
         x=job.member.x,
-        y=job.member.y,
+        **fields_of(job.member.y),
         input_shape=tuple(job.member.x.shape[1:]),
         features=job.member.features,
         targets=job.member.targets,

@@ -9,7 +9,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..base.checks import require_checkpoint, require_count, require_flag, require_positive, require_seed
+from ..base.checks import (
+    require_checkpoint,
+    require_count,
+    require_flag,
+    require_missing,
+    require_positive,
+    require_seed,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +49,7 @@ class FitSettings:
     kl_weight: float = 1.0
     max_grad_norm: float = 1e3
     standardize: bool = True
+    missing: str = "error"
     validate_every: int = 500
     patience: int | None = None
     seed: int = 0
@@ -71,6 +79,7 @@ class FitSettings:
             require_positive("final_learning_rate", self.final_learning_rate)
         if not (self.init is None or isinstance(self.init, Mapping) or self.init in ("random", "map")):
             raise ValueError(f"init must be 'random', 'map' or a dict of values by site, got {self.init!r}")
+        require_missing(self.missing)
         require_checkpoint(self.checkpoint, self.checkpoint_errors)
         require_seed(self.seed)
 

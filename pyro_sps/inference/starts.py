@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from ..data.arrays import Standardizer, make_generator
+from ..data.observed import Observed
+from ..data.trees import rows_of
 from ..model.density import Params, Target
 from ..posterior.fit import Fit
 from ..posterior.samples import Samples
@@ -136,14 +138,14 @@ def map_points(coordinates: Coordinates, chains: int, steps: int, seed: int, pro
     bnn, rows = target.bnn, len(target.x)
     order = torch.randperm(rows, generator=make_generator("cpu", seed, 25)).to(target.x.device)
     held = max(2, int(HELD_OUT * rows)) if rows >= FEWEST_ROWS else 0
-    x, y = target.x[order[held:]], target.y[order[held:]]
-    check = (target.x[order[:held]], target.y[order[:held]]) if held else (x, y)
+    x, y = rows_of((target.x, target.y), order[held:])
+    check = rows_of((target.x, target.y), order[:held]) if held else (x, y)
     batch = min(ROWS, len(x))
     num_data = None if batch == len(x) else len(x)
     still = _noise_head(target)
     held_still = bool(still.any())
 
-    def objective(params: Params, noise: None, x: Tensor, y: Tensor, *constants: Tensor) -> Tensor:
+    def objective(params: Params, noise: None, x: Tensor, y: Tensor | Observed, *constants: Tensor) -> Tensor:
         loc = torch.where(still, params["loc"].detach(), params["loc"]) if held_still else params["loc"]
         return target.energy_on(loc, x, y, num_data) / rows
 
@@ -166,7 +168,7 @@ def map_points(coordinates: Coordinates, chains: int, steps: int, seed: int, pro
             label="MAP",
             group=replicas_at_once(chains, batch * width),
         )
-        watcher = _BestHeldOut(target, *check, run.state.params)
+        watcher = _BestHeldOut(target, check[0], check[1], run.state.params)
         run((), watcher)
     if run.paused:  # chains from half-way would not start where they should
         raise KeyboardInterrupt
@@ -178,7 +180,7 @@ class _BestHeldOut:
 
     every = LOOK_EVERY
 
-    def __init__(self, target: Target, x: Tensor, y: Tensor, params: Tensor) -> None:
+    def __init__(self, target: Target, x: Tensor, y: Tensor | Observed, params: Tensor) -> None:
         self.target, self.x, self.y = target, x, y
         self.best = params.clone()
         self.highest = params.new_full((len(params),), -math.inf)

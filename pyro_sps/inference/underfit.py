@@ -44,15 +44,27 @@ def warn_of_underfit(fit: Fit, held_out: tuple[Tensor, Tensor] | None = None) ->
     likelihood = fit.bnn.likelihood
     if fit.x is None or fit.y is None or not likelihood.event_dim or not fit.y.is_floating_point():
         return
+    if fit.row_weights is not None or fit.y_scale is not None or fit.y.isnan().any():
+        return  # least squares of plain rows are no measure
     learned = isinstance(likelihood, Gaussian) and likelihood.learn
     if not learned and held_out is None:
         return
-    x, y = fit.x.reshape(len(fit.x), -1), fit.y
+    if fit.y_scale is not None:  # the learned noise is not all there is
+        return
+    counts = ~fit.y.isnan().any(1)
+    if fit.row_weights is not None:
+        counts &= fit.row_weights > 0
+    every_x, y = (fit.x, fit.y) if counts.all() else (fit.x[counts], fit.y[counts])
+    x = every_x.reshape(len(every_x), -1)
     if len(x) < 3 * (x.shape[1] + 1):
         return
     if held_out is None:
-        inputs, seen = fit.x, (x.double(), y.double())
+        inputs, seen = every_x, (x.double(), y.double())
     else:
+        if not (known := ~held_out[1].isnan().any(1)).all():
+            held_out = (held_out[0][known], held_out[1][known])
+        if not len(held_out[0]):
+            return
         inputs = fit.standardizer.inputs(held_out[0])
         seen = inputs.reshape(len(inputs), -1).double(), fit.standardizer.targets(held_out[1]).double()
     every = max(1, len(inputs) // ROWS)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..data.names import in_order, require_same_rows, row_names
-from ..model.checks import are_stacked, check_inputs, check_targets
+from ..model.checks import are_stacked, check_inputs, check_observed
 from ..model.guides import AutoSPSNormal
 from ..posterior.outputs import Member
 from ..posterior.predict import Prediction
@@ -43,7 +43,8 @@ class Validation:
         for index, (member, (x, y)) in enumerate(zip(self.members, self.data, strict=True)):
             guide = guide_with(self.guide, member, params["loc"][index], params["rho"][index])
             bnn = with_params(member.bnn, {name: value[index] for name, value in params.items()})
-            prediction = Prediction.of([Member(bnn, guide, member.standardizer)], x, 200, 0)
+            one = Member(bnn, guide, member.standardizer, missing="ignore")  # `validation_data` has refused gaps
+            prediction = Prediction.of([one], x, 200, 0)
             scores = {"step": step, "lpp": prediction.lpp(y)}
             if bnn.likelihood.event_dim:
                 scores["rmse"] = prediction.rmse(y)
@@ -60,7 +61,7 @@ class Validation:
 
 
 def validation_data(
-    members: list[Replica], validation: tuple[Any, Any] | None, may_stack: bool
+    members: list[Replica], validation: tuple[Any, Any] | None, may_stack: bool, missing: str
 ) -> list[tuple[Tensor, Tensor]]:
     """Validation inputs and targets of each replica, checked; none if there are none.
 
@@ -68,6 +69,7 @@ def validation_data(
         members: The replicas.
         validation: What the user gave: a pair of inputs and targets.
         may_stack: Whether there may be data of its own for each replica.
+        missing: What gaps in the targets are.
 
     Raises:
         ValueError: If it is no pair or does not fit the network.
@@ -85,7 +87,8 @@ def validation_data(
         require_same_rows("validation x", row_names(own_x), "validation y", row_names(own))
         inputs = check_inputs("validation x", in_order("validation x", own_x, members[0].features), first)
         own = in_order("validation y", own, members[0].targets)
-        checks.append((inputs, check_targets("validation y", own, first, len(inputs))))
+        targets = check_observed("validation y", own, first, len(inputs), missing=missing)
+        checks.append((inputs, targets if isinstance(targets, Tensor) else targets.shown))
     return checks
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..base.plain import plain_torch
+from ..data.observed import Extras
 from ..masks.values import MAP
 from ..model.bnn import BNN
 from ..posterior.fit import Fit, Fits
@@ -38,6 +39,9 @@ def fit(
     kl_weight: float = FitSettings.kl_weight,
     max_grad_norm: float = FitSettings.max_grad_norm,
     standardize: bool = FitSettings.standardize,
+    weights: Any = None,
+    y_scale: Any = None,
+    missing: str = FitSettings.missing,
     validation: tuple[Any, Any] | None = None,
     validate_every: int = FitSettings.validate_every,
     patience: int | None = FitSettings.patience,
@@ -85,6 +89,14 @@ def fit(
         standardize: Whether to shift and scale inputs, and real-valued targets, to mean 0 and standard deviation 1 of
             the training data; predictions come back in the original units. Constant columns are only shifted. A noise
             that is given (`Gaussian(0.1)`) counts in the units of the network, of scaled targets where they are scaled.
+        weights: How often each row counts, shape (rows,): importance or class weights, for instance. A row of weight 2
+            counts as if it were there twice, in the standardisation too. They are not normalised: their sum is what the
+            data weighs against the prior. Zero leaves a row out. With data of their own for replicas, of each.
+        y_scale: Known error bars of the targets, in their units, shape (rows,) or (rows, targets): standard deviations
+            of a normal noise beside that of the likelihood, whose variances add up. What the likelihood learns then is
+            what the error bars leave open; `Gaussian(1e-3)` leaves nothing. New rows: `predict(x, y_scale=...)`.
+        missing: What gaps in `y` are (NaN, None, of labels also -1): an `"error"`, or targets that were not measured,
+            which are to `"ignore"`: they count nothing.
         validation: Inputs and targets on which RMSE and LPP are tracked, in original units.
         validate_every: Steps between these checks.
         patience: Stop after this many checks without a better LPP, and return the best state; None for never.
@@ -126,7 +138,7 @@ def fit(
     """
     given = locals()
     asked = FitSettings(**{name: given[name] for name in FitSettings.names()})
-    return run_fit(bnn, x, y, validation, callbacks, asked)
+    return run_fit(bnn, x, y, validation, callbacks, asked, extras=Extras(weights, y_scale))
 
 
 @plain_torch()
@@ -141,6 +153,9 @@ def map_estimate(
     held_out: float = 0.0,
     noise_share: float = MAP.noise_share,
     standardize: bool = FitSettings.standardize,
+    weights: Any = None,
+    y_scale: Any = None,
+    missing: str = FitSettings.missing,
     seed: int = 0,
     device: torch.device | str | None = None,
     progress: bool = True,
@@ -157,6 +172,9 @@ def map_estimate(
         held_out: As in `MAP`.
         noise_share: As in `MAP`; of no effect without rows held out.
         standardize: As in `fit`: use the same there.
+        weights: As in `fit`.
+        y_scale: As in `fit`.
+        missing: As in `fit`.
         seed: Seeds the start.
         device: Where to optimise.
         progress: Whether to show a progress bar.
@@ -174,7 +192,9 @@ def map_estimate(
     rule = MAP(num_steps, learning_rate, held_out, noise_share)
     if held_out == 0 and noise_share != MAP.noise_share:
         raise ValueError("noise_share has no effect without rows held out: give held_out, such as 0.1")
-    asked = FitSettings(batch_size=batch_size, standardize=standardize, seed=seed, device=device, progress=progress)
-    members = members_of(bnn, x, y, asked)
+    asked = FitSettings(
+        batch_size=batch_size, standardize=standardize, missing=missing, seed=seed, device=device, progress=progress
+    )
+    members = members_of(bnn, x, y, asked, extras=Extras(weights, y_scale))
     estimate = map_weights(members, rule, asked.rows(len(members[0].x)), seed, progress)[0]
     return {tensor.name: estimate[tensor.name] for tensor in bnn.topology.tensors}

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import MappingProxyType
 from typing import Any
 
 import pyro
 import torch
+from pyro import poutine
 from pyro.distributions import constraints
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from ..base.checks import require_positive
 from ..base.plain import plain_torch
 from ..base.process import warn_user
 from ..data.arrays import Standardizer
+from ..data.observed import Observed
 from ..masks.schemes import Random, Scheme, Unmasked
 from ..masks.values import MAP, FixedValues, Point, RandomConstant, Values, Zero, make_values
 from ..network.inputs import are_several, named_parts, pack
@@ -394,13 +396,14 @@ class BNN(PyroModule):
         """
         return self.sample_weights(), self.likelihood.sample()
 
-    def forward(self, x: Any, y: Tensor | None = None, num_data: int | None = None) -> Tensor:
+    def forward(self, x: Any, y: Tensor | Observed | None = None, num_data: int | None = None) -> Tensor:
         """The Pyro model.
 
         Args:
             x: Inputs, shape (rows, features), or (rows, ...) as the network takes them; of several inputs a tuple, or a
                 dictionary by name.
-            y: Targets, shape (rows, outputs), or (rows,) for a categorical likelihood; None to sample them.
+            y: Targets, shape (rows, outputs), or (rows,) for a categorical likelihood; `Observed` where they have
+                weights, error bars or gaps; None to sample them.
             num_data: Size of the whole data set if `x` is a minibatch of it, so that the likelihood is scaled.
 
         Returns:
@@ -424,7 +427,14 @@ class BNN(PyroModule):
             raise ValueError(f"num_data must be at least the number of rows of x, {rows}, got {num_data}")
         weights, likelihood = self.sample_latents()
         outputs = self.function(weights, x)
-        observation = likelihood(outputs)
+        how: Any = nullcontext()
+        if isinstance(y, Observed):
+            observation = likelihood.of(outputs, y)
+            if y.weights is not None:  # of which Pyro's checks want none to be zero
+                how = poutine.scale(scale=y.weights.clamp(min=torch.finfo(outputs.dtype).tiny))
+            y = y.y
+        else:
+            observation = likelihood(outputs)
         if y is not None:
             expected = (rows, *observation.event_shape)
             if y.shape[-len(expected) :] != expected:  # it could be broadcast, silently and wrongly
@@ -432,7 +442,8 @@ class BNN(PyroModule):
             if likelihood.event_dim:  # numbers, not labels: 0 and 1 may come as integers
                 y = y.to(outputs.dtype)
         index = torch.arange(rows, device=x.device)
-        with pyro.plate("data", rows if num_data is None else num_data, subsample=index, dim=-1, device=str(x.device)):
+        size = rows if num_data is None else num_data
+        with how, pyro.plate("data", size, subsample=index, dim=-1, device=str(x.device)):
             pyro.sample("obs", observation, obs=y)
         return outputs
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..data.arrays import as_tensor, check_resolution, is_stacked
+from ..data.observed import NO_EXTRAS, Extras, Observed, plain, without_gaps
 from ..network.inputs import BOOL, FLOAT, Input, are_several, pack
 from .bnn import BNN
 
@@ -165,3 +166,91 @@ def check_targets(name: str, y: Any, bnn: BNN, rows: int) -> Tensor:
     except ValueError as error:
         raise ValueError(str(error).replace("y must", f"{name} must", 1)) from None
     return tensor
+
+
+def check_observed(
+    name: str, y: Any, bnn: BNN, rows: int, extras: Extras = NO_EXTRAS, missing: str = "error"
+) -> Tensor | Observed:
+    """Targets with what says how each counts.
+
+    Args:
+        name: The argument's name, for errors.
+        y: What the user gave; `Observed` has all in it.
+        bnn: The model, which sets device and dtype.
+        rows: Rows of the inputs.
+        extras: Weights and error bars, if there are some.
+        missing: Whether gaps in the targets are an `"error"` or one is to `"ignore"` them.
+
+    Raises:
+        TypeError: If something is not numbers.
+        ValueError: If it does not fit the likelihood, the network or the inputs; if weights are negative or all zero;
+            if a column of targets has nothing but gaps.
+    """
+    measured: Any
+    if isinstance(y, Observed):
+        given, measured, extras = y.y, y.measured, Extras(y.weights, y.y_scale)
+    else:
+        given, measured = without_gaps(name, y, bnn.likelihood.event_dim == 0) if missing == "ignore" else (y, None)
+    targets = check_targets(name, given, bnn, rows)
+    known = None if measured is None else torch.as_tensor(measured, device=targets.device).reshape(targets.shape)
+    weights = None if extras.weights is None else check_weights("weights", extras.weights, rows, bnn.like)
+    error = None if extras.y_scale is None else check_error_bars("y_scale", extras.y_scale, targets, known, bnn)
+    return plain(Observed(targets, weights, error, known))
+
+
+def check_weights(name: str, weights: Any, rows: int, like: Tensor, some: bool = True) -> Tensor:
+    """Weights of rows as a tensor of shape (rows,).
+
+    Args:
+        name: The argument's name, for errors.
+        weights: What the user gave.
+        rows: Number of rows.
+        like: Sets device and dtype.
+        some: Whether there must be one that is not zero.
+
+    Raises:
+        ValueError: If there is not one a row, one is negative or not finite, or all are zero.
+    """
+    tensor = as_tensor(name, weights, like)
+    tensor = tensor.squeeze(1) if tensor.dim() == 2 and tensor.shape[1] == 1 else tensor
+    if tensor.shape != (rows,):
+        raise ValueError(f"{name} must have one number for each of {rows} rows, got shape {tuple(tensor.shape)}")
+    if (tensor < 0).any():
+        row = int((tensor < 0).nonzero()[0])
+        raise ValueError(f"{name} must not be negative, got {tensor[row].item():.4g} in row {row}")
+    if some and not tensor.any():
+        raise ValueError(f"{name} are all zero: nothing would count")
+    return tensor
+
+
+def check_error_bars(name: str, y_scale: Any, y: Tensor, measured: Tensor | None, bnn: BNN) -> Tensor:
+    """Error bars as a tensor of the shape of the targets; what it says of gaps does not matter.
+
+    Args:
+        name: The argument's name, for errors.
+        y_scale: What the user gave: one a row, or one an entry.
+        y: The targets.
+        measured: Which of them were measured; None for all.
+        bnn: The model.
+
+    Raises:
+        ValueError: If there is not one a row or an entry, one is negative or not finite, or the noise is not normal.
+    """
+    if measured is not None:
+        y_scale = np.array(y_scale.detach().cpu().numpy() if isinstance(y_scale, Tensor) else y_scale, dtype=np.float64)
+        bars = y_scale.reshape(len(y_scale), -1)
+        gaps = ~measured.cpu().numpy()
+        bars[gaps if bars.shape == gaps.shape else gaps.all(1)] = 1.0
+        y_scale = bars
+    tensor = as_tensor(name, y_scale, bnn.like)
+    tensor = tensor.unsqueeze(1) if tensor.dim() == 1 else tensor
+    if y.dim() != 2 or tensor.dim() != 2 or len(tensor) != len(y) or tensor.shape[1] not in (1, y.shape[1]):
+        raise ValueError(
+            f"{name} must have one number for each of {len(y)} rows, or for each entry of y, whose shape is "
+            f"{tuple(y.shape)}, got shape {tuple(tensor.shape)}"
+        )
+    if (tensor < 0).any():
+        row = int((tensor < 0).any(1).nonzero()[0])
+        raise ValueError(f"{name} must not be negative, got {tensor[row].tolist()} in row {row}")
+    bnn.likelihood.elementwise_of(bnn.like.new_zeros(1, bnn.num_outputs), tensor[:1].expand(1, y.shape[1]))
+    return tensor.expand(y.shape).contiguous()

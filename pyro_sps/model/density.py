@@ -31,6 +31,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..base.plain import plain_torch
 from ..base.process import process_lock
+from ..data.observed import Observed
 from .bnn import BNN
 from .guides import AutoSPSNormal, Site, site_distribution
 
@@ -309,10 +310,10 @@ class Target:
     problem: Problem
     params: Params = field(repr=False)
     x: Tensor = field(repr=False)
-    y: Tensor = field(repr=False)
+    y: Tensor | Observed = field(repr=False)
 
     @staticmethod
-    def of(bnn: BNN, x: Tensor, y: Tensor) -> Target:
+    def of(bnn: BNN, x: Tensor, y: Tensor | Observed) -> Target:
         """The target of checked data."""
         problem, own = prepare(bnn, AutoSPSNormal(bnn), x, y)
         return Target(bnn, problem, problem.constrain(own), x, y)
@@ -321,7 +322,7 @@ class Target:
         """Minus the log density with respect to the unconstrained weights: shape () for (n,), (S,) for (S, n)."""
         return self.energy_on(flat, self.x, self.y)
 
-    def energy_on(self, flat: Tensor, x: Tensor, y: Tensor, num_data: int | None = None) -> Tensor:
+    def energy_on(self, flat: Tensor, x: Tensor, y: Tensor | Observed, num_data: int | None = None) -> Tensor:
         """`energy` on other data.
 
         Args:
@@ -340,8 +341,10 @@ class Target:
         return energy
 
     @torch.no_grad()
-    def log_likelihoods(self, flat: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    def log_likelihoods(self, flat: Tensor, x: Tensor, y: Tensor | Observed) -> Tensor:
         """Log densities of the targets of each row given draws, shape (S, rows), whatever else the model samples.
+
+        What does not count like all others, counts in them as often as it does.
 
         Args:
             flat: Unconstrained weights, shape (S, n).
@@ -351,6 +354,8 @@ class Target:
         with pyro_session():
             node = _run(self.problem, _latents(self.problem, flat), (x, y), None, self.params)["obs"]
             log_prob: Tensor = node["fn"].log_prob(node["value"])
+        if isinstance(y, Observed) and y.weights is not None:
+            log_prob = log_prob * y.weights
         return log_prob.reshape(-1, len(x)).expand(len(flat), -1)
 
     def sites(self, flat: Tensor) -> dict[str, Tensor]:
@@ -361,7 +366,8 @@ class Target:
         """Log density of the targets given the weights, shape B for B + (n,)."""
         sites = self.sites(flat)
         outputs = self.bnn.function(self.bnn.assemble(sites), self.x)
-        return self.bnn.likelihood.at(sites)(outputs).log_prob(self.y).sum(-1)
+        log: Tensor = self.bnn.likelihood.at(sites).log_density(outputs, self.y)
+        return log.flatten(-1 - self.bnn.likelihood.event_dim).sum(-1)
 
     def flat(self, sites: Mapping[str, Tensor]) -> Tensor:
         """The opposite of `sites`.

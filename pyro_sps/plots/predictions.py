@@ -162,7 +162,8 @@ def plot_calibration(prediction: Prediction, y: Any, ax: Axes | None = None) -> 
     from scipy.stats import binom
 
     # A target lies in the central interval of a level if its rank is that close to the middle.
-    distance = np.sort(2 * np.abs(to_numpy(prediction.pit(y)).reshape(-1) - 0.5))
+    ranks = to_numpy(prediction.pit(y)).reshape(-1)
+    distance = np.sort(2 * np.abs(ranks[~np.isnan(ranks)] - 0.5))
     count = len(distance)
     levels = np.linspace(0.05, 0.95, 19)
     observed = np.searchsorted(distance, levels, side="right") / count
@@ -210,6 +211,7 @@ def plot_pit(prediction: Prediction, y: Any, bins: int = 10, ax: Axes | None = N
 
     require_count("bins", bins)
     ranks = to_numpy(prediction.pit(y)).reshape(-1)
+    ranks = ranks[~np.isnan(ranks)]
     own = ax is None
     ax = new_axes()[0] if ax is None else ax
     counts, edges = np.histogram(ranks, bins, range=(0.0, 1.0))

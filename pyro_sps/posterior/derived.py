@@ -44,9 +44,11 @@ class Uncertainty(NamedTuple):
 def split_variance(outputs: Outputs) -> Uncertainty:
     """Var[y] = Var[E[y|w]] + E[Var[y|w]], in the units of the targets squared; of one-hot encoded labels."""
     parts = []
-    for _, _, chunk in outputs.chunks():
+    for start, _, chunk in outputs.chunks():
         means = outputs.means_of(chunk).double()
-        noise = [own.variance(output).double() * m.standardizer.y_scale.double() ** 2 for m, own, output in chunk]
+        noise = [
+            outputs.variance(part, start).double() * part.member.standardizer.y_scale.double() ** 2 for part in chunk
+        ]
         parts.append((means.var(0, unbiased=False), torch.cat(noise).mean(0)))
     epistemic, aleatoric = (torch.cat(own) for own in zip(*parts, strict=True))
     return Uncertainty(epistemic + aleatoric, epistemic, aleatoric)

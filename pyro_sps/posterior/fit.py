@@ -15,6 +15,8 @@ from torch import Tensor
 
 from ..base.plain import plain_torch
 from ..data.arrays import Standardizer, make_generator
+from ..data.observed import Observed, observed_of
+from ..data.trees import rows_of
 from ..model.bnn import BNN
 from ..model.density import elbo_terms, prepare, pyro_session
 from ..model.guides import AutoSPSNormal
@@ -90,6 +92,10 @@ class Fit:
         targets: Names of the target columns, likewise.
         optimizer: State of the optimiser, for `start=` of a further fit; None where the result is not its last state,
             and of a fit that was loaded.
+        row_weights: How often each training row counts, if that was said.
+        y_scale: Known error bars of the training targets, in the units of the network, likewise.
+
+    Where gaps in the targets were ignored, `y` has NaN there, of labels -1.
 
     Example:
         >>> import torch, pyro_sps as sps
@@ -115,18 +121,22 @@ class Fit:
     features: tuple[str, ...] | None = field(default=None, repr=False)
     targets: tuple[str, ...] | None = field(default=None, repr=False)
     optimizer: OptimizerState | None = field(default=None, repr=False)
+    row_weights: Tensor | None = field(default=None, repr=False)
+    y_scale: Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.x is not None and self.input_shape is None:
             object.__setattr__(self, "input_shape", tuple(self.x.shape[1:]))
 
-    def predict(self, x: Any, num_samples: int = 1000, seed: int = 0) -> Prediction:
+    def predict(self, x: Any, num_samples: int = 1000, seed: int = 0, *, y_scale: Any = None) -> Prediction:
         """The posterior predictive distribution at new inputs.
 
         Args:
             x: Inputs in original units, in the form that they were fitted in: shape (rows, features), for instance.
             num_samples: Number of posterior draws S.
             seed: Seeds them.
+            y_scale: Known error bars of the targets there, one a row or entry, in their units: they are part of the
+                predicted noise. Default: none.
 
         Returns:
             A lazy `Prediction`: `mean`, `std`, `interval`, `draws`, `rmse`, `lpp`, `coverage`.
@@ -134,12 +144,18 @@ class Fit:
         Raises:
             ValueError: If `x` does not fit the network.
         """
-        return Prediction.of([self.member], x, num_samples, seed)
+        return Prediction.of([self.member], x, num_samples, seed, y_scale)
 
     @property
     def member(self) -> Member:
         """What predictions need."""
-        return Member(self.bnn, self.guide, self.standardizer, None, self.features, self.targets)
+        missing = str(self.settings.get("missing", "error"))
+        return Member(self.bnn, self.guide, self.standardizer, None, self.features, self.targets, missing)
+
+    @property
+    def observed(self) -> Tensor | Observed | None:
+        """The training targets with what says how each counts; targets alone where all count the same."""
+        return None if self.y is None else observed_of(self.y, self.row_weights, self.y_scale)
 
     @cached_property
     def elbo(self) -> float:
@@ -161,7 +177,7 @@ class Fit:
             draws = self.elbo_draws(ELBO_DRAWS)
             return draws.mean().item(), draws.std().item() / math.sqrt(ELBO_DRAWS)
         rows = torch.randperm(len(x), generator=make_generator("cpu", 0, 9))[:ELBO_ROWS].to(x.device)
-        parts = [self._elbo_terms(x[block], y[block], ELBO_DRAWS, 0) for block in rows.chunk(ELBO_BLOCKS)]
+        parts = [self._elbo_terms(x[block], rows_of(y, block), ELBO_DRAWS, 0) for block in rows.chunk(ELBO_BLOCKS)]
         blocks = torch.stack([observed for observed, _ in parts])  # of the same draws
         rest = parts[0][1]
         draws = blocks.sum(0) * (len(x) / ELBO_ROWS) + rest
@@ -169,10 +185,11 @@ class Fit:
         of_rows *= math.sqrt(1 - ELBO_ROWS / len(x))  # drawn without replacement
         return draws.mean().item(), math.hypot(of_rows, draws.std().item() / math.sqrt(ELBO_DRAWS))
 
-    def _training_data(self) -> tuple[Tensor, Tensor]:
-        if self.x is None or self.y is None:
+    def _training_data(self) -> tuple[Tensor, Tensor | Observed]:
+        targets = self.observed
+        if self.x is None or targets is None:
             raise ValueError("this fit has no training data (it was loaded from a file); its elbo is not known")
-        return self.x, self.y
+        return self.x, targets
 
     def elbo_draws(self, num_samples: int, seed: int = 0) -> Tensor:
         """Single-draw estimates of the ELBO on the whole training data, shape (num_samples,).
@@ -188,7 +205,7 @@ class Fit:
         return observed + rest
 
     @plain_torch()
-    def _elbo_terms(self, x: Tensor, y: Tensor, num_samples: int, seed: int) -> tuple[Tensor, Tensor]:
+    def _elbo_terms(self, x: Tensor, y: Tensor | Observed, num_samples: int, seed: int) -> tuple[Tensor, Tensor]:
         """Log likelihoods of these rows under some draws, and minus the KL divergence, each of shape (num_samples,)."""
         guide, bnn = self.guide, self.bnn
         generator = make_generator(x.device, seed, 2)
@@ -196,7 +213,7 @@ class Fit:
         width = bnn.topology.width
         rows = max(1, min(len(x), ELBO_ELEMENTS // width))
         at_once = max(1, ELBO_ELEMENTS // max(width * rows, len(loc)))
-        problem, _ = prepare(bnn, guide, x[:1], y[:1])
+        problem, _ = prepare(bnn, guide, x[:1], rows_of(y, slice(1)))
         likelihoods, rests = [], []
         with pyro_session(), torch.no_grad():
             for first in range(0, num_samples, at_once):
@@ -205,7 +222,7 @@ class Fit:
                 total = torch.zeros(len(noise), dtype=torch.float64, device=loc.device)
                 rest = torch.zeros_like(total)
                 for start in range(0, len(x), rows):
-                    batch = (x[start : start + rows], y[start : start + rows])
+                    batch = rows_of((x, y), slice(start, start + rows))
                     terms = torch.func.vmap(partial(elbo_terms, problem, loc, scale, args=batch))(noise)
                     total = total - terms.pop("obs").double()
                     if start == 0:
@@ -282,9 +299,9 @@ class Fits(tuple[Fit, ...]):
         >>> best = max(fits, key=lambda fit: fit.elbo)
     """
 
-    def predict(self, x: Any, num_samples: int = 1000, seed: int = 0) -> Prediction:
+    def predict(self, x: Any, num_samples: int = 1000, seed: int = 0, *, y_scale: Any = None) -> Prediction:
         """The mixture's posterior predictive distribution: draws are divided equally among the fits."""
-        return Prediction.of([fit.member for fit in self], x, num_samples, seed)
+        return Prediction.of([fit.member for fit in self], x, num_samples, seed, y_scale)
 
     def to_arviz(self, draws: int = 1000, **options: Any) -> Any:
         """The fits as chains of ArviZ's `InferenceData` or `DataTree`. See `pyro_sps.to_arviz`."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..base.plain import plain_torch
 from ..base.process import warn_user
 from ..data.arrays import Standardizer, make_generator
+from ..data.observed import Observed
 from ..model.bnn import BNN
 from ..model.guides import AutoSPSNormal
 from ..model.likelihoods import Likelihood
@@ -35,6 +36,8 @@ class Member:
         sites: Given draws by site name, shape (S,) + the site's; they are used in place of the guide's.
         features: Names of the input columns, if there are some: columns of a DataFrame are put in this order.
         targets: Names of the target columns, likewise.
+        missing: What gaps in targets are that predictions are scored against: an `"error"`, or what one is to
+            `"ignore"`.
 
     Example:
         >>> import torch, pyro_sps as sps
@@ -51,6 +54,7 @@ class Member:
     sites: Mapping[str, Tensor] | None = None
     features: tuple[str, ...] | None = None
     targets: tuple[str, ...] | None = None
+    missing: str = "error"
 
 
 class Part(NamedTuple):
@@ -76,12 +80,14 @@ class Outputs:
         x: Inputs, shape (rows, ...), in original units.
         num_samples: Number of posterior draws S.
         seed: Seeds the draws.
+        y_scale: Error bars of the targets, shape (rows, targets), in original units; None for none.
     """
 
     members: Sequence[Member]
     x: Tensor
     num_samples: int
     seed: int
+    y_scale: Tensor | None = None
 
     @property
     def _bnn(self) -> BNN:
@@ -144,6 +150,18 @@ class Outputs:
         width = max(group.size for group in self._bnn.topology.groups)
         return max(1, min(1024, _ELEMENTS // (64 * width)))
 
+    def error_bars(self, member: Member, start: int, rows: int) -> Tensor | None:
+        """Error bars of some rows in the units of a member's network."""
+        if self.y_scale is None:
+            return None
+        return self.y_scale[start : start + rows] / member.standardizer.y_scale
+
+    def variance(self, part: Part, start: int) -> Tensor:
+        """Variance of the noise of some rows under each draw, in the units of a member's network."""
+        noise = part.likelihood.variance(part.outputs)
+        bars = self.error_bars(part.member, start, noise.shape[1])
+        return noise if bars is None else noise + bars.square()
+
     def weights(self) -> Iterator[tuple[Member, dict[str, Tensor]]]:
         """Blocks of draws of all weight tensors, with the member that they are of."""
         cached = self._cached_blocks
@@ -158,7 +176,8 @@ class Outputs:
         parts = []
         for index, (member, likelihood, output) in enumerate(outputs):
             key = (self.seed, 1, index, start)
-            draws = sample_elements(likelihood.elementwise(output), make_generator(output.device, *key), key)
+            law = likelihood.elementwise_of(output, self.error_bars(member, start, output.shape[1]))
+            draws = sample_elements(law, make_generator(output.device, *key), key)
             parts.append(
                 member.standardizer.y_mean + draws * member.standardizer.y_scale if draws.dim() == 3 else draws
             )
@@ -172,12 +191,19 @@ class Outputs:
 
     @plain_torch()
     @torch.no_grad()
-    def logs_of(self, outputs: list[Part], y: Tensor) -> Tensor:
-        """Log densities of the targets of one chunk of rows under each draw, in float64 and original units."""
+    def logs_of(self, outputs: list[Part], y: Tensor | Observed) -> Tensor:
+        """Log densities of the targets of one chunk of rows under each draw, in float64 and original units.
+
+        What does not count like all others, counts in them as often as it does.
+        """
         logs = []
         for member, likelihood, output in outputs:
-            log = likelihood.elementwise(output).log_prob(member.standardizer.targets(y))
-            logs.append(log - member.standardizer.y_scale.log() if log.dim() == 3 else log)
+            log = likelihood.log_density(output, member.standardizer.targets(y))
+            if log.dim() == 3:
+                units = member.standardizer.y_scale.log()
+                counts = y.counts if isinstance(y, Observed) else None
+                log = log - (units if counts is None else units * counts)
+            logs.append(log)
         return torch.cat(logs).double()
 
 

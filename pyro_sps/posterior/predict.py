@@ -15,8 +15,10 @@ from ..base.checks import require_count
 from ..base.plain import plain_torch
 from ..data.arrays import make_generator
 from ..data.names import in_order, require_same_rows, row_names
+from ..data.observed import Observed, observed_of
+from ..data.trees import rows_of
 from ..model.bnn import BNN
-from ..model.checks import check_inputs, check_targets
+from ..model.checks import check_error_bars, check_inputs, check_observed
 from ..model.likelihoods import Bernoulli, Ordinal
 from .derived import Uncertainty, gradient_of_mean, split_entropy, split_variance
 from .outputs import Member, Outputs, announced, quantiles
@@ -40,6 +42,10 @@ class Prediction:
         num_samples: Number of posterior draws S.
         seed: Seeds the draws.
         rows: Index of the inputs, if they came as a DataFrame; that of targets must be equal.
+        y_scale: Known error bars of targets there, shape (rows, targets), in original units: noise on top of what the
+            likelihood has. None for none.
+
+    Where the network was fitted with `missing="ignore"`, scores are of the targets that were measured.
 
     Example:
         >>> import torch, pyro_sps as sps
@@ -60,9 +66,10 @@ class Prediction:
     num_samples: int
     seed: int
     rows: Any = field(default=None, repr=False)
+    y_scale: Tensor | None = field(default=None, repr=False)
 
     @staticmethod
-    def of(members: Sequence[Member], x: Any, num_samples: int, seed: int) -> Prediction:
+    def of(members: Sequence[Member], x: Any, num_samples: int, seed: int, y_scale: Any = None) -> Prediction:
         """Check the arguments.
 
         Raises:
@@ -77,7 +84,11 @@ class Prediction:
             )
         make_generator("cpu", seed)
         inputs = check_inputs("x", in_order("x", x, members[0].features), bnn)
-        return Prediction(tuple(members), inputs, num_samples, seed, row_names(x))
+        bars = None
+        if y_scale is not None:
+            targets = bnn.like.new_zeros(len(inputs), bnn.likelihood.num_targets(bnn.num_outputs))
+            bars = check_error_bars("y_scale", y_scale, targets, None, bnn)
+        return Prediction(tuple(members), inputs, num_samples, seed, row_names(x), bars)
 
     @property
     def _bnn(self) -> BNN:
@@ -85,7 +96,7 @@ class Prediction:
 
     @cached_property
     def _outputs(self) -> Outputs:
-        return Outputs(self.members, self.x, self.num_samples, self.seed)
+        return Outputs(self.members, self.x, self.num_samples, self.seed, self.y_scale)
 
     def __len__(self) -> int:
         return len(self.x)
@@ -122,12 +133,13 @@ class Prediction:
         centre = self.members[0].standardizer.y_mean
         unit = torch.stack([member.standardizer.y_scale for member in self.members]).amax(0)
         means, stds = [], []
-        for _, _, outputs in self._outputs.chunks():
+        for start, _, outputs in self._outputs.chunks():
             draws, noise = [], []
-            for member, likelihood, output in outputs:
-                scale = member.standardizer.y_scale / unit
-                draws.append((member.standardizer.y_mean - centre) / unit + likelihood.mean(output) * scale)
-                noise.append(likelihood.variance(output) * scale**2)
+            for part in outputs:
+                units = part.member.standardizer
+                scale = units.y_scale / unit
+                draws.append((units.y_mean - centre) / unit + part.likelihood.mean(part.outputs) * scale)
+                noise.append(self._outputs.variance(part, start) * scale**2)
             every = torch.cat(draws)
             means.append(centre + every.mean(0) * unit)
             stds.append((torch.cat(noise).mean(0) + every.var(0, unbiased=False)).sqrt() * unit)
@@ -224,7 +236,7 @@ class Prediction:
 
         Returns:
             Shape (rows, targets), or (rows,) for labels; minus infinity where no draw gives a target any density that
-            the network's dtype can hold.
+            the network's dtype can hold; 0 where none was measured.
         """
         parts = [logs.logsumexp(0) for _, logs in self.log_likelihoods_by_rows(y)]
         return announced("log densities", torch.cat(parts) - math.log(self.num_samples), infinite=True)
@@ -233,30 +245,34 @@ class Prediction:
         """Log densities of targets under each posterior draw, in chunks of rows: (which rows, log p(y | x, w_s)).
 
         Args:
-            y: Targets in original units, in which the densities are too.
+            y: Targets in original units, in which the densities are too; or `Observed`, with weights by which they are
+                multiplied. What was not measured has 0.
 
         Yields:
             Rows, and tensors of float64 of shape (S, these rows, targets), or (S, these rows) for labels.
         """
-        y = self.check_targets(y)
+        if not isinstance(y, Observed):
+            y = observed_of(self.check_targets(y), None, self.y_scale)
         for start, stop, outputs in self._outputs.chunks():
-            yield slice(start, stop), self._outputs.logs_of(outputs, y[start:stop])
+            yield slice(start, stop), self._outputs.logs_of(outputs, rows_of(y, slice(start, stop)))
 
     def rmse(self, y: Any) -> float:
         """Root mean squared error of the predictive mean, per target, averaged over targets, in their units."""
         self._require_vectors("rmse")
-        error = (self.mean - self.check_targets(y)).double()
-        return error.square().mean(0).sqrt().mean().item()
+        y = self.check_targets(y)
+        known = _measured(y)
+        squared = (self.mean - y).double().square().where(known, 0.0)
+        return (squared.sum(0) / known.sum(0)).sqrt().mean().item()
 
     def lpp(self, y: Any) -> float:
         """Mean over rows and targets of log (1/S) Σ p(y | x, w_s), the log posterior predictive density, in nats."""
-        return self.log_prob(y).mean().item()
+        return self.log_prob(y)[_measured(self.check_targets(y))].mean().item()
 
     def coverage(self, y: Any, level: float = 0.95) -> float:
         """Share of targets inside the central interval of that level."""
         lower, upper = self.interval(level)
         y = self.check_targets(y)
-        return ((y >= lower) & (y <= upper)).double().mean().item()
+        return ((y >= lower) & (y <= upper))[_measured(y)].double().mean().item()
 
     def pit(self, y: Any) -> Tensor:
         """Probability integral transforms: the rank of each target among its predictive draws, in (0, 1).
@@ -268,7 +284,7 @@ class Prediction:
             y: Targets in original units.
 
         Returns:
-            Shape (rows, targets).
+            Shape (rows, targets); NaN where none was measured.
 
         Raises:
             ValueError: If `y` does not fit or holds labels.
@@ -282,30 +298,40 @@ class Prediction:
             generator = make_generator(y.device, self.seed, 2, start)
             place = torch.rand(below.shape, generator=generator, dtype=y.dtype, device=y.device)
             parts.append((below + place * (ties + 1)) / (self.num_samples + 1))
-        return torch.cat(parts)
+        return torch.cat(parts).where(_measured(y), torch.nan)
 
     def accuracy(self, y: Any) -> float:
         """Share of labels or grades that have the highest predictive probability, or of right yes/no answers."""
         likelihood = self._bnn.likelihood
         y = self.check_targets(y)
+        known = _measured(y)
         if likelihood.event_dim == 0:
-            return (self.mean.argmax(-1) == y).double().mean().item()
+            return (self.mean.argmax(-1) == y)[known].double().mean().item()
         if isinstance(likelihood, Ordinal):
             best = self.mean.new_tensor(likelihood.levels)[self.probabilities.argmax(-1)]
-            return (best == y).double().mean().item()
+            return (best == y)[known].double().mean().item()
         if not isinstance(likelihood, Bernoulli):
             raise ValueError(f"accuracy is for labels and grades; with {type(likelihood).__name__} use rmse or lpp")
-        return ((self.mean > 0.5) == (y > 0.5)).double().mean().item()
+        return ((self.mean > 0.5) == (y > 0.5))[known].double().mean().item()
 
     def check_targets(self, y: Any) -> Tensor:
         """Targets at these inputs as a tensor of shape (rows, targets), or (rows,) for labels.
+
+        Gaps are NaN, of labels -1, where the network was fitted with `missing="ignore"`.
 
         Raises:
             ValueError: If they do not fit the network or the rows.
         """
         require_same_rows("x", self.rows, "y", row_names(y))
-        return check_targets("y", in_order("y", y, self.members[0].targets), self._bnn, len(self.x))
+        given = in_order("y", y, self.members[0].targets)
+        targets = check_observed("y", given, self._bnn, len(self.x), missing=self.members[0].missing)
+        return targets if isinstance(targets, Tensor) else targets.shown
 
     def _require_vectors(self, what: str) -> None:
         if self._bnn.likelihood.event_dim == 0:
             raise ValueError(f"{what} is not defined for labels; use lpp or accuracy")
+
+
+def _measured(y: Tensor) -> Tensor:
+    """Which targets there are, of `Prediction.check_targets`."""
+    return ~y.isnan() if y.is_floating_point() else y >= 0

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..base.checks import is_integer, require_count
 from ..data.arrays import Standardizer
+from ..data.observed import Observed, observed_of
 from ..model.bnn import BNN
 from .outputs import Member
 from .predict import Prediction
@@ -43,6 +44,10 @@ class Samples:
         input_shape: Shape of a row of inputs.
         features: Names of the input columns, if the inputs had names.
         targets: Names of the target columns, likewise.
+        row_weights: How often each training row counts, if that was said.
+        y_scale: Known error bars of the training targets, in the units of the network, likewise.
+
+    Where gaps in the targets were ignored, `y` has NaN there, of labels -1.
 
     Example:
         >>> import torch, pyro_sps as sps
@@ -72,6 +77,13 @@ class Samples:
     input_shape: tuple[int, ...] | None = field(default=None, repr=False)
     features: tuple[str, ...] | None = field(default=None, repr=False)
     targets: tuple[str, ...] | None = field(default=None, repr=False)
+    row_weights: Tensor | None = field(default=None, repr=False)
+    y_scale: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def observed(self) -> Tensor | Observed | None:
+        """The training targets with what says how each counts; targets alone where all count the same."""
+        return None if self.y is None else observed_of(self.y, self.row_weights, self.y_scale)
 
     @property
     def num_chains(self) -> int:
@@ -191,22 +203,24 @@ class Samples:
         place = (((order // count) + 1) * length / each).round().long() - 1
         chain = order % count
         sites = {n: v[chain.to(v.device), place.clamp(0, length - 1).to(v.device)] for n, v in self.samples.items()}
-        return Member(self.bnn, None, self.standardizer, sites, self.features, self.targets)
+        missing = str(self.settings.get("missing", "error"))
+        return Member(self.bnn, None, self.standardizer, sites, self.features, self.targets, missing)
 
-    def predict(self, x: Any, num_samples: int | None = None, seed: int = 0) -> Prediction:
+    def predict(self, x: Any, num_samples: int | None = None, seed: int = 0, *, y_scale: Any = None) -> Prediction:
         """The posterior predictive distribution at new inputs; see `Fit.predict`.
 
         Args:
             x: Inputs in original units, in the form that they were fitted in: shape (rows, features), for instance.
             num_samples: Number of posterior draws S, spread evenly over chains; default: all, or 1,000 of more.
             seed: Seeds the noise of predictive draws.
+            y_scale: As for `Fit.predict`.
 
         Raises:
             ValueError: If `x` does not fit the network, or `num_samples` is not positive.
         """
         count = min(1000, self.num_chains * self.num_samples) if num_samples is None else num_samples
         require_count("num_samples", count)
-        return Prediction.of([self.member(count)], x, count, seed)
+        return Prediction.of([self.member(count)], x, count, seed, y_scale)
 
     def to_arviz(self, **options: Any) -> Any:
         """The chains as ArviZ's `InferenceData` or `DataTree`; see `pyro_sps.diagnostics.convert.samples_to_arviz`."""

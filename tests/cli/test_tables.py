@@ -215,3 +215,31 @@ def test_made_up_models_are_refused(folder, tmp_path, place, value):
     header["extra"][place] = value
     make_up(tmp_path / FILE, header, tensors)
     assert "damaged" in run("predict", tmp_path, folder[0] / "cars.csv", code=2).output
+
+
+def test_weights_and_error_bars_are_columns(tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-1, 1, 80)
+    error = rng.uniform(0.05, 0.5, 80)
+    table = pd.DataFrame(
+        {"x": x, "y": x + error * rng.normal(size=80), "error": error, "times": rng.integers(0, 3, 80)}
+    )
+    table.to_csv(tmp_path / "table.csv", index=False)
+    options = ["--weight", "times", "--noise-column", "error"]
+    said = run("fit", tmp_path / "table.csv", "--target", "y", *options, *QUICK, "--out", tmp_path / "fit").output
+    assert "1 features" in said
+    assert "rows count 0 to 2 times" in said
+    assert "error bars of 0.05" in said
+    run("predict", tmp_path / "fit", tmp_path / "table.csv", "--out", tmp_path / "with.csv")
+    table.drop(columns=["error", "times"]).to_csv(tmp_path / "new.csv", index=False)
+    said = run("predict", tmp_path / "fit", tmp_path / "new.csv", "--out", tmp_path / "without.csv").output
+    assert "no error bars are added: " in said
+    barred, plain = (pd.read_csv(tmp_path / name)["y_std"] for name in ("with.csv", "without.csv"))
+    np.testing.assert_allclose(barred**2, plain**2 + error**2, rtol=1e-4)
+    assert "64 rows were trained on" in run("diagnose", tmp_path / "fit", tmp_path / "table.csv").output
+    for column, value, words in (("times", -1, "holds -1"), ("error", None, "has a gap"), ("times", "a", "'a'")):
+        wrong = table.astype({"times": object})
+        wrong.loc[3, column] = value
+        wrong.to_csv(tmp_path / "wrong.csv", index=False)
+        arguments = ["fit", tmp_path / "wrong.csv", "--target", "y", *options, *QUICK, "--out", tmp_path / "none"]
+        assert words in run(*arguments, code=2).output

@@ -28,6 +28,7 @@ TINY = SMALL | {"hidden": (3,), "num_steps": 10, "num_samples": 20, "random_stat
 
 #: Checks that cannot hold, and why.
 EXPECTED = {
+    "check_sample_weight_equivalence_on_dense_data": "weights are repetitions, but rows are drawn in another order",
     "check_dataframe_column_names_consistency": "columns of a table in another order are put right, not refused",
 }
 
@@ -99,3 +100,41 @@ def test_pickled_and_dumped_models_predict_the_same(line, cls, tmp_path):
     joblib.dump(model, tmp_path / "model")
     for again in (pickle.loads(pickle.dumps(model)), joblib.load(tmp_path / "model")):
         assert (again.predict(x) == model.predict(x)).all()
+
+
+@pytest.mark.parametrize("cls", [sps.BNNRegressor, sps.BNNClassifier])
+def test_weights_count_as_repetitions(cls):
+    """Nearly all the weight on the rows of one of two laws: that is the one that is learned."""
+    x = np.linspace(-1, 1, 80)[:, None]
+    first = np.arange(80) % 2 == 0
+    y = np.where(first, x[:, 0], -x[:, 0])
+    y = y if cls is sps.BNNRegressor else y > 0
+    model = cls(**SMALL | {"random_state": 0, "num_steps": 400})
+    one = model.fit(x, y, sample_weight=np.where(first, 1.0, 0.01)).score(x[first], y[first])
+    other = clone(model).fit(x, y, sample_weight=np.where(first, 0.01, 1.0)).score(x[first], y[first])
+    assert one > 0.9
+    assert other < 0.2
+    zero = clone(model).set_params(num_steps=20).fit(x, y, sample_weight=first).predict(x)
+    assert np.array_equal(zero, clone(model).set_params(num_steps=20).fit(x[first], y[first]).predict(x))
+
+
+def test_weights_are_routed(line):
+    import sklearn
+
+    x, y = line
+    weights = np.random.default_rng(1).random(60)
+    with sklearn.config_context(enable_metadata_routing=True):
+        model = sps.BNNRegressor(likelihood="gaussian", **TINY)
+        model.set_fit_request(sample_weight=True).set_score_request(sample_weight=True)
+        routed = make_pipeline(StandardScaler().set_fit_request(sample_weight=False), model).fit(
+            x, y, sample_weight=weights
+        )
+    scaled = StandardScaler().fit_transform(x)
+    alone = sps.BNNRegressor(likelihood="gaussian", **TINY).fit(scaled, y, sample_weight=weights)
+    assert np.array_equal(routed[-1].predict(scaled), alone.predict(scaled))
+
+
+@pytest.mark.parametrize(("weights", "message"), [([-1.0] * 60, "Negative"), ([0.0] * 60, "at least one non-zero")])
+def test_bad_weights(line, weights, message):
+    with pytest.raises(ValueError, match=message):
+        sps.BNNRegressor(**TINY).fit(*line, sample_weight=weights)

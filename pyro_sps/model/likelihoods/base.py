@@ -10,8 +10,11 @@ from typing import Any
 
 import pyro
 import pyro.distributions as dist
+import torch
 from pyro.nn import PyroModule
 from torch import Tensor
+
+from ...data.observed import Observed
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,42 @@ class Likelihood(PyroModule):
     def forward(self, outputs: Tensor) -> dist.TorchDistribution:
         """Distribution of the targets of every row, batch shape B + (rows,)."""
         return self.elementwise(outputs).to_event(self.event_dim)
+
+    def elementwise_of(self, outputs: Tensor, y_scale: Tensor | None = None) -> dist.TorchDistribution:
+        """`elementwise`, with a noise more that is known.
+
+        Args:
+            outputs: Shape B + (rows, outputs).
+            y_scale: Its standard deviation, shape (rows, targets); None for none.
+
+        Raises:
+            ValueError: If the targets are not normally distributed, so that noises do not add up.
+        """
+        law = self.elementwise(outputs)
+        if y_scale is None:
+            return law
+        if not isinstance(law, dist.Normal):
+            raise ValueError(
+                f"y_scale is the standard deviation of normal noise, which {type(self).__name__} does not have: use "
+                "Gaussian or HeteroscedasticGaussian"
+            )
+        return dist.Normal(law.loc, torch.hypot(law.scale, y_scale.expand(law.loc.shape)))
+
+    def of(self, outputs: Tensor, observed: Observed) -> dist.TorchDistribution:
+        """Distribution of the targets of every row where some are gaps or have error bars; weights are not in it."""
+        law = self.elementwise_of(outputs, observed.y_scale)
+        if observed.measured is not None:
+            law = law.mask(observed.measured)
+        return law.to_event(self.event_dim)
+
+    def log_density(self, outputs: Tensor, y: Tensor | Observed) -> Tensor:
+        """Log density of every single target, times how often it counts: B + (rows, targets), or B + (rows,)."""
+        if isinstance(y, Tensor):
+            plain: Tensor = self.elementwise(outputs).log_prob(y)
+            return plain
+        log: Tensor = self.elementwise_of(outputs, y.y_scale).log_prob(y.y)
+        counts = y.counts
+        return log if counts is None else torch.where(counts > 0, log * counts, log.new_zeros(()))
 
     def mean(self, outputs: Tensor) -> Tensor:
         """Mean of the targets given the outputs (class probabilities for labels)."""
