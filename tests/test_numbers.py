@@ -253,7 +253,19 @@ def test_tables_of_the_command_line(tmp_path, name):
     elif name == "scale":
         rows = "".join(f"{i}e12,{i * i % 7}e-12,{i % 4}e12\n" for i in range(20))
     data.write_text(header + rows)
-    quick = ["--hidden", "3", "--steps", "2", "--scheme", "none", "--quiet", "--test-fraction", "0.2"]
+    quick = [
+        "--method",
+        "fit",
+        "--hidden",
+        "3",
+        "--steps",
+        "2",
+        "--scheme",
+        "none",
+        "--quiet",
+        "--test-fraction",
+        "0.2",
+    ]
     result = CliRunner().invoke(
         main, ["fit", str(data), "--target", "y", *quick, *options, "--out", str(tmp_path / "o")]
     )

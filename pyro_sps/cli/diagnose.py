@@ -68,11 +68,16 @@ def diagnose(
 
     import pyro_sps as sps
 
-    x, y = train or (None, None)
+    from ..posterior.samples import Samples
+
+    sampled = isinstance(fit, Samples)
+    x, y = (None, None) if train is None or (sampled and held_out is not None) else train
+    if sampled and baseline is not None:
+        raise click.UsageError("--baseline is for fits; the scores of `pyro-sps fit` compare chains")
     diagnosis = sps.diagnose(fit, x, y, held_out=held_out, baseline=other, draws=num_samples, seed=seed)
     say(str(diagnosis))
     if html is not None:
-        diagnosis.save_html(html)
+        diagnosis.save_html(html, model.get("classes"))
         say(f"\nwrote {html}")
 
 

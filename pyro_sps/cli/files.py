@@ -63,8 +63,6 @@ def load_fit(directory: Path) -> tuple[dict[str, Any], Fit | Fits]:
     Raises:
         LoadError: If there is none, or it is damaged or of another version.
     """
-    import pyro_sps as sps
-
     from ..base.files import LoadError
     from ..posterior.load import read
     from ..posterior.save import FILE, OLD_HEADER
@@ -78,13 +76,20 @@ def load_fit(directory: Path) -> tuple[dict[str, Any], Fit | Fits]:
         else:
             model = dict(extra)
             _check_model(directory / FILE, model)
-        return sps.mlp(model["widths"], model["activation"], device="meta")
+        return network_of(model)
 
     result, _ = read(directory, network)
     first = result[0] if isinstance(result, tuple) else result
     if (model.get("classes") is None) != (first.bnn.likelihood.event_dim == 1):
         raise LoadError(f"{directory / FILE} is damaged: its likelihood does not fit its classes")
     return model, result
+
+
+def network_of(model: Mapping[str, Any]) -> Any:
+    """The network that a fit says it is of; its weights take no memory."""
+    import pyro_sps as sps
+
+    return sps.mlp(list(model["widths"]), model["activation"], device="meta", skip=model.get("skip") is True)
 
 
 def _read_old_model(directory: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from .files import (
     require_file,
     write_json,
 )
+from .method import method_asked, options_of, resolved, with_likelihood
 from .network import LIKELIHOODS, Settings
 from .options import (
     NAMES,
@@ -42,7 +43,9 @@ from .table import Training, from_data_set, from_file
 if TYPE_CHECKING:
     import numpy as np
 
+    from ..model.bnn import BNN
     from ..posterior.fit import Fit, Fits
+    from ..posterior.samples import Samples
 
 #: Most columns of which it is said what becomes of them.
 MOST_WORDS = 40
@@ -65,18 +68,15 @@ MOST_WORDS = 40
             "--force",
         ],
         "How the file is read": ["--no-header", "--decimal", "--thousands", "--encoding", "--missing"],
-        "The network": ["--hidden", "--activation", "--likelihood", "--noise", "--prior-scale"],
-        "The fit": [
+        "The network": ["--hidden", "--activation", "--likelihood", "--noise", "--prior-scale", "--standardize"],
+        "How the posterior is found": ["--method", "--steps", "--time-limit", "--checkpoint-every", "--resume"],
+        "By chains": ["--chains"],
+        "By fits": [
             "--replicas",
-            "--steps",
-            "--time-limit",
             "--particles",
             "--batch-size",
             "--learning-rate",
             "--init",
-            "--standardize",
-            "--checkpoint-every",
-            "--resume",
         ],
         "What is fixed, and at what": ["--scheme", "--fraction", "--values", "--c"],
     },
@@ -103,19 +103,31 @@ MOST_WORDS = 40
 @reading_options
 @click.option("--hidden", multiple=True, default=("50", "50"), callback=integers, help="Widths.  [default: 50 50]")
 @activation_option
-@scheme_options("random")
-@values_options("map")
+@scheme_options("auto")
+@values_options("auto")
 @click.option(
     "--likelihood",
     type=click.Choice(LIKELIHOODS),
-    help="Observation model.  [default: gaussian, of labels categorical]",
+    help="Observation model.  [default: gaussian, or what predicts rows held out better; of labels categorical]",
 )
 @click.option(
     "--noise", help="Gaussian noise: a standard deviation (standardised, if data is), or 'learned'.  [default: learned]"
 )
-@click.option("--prior-scale", type=float, help="Prior standard deviation of a weight.  [default: 2/√fan-in]")
 @click.option(
-    "--steps", type=click.IntRange(1), default=FitSettings.num_steps, show_default=True, help="Steps of Adam."
+    "--prior-scale", type=float, help="Prior standard deviation of a weight.  [default: 2/√fan-in, of chains learned]"
+)
+@click.option(
+    "--method",
+    type=click.Choice(["auto", "sample", "fit"]),
+    default="auto",
+    show_default=True,
+    help="Chains or mean-field fits.  [auto: chains where rows times weights are few and no option of fits is given]",
+)
+@click.option("--chains", type=click.IntRange(1), default=10, show_default=True, help="Markov chains.")
+@click.option(
+    "--steps",
+    type=click.IntRange(1),
+    help=f"Of a fit, or of each chain, a third of them warm-up.  [default: {FitSettings.num_steps:,}, or 6,000]",
 )
 @click.option(
     "--particles",
@@ -159,8 +171,16 @@ MOST_WORDS = 40
 @force_option
 @seed_option
 @quiet_option
+@click.pass_context
 def fit(
-    data: str, out: Path, checkpoint_every: int | None, resume: bool, force: bool, quiet: bool, **options: Any
+    context: click.Context,
+    data: str,
+    out: Path,
+    checkpoint_every: int | None,
+    resume: bool,
+    force: bool,
+    quiet: bool,
+    **options: Any,
 ) -> None:
     """Fit a network to DATA: a CSV, Excel or Parquet file, or the name of a data set.
 
@@ -171,17 +191,18 @@ def fit(
     say = printer(quiet)
     if not resume:
         claim(out, force)
+    method = method_asked(context)
     reading = reading_of(options)
     settings = Settings(**{name: options.pop(name) for name in list(options) if name in Settings.__annotations__})
     training = _training(data, options, reading, settings.task_of(options["task"]))
-    settings = settings.of(training)
     if training.encoder is not None and not options["standardize"]:
         raise click.UsageError("--no-standardize is for tables of numbers without gaps; this one has more to it")
-    model = settings.model(training) | {"reading": reading}
+    settings, recipe = resolved(settings, training, method, options, not quiet)
     x, y, x_test = training.x, training.y, training.x_test
     for line in _about(training, options["seed"]):
         say(line)
-
+    settings = with_likelihood(settings, recipe, training, options["time_limit"], say)
+    model = settings.model(training) | {"reading": reading}
     if settings.likelihood == "gaussian" and (labels := _yes_no(training)):
         say(f"target {', '.join(labels)} holds zeros and ones only: --likelihood bernoulli is for such targets")
 
@@ -190,18 +211,9 @@ def fit(
     from ..inference.checkpoint import FILE
     from ..posterior.save import save
 
-    bnn = settings.bnn(model["widths"], options["seed"])
+    bnn = settings.bnn(model, options["seed"])
     say(settings.describe(bnn))
-    asked: dict[str, Any] = {
-        "num_steps": options["steps"],
-        "num_particles": options["particles"],
-        "batch_size": options["batch_size"],
-        "learning_rate": options["learning_rate"],
-        "init": options["init"],
-        "standardize": options["standardize"] and training.encoder is None,
-        "seed": options["seed"],
-        "replicas": options["replicas"],
-    }
+    asked = options_of(recipe, options, options["standardize"] and training.encoder is None)
     if checkpoint_every is not None:
         asked["checkpoint_every"] = checkpoint_every
     own, result_of = _own_units(training, settings.real_valued)
@@ -215,16 +227,10 @@ def fit(
         result = _resumed(out, bnn, x, own, extras, asked, not quiet)
     else:
         (out / FILE).unlink(missing_ok=True)  # of a fit that --force overwrites
-        result = sps.fit(
-            bnn,
-            x,
-            own,
-            **asked,
-            **extras,
-            checkpoint=out if checkpoint_every else None,
-            progress=not quiet,
-            callbacks=[] if limit is None else [_stop_after(limit)],
-        )
+        engine = sps.fit if recipe.method == "fit" else sps.sample
+        limits = {"time_limit": limit} if recipe.method == "sample" else {"callbacks": _stop_after(limit)}
+        told = {"checkpoint": out if checkpoint_every else None, "progress": not quiet}
+        result = engine(bnn, x, own, **asked, **extras, **limits, **told)
     result = result_of(result)
     scale = [1.0] if training.classes else _scales(y).tolist()
     model |= {"target_scale": scale, "data": data, "trained_on": digest(x, y)}
@@ -233,14 +239,12 @@ def fit(
     save(result, out, model)  # before anything else can fail, a message to a closed pipe too
     for left in (METRICS, OLD_MODEL):  # of a fit that --force overwrites
         (out / left).unlink(missing_ok=True)
-    fits: Sequence[Fit] = result if isinstance(result, tuple) else (result,)
-    if fits[0].stopped:
+    if stopped := (result[0] if isinstance(result, tuple) else result).stopped:
         then = "; --resume goes on with it" if (out / FILE).exists() else ""
-        say(f"the fit was {fits[0].stopped}; what follows is the result so far{then}")
-    metrics = _fit_metrics(result, fits, training, options["seed"])
+        say(f"the fit was {stopped}; what follows is the result so far{then}")
+    metrics, summary = _metrics(result, training, options["seed"])
     write_json(out / METRICS, metrics)
-    elbo = ", ".join(f"{fit.elbo:,.1f}" for fit in fits)
-    say(f"ELBO {elbo} nats after {metrics['steps']:,} steps, {metrics['seconds']:.0f} s")
+    say(summary)
     if len(x_test):
         if not training.classes:
             say(table_of(metrics, "held-out target"))
@@ -327,11 +331,13 @@ def _own_units(training: Training, real_valued: bool) -> tuple[np.ndarray, Calla
     return (training.y - mean) / scale, in_units
 
 
-def _stop_after(seconds: float) -> Callable[..., bool]:
+def _stop_after(seconds: float | None) -> list[Callable[..., bool]]:
     import time
 
+    if seconds is None:
+        return []
     end = time.monotonic() + seconds
-    return lambda *_: time.monotonic() > end
+    return [lambda *_: time.monotonic() > end]
 
 
 def _scales(y: np.ndarray) -> np.ndarray:
@@ -349,46 +355,69 @@ def _resumed(
     extras: Mapping[str, Any],
     asked: Mapping[str, Any],
     progress: bool,
-) -> Fit | Fits:
+) -> Any:
     """The rest of a fit that was asked for in the same words."""
     import pyro_sps as sps
 
     from ..inference.checkpoint import Checkpoint
 
     before = Checkpoint.read(out).settings
-    more = asked["num_steps"] if asked["num_steps"] > before.get("num_steps", math.inf) else None
-    if more is not None and all(before.get(name) == value for name, value in asked.items() if name != "num_steps"):
+    if ("kernel" in before) != ("chains" in asked):
+        kinds = ("chains", "fits") if "kernel" in before else ("fits", "chains")
+        raise click.UsageError(f"--resume: {out} was started by {kinds[0]}, not by {kinds[1]}; say the same --method")
+    more: dict[str, int] = {}
+    same = all(before.get(name) == value for name, value in asked.items() if name != "num_steps")
+    if same and asked.get("num_steps", 0) > before.get("num_steps", math.inf):
+        more = {"num_steps": asked["num_steps"]}
         asked = {**asked, "num_steps": before["num_steps"]}
     if other := [f"{n} {before.get(n)}, not {value}" for n, value in asked.items() if before.get(n) != value]:
         raise click.UsageError(f"--resume: the fit in {out} was started with {'; '.join(other)}")
-    result: Fit | Fits = sps.resume(out, bnn, x, y, **extras, progress=progress, num_steps=more)
-    return result
+    return sps.resume(out, bnn, x, y, **extras, progress=progress, **more)
 
 
-def _fit_metrics(result: Fit | Fits, fits: Sequence[Fit], training: Training, seed: int) -> dict[str, Any]:
+def _metrics(result: Fit | Fits | Samples, training: Training, seed: int) -> tuple[dict[str, Any], str]:
+    """What is told of the result in numbers, and in a line."""
+    from ..posterior.samples import Samples
+
+    if isinstance(result, Samples):
+        draws, warmup = result.num_samples, int(result.settings["warmup"])
+        metrics = {
+            "chains": result.num_chains,
+            "draws": draws,
+            **_sizes(result.bnn, result.seconds),
+            "warmup": warmup,
+        }
+        told = f"{result.num_chains} chains of {draws:,} draws after {warmup:,} steps of warm-up"
+    else:
+        fits: Sequence[Fit] = result if isinstance(result, tuple) else (result,)
+        scales = [fit.bnn.constant_scale() for fit in fits]
+        learned = [None if scale is None else scale.tolist() for scale in scales]
+        elbos = [fit.elbo for fit in fits]
+        many = len(fits) > 1
+        metrics = {
+            "replicas": len(fits),
+            **_sizes(fits[0].bnn, fits[0].seconds),
+            "learned_c": learned if many and learned[0] is not None else learned[0],
+            "elbo": elbos if many else elbos[0],
+            "steps": len(fits[0].losses),
+        }
+        told = f"ELBO {', '.join(f'{elbo:,.1f}' for elbo in elbos)} nats after {metrics['steps']:,} steps"
+    metrics |= {"train_rows": len(training.y), "test_rows": len(training.x_test), **_scores(result, training, seed)}
+    return metrics, f"{told}, {metrics['seconds']:.0f} s"
+
+
+def _sizes(bnn: BNN, seconds: Mapping[str, float]) -> dict[str, Any]:
+    return {"weights": bnn.topology.num_weights, "fixed_weights": bnn.num_fixed, "seconds": sum(seconds.values())}
+
+
+def _scores(result: Fit | Fits | Samples, training: Training, seed: int) -> dict[str, Any]:
+    """Scores on the held-out rows, of simple models too; nothing without such rows."""
     x, y, x_test, y_test = training.x, training.y, training.x_test, training.y_test
-    scores: dict[str, Any] = {}
-    if len(x_test):
-        prediction = result.predict(x_test, seed=seed, y_scale=training.noise_test)
-        if training.classes:
-            scores = class_scores_of(prediction, y_test)
-            scores["baselines"] = of_labels(x, y, x_test, y_test, len(training.classes))
-        else:
-            scores = scores_of(prediction, prediction.interval(0.95), 0.95, y_test, _scales(y), training.targets)
-            scores["baselines"] = of_numbers(x, y, x_test, y_test)
-    scales = [fit.bnn.constant_scale() for fit in fits]
-    learned = [None if scale is None else scale.tolist() for scale in scales]
-    elbos = [fit.elbo for fit in fits]
-    many = len(fits) > 1
-    return {
-        "train_rows": len(y),
-        "test_rows": len(x_test),
-        "replicas": len(fits),
-        "weights": fits[0].bnn.topology.num_weights,
-        "fixed_weights": fits[0].bnn.num_fixed,
-        "learned_c": learned if many and learned[0] is not None else learned[0],
-        "elbo": elbos if many else elbos[0],
-        "steps": len(fits[0].losses),
-        "seconds": sum(fits[0].seconds.values()),
-        **scores,
-    }
+    if not len(x_test):
+        return {}
+    prediction = result.predict(x_test, seed=seed, y_scale=training.noise_test)
+    if training.classes:
+        own = class_scores_of(prediction, y_test)
+        return own | {"baselines": of_labels(x, y, x_test, y_test, len(training.classes))}
+    own = scores_of(prediction, prediction.interval(0.95), 0.95, y_test, _scales(y), training.targets)
+    return own | {"baselines": of_numbers(x, y, x_test, y_test)}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import click
 
-from .files import FORMAT, MAX_LAYERS, MAX_WEIGHTS, too_large
+from .files import FORMAT, MAX_LAYERS, MAX_WEIGHTS, network_of, too_large
 from .options import make_scheme, make_values_rule
 from .table import Training
 
@@ -28,11 +28,14 @@ class Settings:
     likelihood: str | None
     noise: str | None
     prior_scale: float | None
+    method: str
 
     def __post_init__(self) -> None:
         if self.noise is not None and self.likelihood not in (None, "gaussian"):
             raise click.UsageError(f"--noise is for --likelihood gaussian, not {self.likelihood}")
         make_scheme(self.scheme, self.fraction)
+        if self.scheme == "none" and self.values not in ("auto", "zero"):
+            raise click.UsageError(f"--values {self.values} has no effect with --scheme none, which fixes nothing")
         make_values_rule(self.values, self.scale)
         self._noise()
 
@@ -81,12 +84,13 @@ class Settings:
             "targets": list(training.targets),
             "widths": widths,
             "activation": self.activation,
+            "skip": self.method == "sample",
             "classes": list(training.classes) if training.classes else None,
             "encoder": None if training.encoder is None else training.encoder.to_json(),
             "fill": list(training.fill),
         }
 
-    def bnn(self, widths: Sequence[int], seed: int) -> Any:
+    def bnn(self, model: Mapping[str, Any], seed: int) -> Any:
         """The network's model; its skeleton takes no memory."""
         import pyro_sps as sps
 
@@ -100,10 +104,12 @@ class Settings:
         }
         assert self.likelihood is not None
         return sps.BNN(
-            sps.mlp(list(widths), self.activation, device="meta"),
+            network_of(model),
             scheme=make_scheme(self.scheme, self.fraction),
             values=make_values_rule(self.values, self.scale),
             likelihood=likelihoods[self.likelihood](),
+            # As in the estimators: chains find how much each layer does, mean field does not.
+            prior=sps.Hierarchical() if self.method == "sample" and self.prior_scale is None else None,
             prior_scale=self.prior_scale,
             seed=seed,
         )

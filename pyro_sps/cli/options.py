@@ -29,6 +29,11 @@ plot_option = click.option(
 activation_option = click.option("--activation", default="tanh", show_default=True, help="tanh, relu, gelu, silu, ...")
 
 
+def _choices(default: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Names that may be chosen, of which `auto` is one only where it is the default."""
+    return (default, *names) if default == "auto" else tuple(names)
+
+
 def scheme_options(default: str) -> Callable[[Any], Any]:
     """The options `--scheme` and `--fraction`."""
 
@@ -39,7 +44,11 @@ def scheme_options(default: str) -> Callable[[Any], Any]:
             help="Share of each weight matrix that --scheme random fixes.  [default: 0.85]",
         )(function)
         return click.option(
-            "--scheme", type=click.Choice(SCHEMES), default=default, show_default=True, help="What picks the masks."
+            "--scheme",
+            type=click.Choice(_choices(default, SCHEMES)),
+            default=default,
+            show_default=True,
+            help="What picks the masks.",
         )(function)
 
     return decorate
@@ -172,7 +181,7 @@ def values_options(default: str) -> Callable[[Any], Any]:
         )(function)
         return click.option(
             "--values",
-            type=click.Choice(VALUES),
+            type=click.Choice(_choices(default, VALUES)),
             default=default,
             show_default=True,
             help="What the fixed weights are set to.",
@@ -212,7 +221,7 @@ def make_scheme(name: str, fraction: float | None = None) -> Any:
     """
     import pyro_sps as sps
 
-    if fraction is not None and name != "random":
+    if fraction is not None and name not in ("random", "auto"):
         raise click.UsageError(f"--fraction is for --scheme random, not {name}")
 
     rules: dict[str, Callable[[], Any]] = {
@@ -223,7 +232,7 @@ def make_scheme(name: str, fraction: float | None = None) -> Any:
         "rigid": sps.Rigid,
         "rigid-signs": lambda: sps.Rigid(signs=True),
     }
-    return rules[name]()
+    return rules[name.replace("auto", "none" if fraction is None else "random")]()
 
 
 def make_values_rule(name: str, scale: float | None) -> Any:
@@ -234,10 +243,10 @@ def make_values_rule(name: str, scale: float | None) -> Any:
     """
     import pyro_sps as sps
 
-    if name in ("zero", "map"):
+    if name in ("zero", "map", "auto"):
         if scale is not None:
             raise click.UsageError(f"--c has no meaning with --values {name}")
-        return sps.Zero() if name == "zero" else sps.MAP()
+        return sps.MAP() if name == "map" else sps.Zero()
     if scale is not None and not 0 < scale < float("inf"):
         raise click.UsageError(f"--c must be a positive finite number, got {scale}")
     rules = {"constant": sps.Constant, "normal": sps.RandomConstant, "ladder": sps.Ladder}

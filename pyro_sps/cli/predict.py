@@ -64,8 +64,11 @@ def predict(
     import numpy as np
 
     from ..base.files import write_atomically
+    from ..posterior.samples import Samples
 
     rows = prediction_data(data, model, say)
+    if isinstance(result, Samples):
+        num_samples = min(num_samples, result.num_chains * result.num_samples)
     prediction = result.predict(rows.x, num_samples=num_samples, seed=seed, y_scale=rows.noise)
     columns = {"row": [str(number) for number in range(1, len(rows.x) + 1)]}
     if keep:

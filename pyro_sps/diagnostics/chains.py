@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..base.files import write_atomically
 from ..data.observed import Observed, shown_of
 from ..posterior.predict import Prediction
 from ..posterior.samples import Samples
@@ -43,6 +46,8 @@ class ChainDiagnosis:
         rhat_energy: R-hat of the energy.
         predictive: Checks of predictions.
         warnings: What to worry about, in words.
+        prediction: The predictions that were checked.
+        targets: Against what.
 
     Example:
         >>> import torch, pyro_sps as sps
@@ -62,6 +67,8 @@ class ChainDiagnosis:
     rhat_energy: float
     predictive: PredictiveCheck
     warnings: tuple[str, ...]
+    prediction: Prediction = field(repr=False)
+    targets: Tensor = field(repr=False)
 
     def __str__(self) -> str:
         samples, bnn = self.samples, self.samples.bnn
@@ -113,6 +120,20 @@ class ChainDiagnosis:
             "warnings": list(self.warnings),
         }
 
+    def save_html(self, path: str | Path, labels: Sequence[str] | None = None) -> None:
+        """Write the report with its figures as one self-contained page.
+
+        Args:
+            path: The file.
+            labels: Names of the classes, where there are some; default: their numbers.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        from .page import page
+
+        write_atomically(Path(path), page(self, labels).encode())
+
 
 def _row(name: str, *values: str) -> str:
     return f"{name:<12}" + "".join(f"{value:>26}" for value in values)
@@ -163,7 +184,8 @@ def diagnose_chains(
     predictive = check_predictions(prediction, shown, held_out, seed)
     rhat_energy = float(rhat(energy)[0])
     warnings = _warnings(samples, symmetry, *found, rhat_energy)
-    return ChainDiagnosis(samples, symmetry, *found, rhat_energy, predictive, tuple(warnings))
+    observed = prediction.check_targets(shown)
+    return ChainDiagnosis(samples, symmetry, *found, rhat_energy, predictive, tuple(warnings), prediction, observed)
 
 
 def _functions(samples: Samples, x: Tensor) -> np.ndarray:

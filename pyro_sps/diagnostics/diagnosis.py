@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,18 +116,19 @@ class Diagnosis:
             numbers |= {"baseline_lpp": self.baseline.lpp, "baseline_difference": self.baseline.difference}
         return _finite(numbers)
 
-    def save_html(self, path: str | Path) -> None:
+    def save_html(self, path: str | Path, labels: Sequence[str] | None = None) -> None:
         """Write the report with its figures as one self-contained page.
 
         Args:
             path: The file.
+            labels: Names of the classes, where there are some; default: their numbers.
 
         Raises:
             OSError: If it cannot be written.
         """
         from .page import page
 
-        write_atomically(Path(path), page(self).encode())
+        write_atomically(Path(path), page(self, labels).encode())
 
 
 def _finite(value: Any) -> Any:

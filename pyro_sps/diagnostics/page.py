@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import plots
+from ..plots.axes import shades, to_numpy
+from ..posterior.samples import Samples
 from ..version import __version__
+from .chains import ChainDiagnosis
 from .diagnosis import Diagnosis
 from .importance import Importance
-from .summary import summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,15 +36,17 @@ figcaption, footer { font-size: 14px; color: #444; }
 """
 
 
-def page(diagnosis: Diagnosis) -> str:
+def page(diagnosis: Diagnosis | ChainDiagnosis, labels: Sequence[str] | None = None) -> str:
     """One self-contained HTML page: the warnings, the figures, and the report as text.
 
     Args:
         diagnosis: What `pyro_sps.diagnose` found.
+        labels: Names of the classes, if there are some.
     """
-    title, *rest = summary(diagnosis).split("\n\n")
+    title, *rest = str(diagnosis).split("\n\n")
     numbers = [section for section in rest if not section.startswith(("Warnings:", "No warnings.", "Not checked:"))]
-    figures = "\n".join(_figure(name, caption, draw) for name, caption, draw in _figures(diagnosis))
+    figures = "\n".join(_figure(name, caption, draw) for name, caption, draw in _figures(diagnosis, labels))
+    left_out = diagnosis.left_out if isinstance(diagnosis, Diagnosis) else ()
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -59,7 +63,7 @@ def page(diagnosis: Diagnosis) -> str:
 </div>
 <h2>Numbers</h2>
 <pre>{html.escape(chr(10).join(f"{section}{chr(10)}" for section in numbers))}</pre>
-{_list("Not checked", diagnosis.left_out)}
+{_list("Not checked", left_out)}
 <footer>pyro_sps {html.escape(__version__)}</footer>
 </body>
 </html>
@@ -76,14 +80,25 @@ def _list(head: str, items: Sequence[str]) -> str:
     return f"<h2>{head}</h2><ul>{''.join(f'<li>{html.escape(item)}</li>' for item in items)}</ul>"
 
 
-def _figures(diagnosis: Diagnosis) -> Iterator[tuple[str, str, Callable[[Axes], Any]]]:
+def _figures(
+    diagnosis: Diagnosis | ChainDiagnosis, labels: Sequence[str] | None
+) -> Iterator[tuple[str, str, Callable[[Axes], Any]]]:
     """Name, caption and what draws it on given axes, of each figure that there is something for."""
-    fits, prediction, y = diagnosis.fits, diagnosis.prediction, diagnosis.targets
-    yield (
-        "ELBO",
-        "ELBO before each step of the optimisation.",
-        lambda ax: plots.plot_elbo(fits if len(fits) > 1 else fits[0], ax),
-    )
+    prediction, y = diagnosis.prediction, diagnosis.targets
+    if isinstance(diagnosis, Diagnosis):
+        fits = diagnosis.fits
+        yield (
+            "ELBO",
+            "ELBO before each step of the optimisation.",
+            lambda ax: plots.plot_elbo(fits if len(fits) > 1 else fits[0], ax),
+        )
+    else:
+        yield (
+            "Energy",
+            "Minus the log density of weights and data at each draw, chain by chain. Chains that have mixed overlap, "
+            "without a trend.",
+            partial(_plot_energies, diagnosis.samples),
+        )
     if diagnosis.predictive.calibration is not None:
         rows = "held-out rows" if diagnosis.predictive.held_out else "training rows, which is no test"
         yield (
@@ -112,9 +127,9 @@ def _figures(diagnosis: Diagnosis) -> Iterator[tuple[str, str, Callable[[Axes], 
         yield (
             "Confusion",
             "Rows by observed and predicted class; the darker, the larger a share of the observed class.",
-            lambda ax: plots.plot_confusion(prediction, y, ax=ax),
+            lambda ax: plots.plot_confusion(prediction, y, labels, ax),
         )
-    if diagnosis.importance:
+    if isinstance(diagnosis, Diagnosis) and diagnosis.importance:
         yield (
             "Importance weights",
             "Smoothed importance weights of the draws in order of size, with each fit's k̂. The flatter, the closer "
@@ -123,7 +138,14 @@ def _figures(diagnosis: Diagnosis) -> Iterator[tuple[str, str, Callable[[Axes], 
         )
 
 
-def _plot_predicted(diagnosis: Diagnosis, target: int, ax: Axes) -> None:
+def _plot_energies(samples: Samples, ax: Axes) -> None:
+    energies = to_numpy(samples.energies)
+    for index, (chain, grey) in enumerate(zip(energies, shades(len(energies)), strict=True)):
+        ax.plot(range(1, len(chain) + 1), chain, ["-", ":", "-."][index % 3], color=grey, linewidth=1)
+    ax.set(xlabel="draw", ylabel="energy (nats)", title=f"Energy of {len(energies)} chains")
+
+
+def _plot_predicted(diagnosis: Diagnosis | ChainDiagnosis, target: int, ax: Axes) -> None:
     plots.plot_predicted(diagnosis.prediction, diagnosis.targets, target, 0.95, ax)
 
 

@@ -122,7 +122,22 @@ def test_what_fit_prints_and_writes(fitted):
 
 def test_the_default_recipe_is_that_of_the_library(tmp_path):
     data = table(tmp_path / "data.csv")
-    run("fit", data, "--target", "y", "z", "--hidden", "4", "--steps", "5", "--quiet", "--out", tmp_path / "fit")
+    run(
+        "fit",
+        data,
+        "--target",
+        "y",
+        "z",
+        "--hidden",
+        "4",
+        "--steps",
+        "5",
+        "--method",
+        "fit",
+        "--quiet",
+        "--out",
+        tmp_path / "fit",
+    )
     found = sps.load(tmp_path / "fit", sps.mlp([2, 4, 2]))
     split = read_table(data, ["y", "z"]).split(seed=0)
     bnn = sps.BNN(sps.mlp([2, 4, 2]))
@@ -175,7 +190,7 @@ def test_standardised_scores_do_not_depend_on_the_units(fitted, tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        ["--scheme", "none"],
+        ["--scheme", "none", "--values", "zero"],
         ["--scheme", "light", "--values", "constant", "--c", "4"],
         ["--scheme", "random", "--values", "zero", "--activation", "relu"],
         ["--scheme", "random", "--fraction", "0.5"],

@@ -21,7 +21,8 @@ def folder(tmp_path_factory):
     np.savetxt(folder / "inputs.csv", x, delimiter=",", header="a,b", comments="")
     for name, scheme in (("run", "heavy"), ("vanilla", "none")):
         arguments = ["--target", "target", "--hidden", "4", "4", "--steps", "60", "--scheme", scheme, "--quiet"]
-        arguments += ["--values", "learned-constant", "--noise", "0.1"]
+        arguments += ["--noise", "0.1", "--method", "fit"]
+        arguments += ["--values", "learned-constant"] if scheme == "heavy" else []
         result = run("fit", folder / "data.csv", *arguments, "--out", folder / name)
         assert result.exit_code == 0, result.output
     return folder

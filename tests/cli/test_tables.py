@@ -2,6 +2,7 @@
 
 import json
 
+import click
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,8 +10,9 @@ from click.testing import CliRunner
 from saved_files import FILE, make_up, take_apart
 
 from pyro_sps.cli import main
+from pyro_sps.cli.method import method_asked
 
-QUICK = ["--hidden", "4", "--steps", "60", "--scheme", "none", "--values", "zero"]
+QUICK = ["--method", "fit", "--hidden", "4", "--steps", "60", "--scheme", "none", "--values", "zero"]
 
 
 def run(*arguments, code=0):
@@ -193,7 +195,8 @@ def test_what_cannot_be_done_says_what_to_do(folder, tmp_path, options, words):
 
 def test_help_has_groups():
     said = run("fit", "--help").output
-    groups = ["The table:", "How the file is read:", "The network:", "The fit:", "What is fixed, and at what:"]
+    groups = ["The table:", "How the file is read:", "The network:"]
+    groups += ["How the posterior is found:", "By chains:", "By fits:", "What is fixed, and at what:"]
     places = [said.index(group) for group in groups]
     assert places == sorted(places)
     assert said.index("What the fixed weights are set to") > places[-1]
@@ -243,3 +246,70 @@ def test_weights_and_error_bars_are_columns(tmp_path):
         wrong.to_csv(tmp_path / "wrong.csv", index=False)
         arguments = ["fit", tmp_path / "wrong.csv", "--target", "y", *options, *QUICK, "--out", tmp_path / "none"]
         assert words in run(*arguments, code=2).output
+
+
+CHAINS = ["--method", "sample", "--chains", "2", "--hidden", "4", "--steps", "120", "--seed", "1"]
+
+
+@pytest.fixture(scope="module")
+def sampled(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sampled")
+    cars(90).drop(columns=["id", "name"]).to_csv(folder / "cars.csv", index=False)
+    options = ["--target", "class", "--drop", "price", *CHAINS]
+    said = run("fit", folder / "cars.csv", *options, "--out", folder / "chains").output
+    return folder, said
+
+
+def test_chains_are_fitted_predicted_and_diagnosed(sampled, tmp_path):
+    folder, said = sampled
+    assert "2 chains of 2 draws after 40 steps of warm-up" in said
+    metrics = json.loads((folder / "chains" / "metrics.json").read_text())
+    assert {"chains", "draws", "warmup", "accuracy", "lpp", "baselines"} <= metrics.keys()
+    assert metrics["fixed_weights"] == 0
+    run("predict", folder / "chains", folder / "cars.csv", "--out", tmp_path / "p.csv")
+    found = pd.read_csv(tmp_path / "p.csv")
+    np.testing.assert_allclose(found[["p_large", "p_small"]].sum(1), 1, atol=1e-6)
+    said = run("diagnose", folder / "chains", folder / "cars.csv", "--html", tmp_path / "d.html").output
+    assert "R-hat" in said
+    page = (tmp_path / "d.html").read_text()
+    assert "Energy" in page
+    assert "Confusion" in page
+    said = run("diagnose", folder / "chains", folder / "cars.csv", "--baseline", folder / "chains", code=2).output
+    assert "--baseline is for fits" in said
+
+
+def test_chains_that_have_ended_come_back_and_do_not_go_on_as_fits(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(40, 3))
+    pd.DataFrame(rows, columns=["a", "b", "y"]).to_csv(tmp_path / "data.csv", index=False)
+    options = ["--target", "y", "--checkpoint-every", "20", "--noise", "0.5", *CHAINS]
+    run("fit", tmp_path / "data.csv", *options, "--out", tmp_path / "whole")
+    predicted = [run("predict", tmp_path / "whole", tmp_path / "data.csv", "--quiet").stdout]
+    run("fit", tmp_path / "data.csv", *options, "--resume", "--out", tmp_path / "whole")
+    predicted.append(run("predict", tmp_path / "whole", tmp_path / "data.csv", "--quiet").stdout)
+    assert predicted[0] == predicted[1]
+    other = [*options[:-8], "--method", "fit", "--hidden", "4", "--resume", "--out", tmp_path / "whole"]
+    assert "was started by chains, not by fits" in run("fit", tmp_path / "data.csv", *other, code=2).output
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--method", "sample", "--replicas", "2"], "--replicas is for --method fit, not sample"),
+        (["--method", "fit", "--chains", "2"], "--chains is for --method sample, not fit"),
+        (["--particles", "2", "--chains", "2"], "--particles is for --method fit and --chains for --method sample"),
+        (["--scheme", "none", "--values", "map"], "--values map has no effect with --scheme none"),
+    ],
+)
+def test_options_without_effect_are_refused(folder, tmp_path, options, words):
+    data = folder[0] / "cars.csv"
+    assert words in run("fit", data, "--target", "price", *options, "--out", tmp_path / "out", code=2).output
+
+
+def test_an_option_that_only_one_method_has_asks_for_it():
+    def asked(*options):
+        command = main.commands["fit"]
+        context = click.Context(command)
+        command.parse_args(context, ["d.csv", "--target", "y", "--out", "o", *options])
+        return method_asked(context)
+
+    assert [asked(), asked("--replicas", "3"), asked("--chains", "3")] == ["auto", "fit", "sample"]

@@ -1,0 +1,114 @@
+"""How `pyro-sps fit` finds a posterior: by chains, or by fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from .network import Settings
+from .table import Training
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..estimators.methods import Recipe
+
+#: Options that only one of the two ways has.
+OF_FITS = {"replicas", "particles", "batch_size", "learning_rate", "init"}
+OF_CHAINS = {"chains"}
+
+
+def method_asked(context: click.Context) -> str:
+    """The method that the options ask for: `"auto"` where they leave it open.
+
+    Raises:
+        UsageError: If an option is of no use with it.
+    """
+    given = {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    flags = {parameter.name: parameter.opts[0] for parameter in context.command.params}
+    method: str = context.params["method"]
+    own = {"fit": OF_FITS & given, "sample": OF_CHAINS & given}
+    if method == "auto":
+        if own["fit"] and own["sample"]:
+            one, other = (flags[min(names)] for names in own.values())
+            raise click.UsageError(f"{one} is for --method fit and {other} for --method sample: leave one of them out")
+        return next((name for name, options in own.items() if options), "auto")
+    other = {"fit": "sample", "sample": "fit"}[method]
+    if own[other]:
+        raise click.UsageError(f"{flags[min(own[other])]} is for --method {other}, not {method}")
+    return method
+
+
+def resolved(
+    settings: Settings, training: Training, method: str, options: Mapping[str, Any], progress: bool
+) -> tuple[Settings, Recipe]:
+    """Settings with nothing left open but the likelihood, and how the posterior is found.
+
+    The rules are those of `BNNRegressor` and `BNNClassifier`.
+    """
+    from ..estimators.methods import Recipe
+
+    settings.of(training).model(training)  # which refuses networks that are too large
+    outputs = len(training.classes) if training.classes else len(training.targets)
+    recipe = Recipe(
+        method=method,
+        hidden=tuple(settings.hidden),
+        activation=settings.activation,
+        scheme=settings.scheme if settings.fraction is None else "random",
+        values=settings.values,
+        chains=options["chains"],
+        replicas=options["replicas"] or 1,
+        num_steps=options["steps"],
+        seed=options["seed"],
+        device=None,
+        progress=progress,
+    ).resolved(len(training.x), training.x.shape[1], outputs)
+    return replace(settings, scheme=recipe.scheme, values=recipe.values, method=recipe.method), recipe
+
+
+def with_likelihood(
+    settings: Settings, recipe: Recipe, training: Training, seconds: float | None, say: Callable[[str], None]
+) -> Settings:
+    """Settings with a likelihood: chains have noise that depends on the inputs where that predicts better."""
+    chosen = settings.of(training)
+    plain = training.weights is None and training.noise is None
+    if settings.method == "fit" or settings.likelihood or settings.noise or training.classes or not plain:
+        return chosen
+    from ..estimators.methods import choose_likelihood
+    from ..model.likelihoods import HeteroscedasticGaussian
+
+    found = choose_likelihood(recipe, _scaled(training), training.y, None if seconds is None else 0.1 * seconds)
+    if not isinstance(found, HeteroscedasticGaussian):
+        return chosen
+    say("the noise depends on the inputs (--likelihood heteroscedastic), which predicted rows held out for it better")
+    return replace(chosen, likelihood="heteroscedastic")
+
+
+def options_of(recipe: Recipe, options: Mapping[str, Any], standardize: bool) -> dict[str, Any]:
+    """What `pyro_sps.sample` or `pyro_sps.fit` is asked for."""
+    asked: dict[str, Any] = {"standardize": standardize, "seed": options["seed"]}
+    if recipe.method == "sample":
+        return asked | {"chains": recipe.chains, **recipe.chain()}
+    steps, _ = recipe.steps(0)
+    return asked | {
+        "num_steps": steps,
+        "num_particles": options["particles"],
+        "batch_size": options["batch_size"],
+        "learning_rate": options["learning_rate"],
+        "init": options["init"],
+        "replicas": options["replicas"],
+    }
+
+
+def _scaled(training: Training) -> np.ndarray:
+    """Inputs of a standard deviation of 1."""
+    if training.encoder is not None:
+        return training.x
+    spread = training.x.std(0)
+    spread[spread == 0] = 1.0
+    scaled: np.ndarray = (training.x - training.x.mean(0)) / spread
+    return scaled
