@@ -42,6 +42,32 @@ def pair(first: Any, second: Any) -> Codes:
         return mix(mix(first) + np.uint64(0x632BE59BD9B4E019) * np.asarray(second).astype(np.uint64))
 
 
+def alike(codes: Codes) -> Ints:
+    """For each code the position of one that is equal to it, the same for all that are equal.
+
+    A table of hashes, without the sorting of `np.unique`. Exact: codes that share a place in it are told apart.
+    """
+    count = len(codes)
+    bits = max(8, (2 * count).bit_length())
+    spot = (mix(codes) >> np.uint64(64 - bits)).astype(np.int64)
+    table = np.empty(1 << bits, dtype=np.int64)
+    table[spot] = np.arange(count)
+    position: Ints = table[spot]
+    others = np.flatnonzero(codes[position] != codes)
+    if len(others):
+        position[others] = others[alike(mix(codes[others]))]
+    return position
+
+
+def numbered(codes: Codes) -> tuple[Ints, Ints]:
+    """Positions of different codes, one each, and for each code the number of its own among them."""
+    position = alike(codes)
+    first = np.flatnonzero(position == np.arange(len(codes)))
+    number = np.empty(len(codes), dtype=np.int64)
+    number[first] = np.arange(len(first))
+    return first, number[position]
+
+
 def first_along(array: Any, axis: int) -> Any:
     """The first of an array along an axis, which stays; without a copy."""
     return array[tuple(slice(0, 1) if i == axis else slice(None) for i in range(array.ndim))]
@@ -206,7 +232,7 @@ class Atoms:
         """Note what tells atoms apart, and with each all atoms of its unit."""
         more = np.zeros(len(self.array), dtype=np.uint64)
         root = self.units.root[atoms]
-        index = np.unique(pair(root, codes), return_index=True)[1]
+        index = numbered(pair(root, codes))[0]
         np.add.at(more, root[index], mix(codes[index]))
         self.mark += more[self.units.root]
 
@@ -233,10 +259,16 @@ class Atoms:
     def with_slots(self, token: Ints, place: Codes) -> Codes:
         """Places that tell apart numbers of one unit that were made at different atoms of it."""
         some = token >= 0
-        atoms = np.unique(token[some])
-        if len(np.unique(self.units.root[atoms])) == len(atoms):
+        atoms = self._among(token[some])
+        if len(self._among(self.units.root[atoms])) == len(atoms):
             return place
         return np.where(some, pair(place, self._slot(token)), place)
+
+    def _among(self, atoms: Ints) -> Ints:
+        """Different ones of some atoms, in order."""
+        there = np.zeros(len(self.array), dtype=bool)
+        there[atoms] = True
+        return np.flatnonzero(there)
 
     def _slot(self, token: Ints) -> Codes:
         """What tells atoms of one unit apart."""
@@ -269,17 +301,18 @@ class Atoms:
             return "equal"
         place = self.with_slots(second, self.with_slots(first, place))
         key = a * (len(self.array) + 1) + b
-        pairs, index, inverse = np.unique(key, return_index=True, return_inverse=True)
+        index, inverse = numbered(key.astype(np.uint64))
+        pairs = key[index]
         label = np.zeros(len(pairs), dtype=np.uint64)
-        np.add.at(label, inverse.ravel(), mix(place))
+        np.add.at(label, inverse, mix(place))
         left, right = a[index], b[index]
-        count_a, count_b = len(np.unique(left)), len(np.unique(right))
+        count_a, count_b = len(self._among(left)), len(self._among(right))
         if len(pairs) == max(count_a, count_b):
             fine, coarse = (left, right) if count_a >= count_b else (right, left)
             slots = np.unique(np.stack([coarse.astype(np.uint64), label]), axis=1).shape[1] == len(pairs)
             if slots:  # with its slot, the coarse one determines the fine one: one unit
                 for side, atoms in enumerate((first, second)):
-                    self.distinguish(atoms, pair(label[inverse.ravel()], event + np.uint64(side)))
+                    self.distinguish(atoms, pair(label[inverse], event + np.uint64(side)))
                 self.units.merge(left, right)
                 self._pin_twins(self.units.root[left])
                 return "equal"
@@ -297,7 +330,7 @@ class Atoms:
         """Whether the places tell which atom it is."""
         root = self.units.root[atoms]
         for some in (slice(0, 1 << 11), slice(None)):  # a few are mostly enough to see that they do not
-            if len(np.unique(pair(place[some], root[some]))) > len(np.unique(place[some])):
+            if (root[some][alike(place[some])] != root[some]).any():
                 return False
         return True
 

@@ -1,6 +1,6 @@
 """Exact orders and generators of the automorphism groups of coloured, labelled graphs.
 
-Three steps, each of which only ever makes the work of the next smaller:
+Four steps, each of which only ever makes the work of the next smaller:
 
 1. `refine`: colour refinement with hashed colours. Two units that get different colours can be told apart, so a
    discrete colouring is a proof that no symmetry is left. A hash collision can only leave colours too coarse, which
@@ -8,7 +8,9 @@ Three steps, each of which only ever makes the work of the next smaller:
 2. Reduction of what is left (`automorphisms`): relations that are the same for all pairs of two colours are dropped,
    and the graph falls into connected components. The order is the product over the isomorphism classes of
    components of (order of one)^k k!.
-3. Search: only connected components that cannot be reduced go to BLISS (T. Junttila and P. Kaski, 2007), by way of
+3. One of two vertices of a colour, such as a sign that all units of a norm share, is held fast: without it a connected
+   graph often falls into parts.
+4. Search: only connected components that cannot be reduced go to BLISS (T. Junttila and P. Kaski, 2007), by way of
    python-igraph.
 
 It knows nothing of networks: see `pyro_sps.symmetry`.
@@ -64,7 +66,7 @@ def automorphisms(graph: Graph, deadline: float | None = None) -> Group:
     reduced, uniform = _drop_uniform(graph)
     component = connected_components(len(graph.colour), reduced.tail, reduced.head)
     if not uniform and len(graph.colour) > 1 and not component.any():
-        return _search(graph, deadline)
+        return _by_holding(graph, deadline) or _search(graph, deadline)
     return _combine(_kinds(reduced, component, deadline), uniform)
 
 
@@ -231,6 +233,65 @@ def _combine(kinds: list[_Kind], uniform: tuple[tuple[int, ...], ...]) -> Group:
     return Group(order, canonical, form, factors, tuple(swaps), tuple(moves), searched)
 
 
+# Vertices of a connected graph from which on it is tried to hold one; BLISS needs milliseconds for fewer.
+_LARGE = 100
+
+
+def _by_holding(graph: Graph, deadline: float | None) -> Group | None:
+    """The group of a connected graph by the stabiliser of one of two vertices that look alike.
+
+    The group is that of the automorphisms which leave the vertex alone, and twice as many if one of them takes it to
+    the other: which is so if the graphs with the one and the other held are isomorphic.
+
+    Returns:
+        The group; None where the graph is small, no colour has two vertices, or the graph does not fall into parts.
+    """
+    names, colour, size = np.unique(graph.colour, return_inverse=True, return_counts=True)
+    if len(colour) < _LARGE or not (size == 2).any():
+        return None
+    degree = np.bincount(np.concatenate([graph.tail, graph.head]), minlength=len(colour))
+    most = np.zeros(len(names), dtype=np.int64)
+    np.maximum.at(most, colour, degree)
+    chosen = int(np.argmax(np.where(size == 2, most, -1)))
+    one, other = np.flatnonzero(colour == chosen).tolist()
+    held = [_held(graph, vertex, deadline) for vertex in (one, other)]
+    if not connected_components(len(colour), *_arcs(_drop_uniform(held[0])[0])).any():
+        return None
+    first, second = (automorphisms(own, deadline) for own in held)
+    best = min((first, second), key=lambda group: group.form)
+    form = f"held {names[chosen]} {best.form}"
+    if first.form != second.form:
+        return replace(first, form=form, canonical=best.canonical)
+    image = np.empty(len(colour), dtype=np.int64)
+    image[first.canonical] = second.canonical
+    moved = np.flatnonzero(image != np.arange(len(colour)))
+    return Group(
+        2 * first.order,
+        best.canonical,
+        form,
+        first.factors + Counter({-2: 1}),
+        first.swaps,
+        (*first.moves, (moved, image[moved])),
+        first.searched,
+    )
+
+
+def _arcs(graph: Graph) -> tuple[Ints, Ints]:
+    return graph.tail, graph.head
+
+
+def _held(graph: Graph, vertex: int, deadline: float | None) -> Graph:
+    """The graph in which one vertex has a colour of its own, and what can be told apart by it too."""
+    family = graph.family[graph.label]
+    entries = [
+        Entries.of(graph.tail[family == f], graph.head[family == f], graph.label[family == f].astype(np.float64))
+        for f in np.unique(family)
+    ]
+    colour = np.unique(graph.colour, return_inverse=True)[1]
+    colour[vertex] = len(colour)
+    return replace(graph, colour=refine(colour[None, :], entries, deadline)[0])
+
+
 def _search(graph: Graph, deadline: float | None) -> Group:
     """The group of a connected graph by BLISS."""
     vertices = len(graph.colour)
@@ -259,12 +320,4 @@ def _order_by_stabilisers(graph: Graph, moves: list[tuple[Ints, Ints]], deadline
     # One with many neighbours, such as a sign that all units of a norm share: without it the graph falls into parts.
     vertex = int(np.lexsort((size, np.where(size > 1, degree, -1)))[-1])
     length = int(size[vertex])
-    family = graph.family[graph.label]
-    entries = [
-        Entries.of(graph.tail[family == f], graph.head[family == f], graph.label[family == f].astype(np.float64))
-        for f in np.unique(family)
-    ]
-    colour = np.unique(graph.colour, return_inverse=True)[1]
-    colour[vertex] = len(colour)
-    stabiliser = replace(graph, colour=refine(colour[None, :], entries, deadline)[0])
-    return length * automorphisms(stabiliser, deadline).order
+    return length * automorphisms(_held(graph, vertex, deadline), deadline).order
