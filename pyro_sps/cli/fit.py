@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..inference.settings import FitSettings
+from ..inference.settings import LEARNING_RATES, FitSettings
 from .baselines import of_labels, of_numbers
 from .files import (
     METRICS,
@@ -146,7 +146,7 @@ MOST_WORDS = 40
 @click.option(
     "--learning-rate",
     type=float,
-    default=FitSettings.learning_rate,
+    default=LEARNING_RATES["adam"],
     show_default=True,
     help="At the start; it decays to 0.3.",
 )

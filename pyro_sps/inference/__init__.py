@@ -1,9 +1,9 @@
 """How a posterior is found.
 
-- `step`: one optimisation step as one recorded program
+- `optimizers`: Adam and IVON; `step`: one optimisation step as one recorded program
 - `loop`: steps of all replicas, with progress, interruption and checkpoints
 - `variational`: `fit` and `map_estimate`; `job` (a fit is prepared, runs, is collected), `members`, `settings`,
-  `validation` and `maximum` are their parts
+  `warm_start`, `validation` and `maximum` are their parts
 - `checkpoint`, `resume`: going on with a fit or with sampling
 - `sampling`: `sample`; `langevin` (the dynamics), `chains` (their run) and `starts` are its parts
 - `elbo`: the objective for stock `SVI`

@@ -196,8 +196,9 @@ class Checkpoint:
         if num_steps == before or failed is None or (failed >= 0).all():
             return self
         self.numbers.left["losses"] = torch.cat([losses, losses.new_zeros((num_steps - before, losses.shape[1]))])
-        if "waited" in self.numbers.left:
-            self.numbers.left["waited"] = torch.zeros_like(self.numbers.left["waited"])
+        for name in ("waited", "averaged"):  # of the former end
+            if name in self.numbers.left:
+                self.numbers.left[name] = torch.zeros_like(self.numbers.left[name])
         settings = {**self.settings, "num_steps": num_steps}
         return replace(self, settings=settings, stopped="", decay=self.decay or before)
 

@@ -17,18 +17,25 @@ from ..data.observed import NO_EXTRAS, Extras, Observed, fields_of
 from ..data.trees import leaves, rows_of
 from ..masks.values import MAP, Given
 from ..model.bnn import BNN
-from ..model.density import Params, Problem, elbo_terms, prepare, pyro_session, sum_terms
+from ..model.density import Params, Problem, elbo_terms, normal_prior, prepare, pyro_session, sum_terms
 from ..model.guides import AutoSPSNormal
+from ..model.hierarchy import Hierarchical
 from ..posterior.fit import Fit, Fits, NonFiniteLossError, OptimizerState
 from .checkpoint import Checkpoint, Writer, digest_of, environment, marks_of, plain
 from .loop import Callback, Replica, Run, decaying_rates, pays_to_compile, replicas_at_once, with_params
 from .maximum import free_entries, initial_params, map_weights, maximise_posterior
 from .members import members_of, training_tensors
-from .settings import FitSettings
+from .optimizers import ADAM, Optimizer, ivon
+from .settings import LEARNING_RATES, FitSettings
 from .snapshot import constants_of, has_map_values, restore, tensors_of
 from .underfit import warn_of_underfit
 from .validation import Validation, guide_with, validation_data
 from .warm_start import check_start, constants_of_start, continue_optimiser, fits_of, params_of_start, with_units
+
+NEEDS_NORMAL_PRIORS = (
+    "optimizer='ivon' needs normal priors of given scales for all that is sampled: use optimizer='adam' with "
+    "Hierarchical(), with other priors, a sampled noise or ordered biases"
+)
 
 
 @dataclass
@@ -70,7 +77,7 @@ class Job:
 
     @property
     def batch(self) -> int:
-        """Rows of a step."""
+        """Rows that the network sees at once."""
         return self.asked.rows(self.rows)
 
     @property
@@ -80,11 +87,23 @@ class Job:
 
     def objective(self, params: Params, noise: Tensor, x: Tensor, y: Tensor | Observed, *constants: Tensor) -> Tensor:
         """Negative ELBO per row of the data set, the KL divergence times its weight."""
+        return sum_terms(self._terms(params, F.softplus(params["rho"]), noise, x, y, *constants)) / self.rows
+
+    def likelihood_objective(
+        self, params: Params, noise: Tensor, x: Tensor, y: Tensor | Observed, *constants: Tensor
+    ) -> Tensor:
+        """The same at standard deviations in place of `rho`, without the gradient of the divergence."""
+        terms = self._terms(params, params["rho"], noise, x, y, *constants)
+        return sum_terms({**terms, "KL": terms["KL"].detach()}) / self.rows
+
+    def _terms(
+        self, params: Params, scale: Tensor, noise: Tensor, x: Tensor, y: Tensor | Observed, *constants: Tensor
+    ) -> dict[str, Tensor]:
         with self.members[0].bnn.constants_as(constants):
             terms = elbo_terms(
                 self.problem,
                 params["loc"],
-                F.softplus(params["rho"]),
+                scale,
                 noise,
                 (x, y),
                 {"num_data": self.num_data},
@@ -92,7 +111,18 @@ class Job:
             )
         if self.asked.kl_weight != 1:
             terms = {name: term if name == "obs" else self.asked.kl_weight * term for name, term in terms.items()}
-        return sum_terms(terms) / self.rows
+        return terms
+
+    def optimizer(self) -> Optimizer:
+        """The optimiser that was asked for."""
+        if self.asked.optimizer == "adam":
+            return ADAM
+        first = self.members[0]
+        data = rows_of((first.x, first.y), slice(self.batch))
+        prior = normal_prior(self.problem, first.bnn.like, data, {"num_data": self.num_data})
+        if prior is None:
+            raise ValueError(NEEDS_NORMAL_PRIORS)
+        return ivon(self.rows / self.asked.kl_weight, *prior)
 
     def start(self, init: str | Mapping[str, Any], index: int) -> Params:
         """Where a replica starts."""
@@ -133,7 +163,7 @@ def run_fit(
     begun = time.perf_counter()
     ended = found is not None and found.ended
     run = run_of(job, starts, interrupted, ended)
-    continue_optimiser(run, job.members, asked.start)
+    continue_optimiser(run, job.members, asked)
     watcher = None
     if job.checks:
         watcher = Validation(job.checks, job.members, run.layout, job.guide, asked.validate_every, asked.patience)
@@ -174,6 +204,8 @@ def _check_effects(bnn: BNN, validation: Any, callbacks: Sequence[Callback], ask
         for name in ("patience", "validate_every"):
             if getattr(asked, name) != getattr(FitSettings, name):
                 raise ValueError(f"{name} has no effect without validation: give validation=(x, y)")
+    if asked.optimizer == "ivon" and (isinstance(bnn.prior, Hierarchical) or bnn.ordered_biases):
+        raise ValueError(NEEDS_NORMAL_PRIORS)
     if asked.checkpoint is None:
         for name in ("checkpoint_every", "checkpoint_errors"):
             if getattr(asked, name) != getattr(FitSettings, name):
@@ -212,6 +244,11 @@ def prepare_job(
     broken: list[str] = []
     rows = len(first.x)
     batch = asked.rows(rows)
+    if asked.accumulate * batch > rows:
+        raise ValueError(
+            f"accumulate={asked.accumulate} batches of {batch} rows are more than the {rows} rows of the data: use at "
+            f"most {rows // batch}, or batch_size=None"
+        )
     rule = first.bnn.values
     taken = constants_of_start(first.bnn, asked.start)
     if found is None and first.bnn.awaits_map and isinstance(rule, MAP) and not taken:
@@ -287,7 +324,7 @@ def starts_of(job: Job, found: Checkpoint | None) -> tuple[list[Params], str]:
                 job.problem,
                 starts,
                 asked.map_steps,
-                asked.learning_rate,
+                LEARNING_RATES["adam"] if asked.optimizer == "ivon" else asked.rate,
                 job.batch,
                 asked.seed,
                 asked.progress,
@@ -305,20 +342,29 @@ def run_of(job: Job, starts: list[Params], interrupted: str, ended: bool) -> Run
         compile = pays_to_compile(asked.num_steps, count * asked.num_particles * job.batch, job.members[0].bnn)
     width = topology.width
     return Run(
-        objective=job.objective,
+        objective=job.objective if asked.optimizer == "adam" else job.likelihood_objective,
         members=job.members,
         starts=starts,
         num_steps=asked.num_steps,
-        batch_size=job.batch,
+        batch_size=asked.accumulate * job.batch,
         noise_shape=(asked.num_particles, job.problem.size),
         seeds=[asked.seed + index for index in range(count)],
-        rates=decaying_rates(asked.learning_rate, asked.final_learning_rate, job.decay or asked.num_steps),
+        rates=decaying_rates(
+            asked.rate,
+            asked.final_learning_rate,
+            job.decay or asked.num_steps,
+            asked.schedule,
+            asked.warmup_steps,
+        ),
         max_grad_norm=asked.max_grad_norm,
         compile=compile and not interrupted and not ended,
         progress=asked.progress,
         label="fit",
         group=replicas_at_once(count, asked.num_particles * job.batch * width),
         paused=interrupted,
+        optimizer=job.optimizer(),
+        accumulate=asked.accumulate,
+        average_steps=asked.average_steps,
     )
 
 
@@ -339,6 +385,8 @@ def _results(job: Job, run: Run, watcher: Validation | None, told: Mapping[str, 
     losses = run.losses_so_far()
     best = None if watcher is None else watcher.best
     final = run.layout.unpack(run.state.params if best is None else best)
+    if run.averaged:
+        final["loc"] = run.average
     state, steps = run.state, run.before + run.done
     fits = Fits(
         Fit(

@@ -1,4 +1,4 @@
-"""The optimisation of all replicas of a fit: Adam on one step, again and again."""
+"""The optimisation of all replicas of a fit: one step, again and again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from ..data.trees import leaves, num_rows, rebuilt, rows_of, stacked
 from ..masks.values import MAP
 from ..model.bnn import BNN
 from ..model.density import Params
-from .step import AdamState, Layout, Objective, Step, adam_scalars, make_step
+from .optimizers import ADAM, Optimizer, State
+from .step import Layout, Objective, Parts, Step, make_step
 
 Callback = Callable[[int, "np.ndarray"], object]
 
@@ -71,10 +72,26 @@ def replicas_at_once(replicas: int, activations: int) -> int:
     return max(size for size in range(1, replicas + 1) if replicas % size == 0 and size <= most)
 
 
-def decaying_rates(start: float, end: float | None, num_steps: int) -> Callable[[int], float]:
-    """Exponential decay from `start` to `end` over so many steps, and `end` after them."""
-    ratio = 0.3 if end is None else end / start
-    return lambda step: start * ratio ** min(1.0, step / max(1, num_steps - 1))
+# What is left of a learning rate at the end, where nothing else is asked for.
+DECAYS = {"exponential": 0.3, "cosine": 0.01}
+
+
+def decaying_rates(
+    start: float, end: float | None, num_steps: int, schedule: str = "exponential", warmup_steps: int = 0
+) -> Callable[[int], float]:
+    """Decay from `start` to `end` over so many steps, and `end` after them; before it a rise in a straight line."""
+    ratio = DECAYS[schedule] if end is None else end / start
+    first, steps = warmup_steps, max(1, num_steps - 1 - warmup_steps)
+
+    def rate(step: int) -> float:
+        if step < first:
+            return start * (step + 1) / (first + 1)
+        done = min(1.0, (step - first) / steps)
+        if schedule == "cosine":
+            return start * (ratio + (1 - ratio) * (1 + math.cos(math.pi * done)) / 2)
+        return start * ratio**done
+
+    return rate
 
 
 class Watcher(Protocol):
@@ -84,7 +101,7 @@ class Watcher(Protocol):
     def every(self) -> int:
         """Steps between two looks."""
 
-    def __call__(self, step: int, state: AdamState) -> str:
+    def __call__(self, step: int, state: State) -> str:
         """Look after `step` steps; why to stop, or nothing."""
 
 
@@ -105,6 +122,10 @@ class Run:
     progress: bool
     label: str
     group: int | None = None
+    optimizer: Optimizer = ADAM
+    accumulate: int = 1  # minibatches whose gradients are averaged in a step
+    average_steps: int = 0  # last steps whose means are averaged
+    averaged: int = 0  # of them, those that are in the average
     before: int = 0  # steps of the run that this one goes on from
     stopped: str = ""  # why it ended before its last step
     paused: str = ""  # why it ended here although there is more to do
@@ -113,7 +134,10 @@ class Run:
 
     def __post_init__(self) -> None:
         self.layout = Layout.of(self.starts[0])
-        self.state = AdamState.start(torch.stack([self.layout.pack(start) for start in self.starts]))
+        self.state = self.optimizer.start(torch.stack([self.layout.pack(start) for start in self.starts]))
+        self.average = torch.empty(0)
+        if self.average_steps:
+            self.average = torch.zeros_like(self.layout.unpack(self.state.params)["loc"])
         self.shared = all(member.x is self.members[0].x for member in self.members)
         self.full = self.batch_size == len(self.members[0].x)
         like = self.state.params
@@ -139,6 +163,8 @@ class Run:
             self.max_grad_norm,
             self.compile,
             self.group,
+            self.optimizer,
+            None if self.accumulate == 1 else Parts(self.accumulate, count),
         )
         if self.step.reason:
             warn_user(f"{self.label} runs without the fast path: {self.step.reason}", RuntimeWarning)
@@ -185,17 +211,25 @@ class Run:
         losses, rows, count = self.losses, len(self.members[0].x), self.num_steps
         # On an accelerator, looking at a loss waits for it; there failures are looked for now and then.
         interval = 1 if losses.device.type == "cpu" else 50
-        scalars = adam_scalars([self.rates(step) for step in range(count)], self.state.params, self.before)
+        scalars = self.optimizer.scalars([self.rates(step) for step in range(count)], self.state.params, self.before)
         arguments = self.arguments(self.done)
         bar = progress_bar(count, self.label, self.progress, initial=self.done)
         saved = -1
+
+        def save_all() -> str:
+            self.optimizer.settle(self.state)
+            return save() if save is not None else ""
+
         try:
             with bar, interrupts_deferred() as interrupted:
                 if save is not None and self.done == 0:
-                    self.paused, saved = save() or self.paused, 0
+                    self.paused, saved = save_all() or self.paused, 0
                 while self.done < count and not (self.stopped or self.paused):
                     losses[self.done] = self.step.run(self.state, scalars[self.done], *next(arguments))
                     self.done = done = self.done + 1
+                    if done > count - self.average_steps:
+                        self.averaged += 1
+                        self.average.lerp_(self.layout.unpack(self.state.params)["loc"], 1 / self.averaged)
                     if done % interval == 0 or done == count:
                         self._look(losses[max(0, done - interval) : done], done)
                     if done % 50 == 0:
@@ -206,19 +240,21 @@ class Run:
                         if callback(done - 1, losses[done - 1].cpu().double().numpy() * rows) is True:
                             self.stopped = f"a callback stopped it after step {done}"
                     if watcher is not None and (done % watcher.every == 0 or done == count):
+                        self.optimizer.settle(self.state)
                         self.stopped = watcher(done, self.state) or self.stopped
                     if interrupted():
                         self.paused = f"interrupted after step {done}"
                     if save is not None and done % save_every == 0:
-                        self.paused, saved = save() or self.paused, done
+                        self.paused, saved = save_all() or self.paused, done
                 if save is not None and saved != self.done:
-                    save()
+                    save_all()
                 if interrupted() and not self.paused:  # since the last step: whoever pressed it should hear of it
                     self.paused = f"interrupted after step {self.done}"
         except KeyboardInterrupt:
             # Of a second Ctrl-C or a handler of somebody's, perhaps within a step: what it left is a result, but
             # nothing to go on from, so that the last checkpoint stays.
             self.paused = f"interrupted after step {self.done}"
+        self.optimizer.settle(self.state)
 
     def losses_so_far(self) -> np.ndarray:
         """Losses of the steps done, shape (replicas, steps)."""

@@ -19,7 +19,8 @@ from ..model.density import Params, Problem, negative_log_joint, prepare
 from ..model.guides import AutoSPSNormal
 from ..model.likelihoods import Gaussian
 from .loop import Replica, Run, decaying_rates, pays_to_compile, with_params
-from .step import AdamState, Layout
+from .optimizers import State
+from .step import Layout
 
 
 def initial_params(
@@ -207,13 +208,13 @@ class _Averaging:
     def __init__(self, last: int) -> None:
         self.last, self.seen, self.mean = last, 0, torch.empty(0)
 
-    def __call__(self, step: int, state: AdamState) -> str:
+    def __call__(self, step: int, state: State) -> str:
         decay = min(1 - AVERAGE_EVERY / 200, self.seen / (self.seen + 6))
         self.seen += 1
         self.mean = torch.lerp(state.params, self.mean, decay) if decay else state.params.clone()
         return self.look(step, state) if step % LOOK_EVERY == 0 or step == self.last else ""
 
-    def look(self, step: int, state: AdamState) -> str:
+    def look(self, step: int, state: State) -> str:
         """What to do now and then; why to stop, or nothing."""
         raise NotImplementedError
 
@@ -246,7 +247,7 @@ class _EarlyStop(_Averaging):
         learns = isinstance(likelihood, Gaussian) and likelihood.learn and not bars
         self.held = {name for name in layout.shapes if learns and name.endswith("likelihood.scale")}
 
-    def look(self, step: int, state: AdamState) -> str:
+    def look(self, step: int, state: State) -> str:
         """Score the mean weights and set the noise."""
         mean, now = self.layout.unpack(self.mean), self.layout.unpack(state.params)
         for index in range(len(self.members)):
@@ -292,7 +293,7 @@ class _StopAt(_Averaging):
         super().__init__(last)
         self.steps = steps
 
-    def look(self, step: int, state: AdamState) -> str:
+    def look(self, step: int, state: State) -> str:
         """Keep the means of the replicas whose step it is."""
         self.best = self.mean.clone() if self.best is None else self.best
         for index, own in enumerate(self.steps):

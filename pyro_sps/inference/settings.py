@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..base.checks import (
+    is_integer,
     require_checkpoint,
     require_count,
     require_flag,
@@ -20,6 +21,10 @@ from ..base.checks import (
 
 if TYPE_CHECKING:
     import torch
+
+
+# Where none is given. IVON's counts in steps of Newton's method.
+LEARNING_RATES = {"adam": 0.01, "ivon": 0.1}
 
 
 @dataclass(frozen=True)
@@ -40,8 +45,13 @@ class FitSettings:
     num_steps: int = 5_000
     num_particles: int = 4
     batch_size: int | None = 128
-    learning_rate: float = 0.01
+    learning_rate: float | None = None
     final_learning_rate: float | None = None
+    schedule: str = "exponential"
+    warmup_steps: int = 0
+    optimizer: str = "adam"
+    accumulate: int = 1
+    average_steps: int = 0
     init: str | Mapping[str, Any] | None = None
     init_scale: float = 0.05
     map_steps: int = 3000
@@ -62,12 +72,23 @@ class FitSettings:
     checkpoint_errors: str = "warn"
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "num_particles", "validate_every", "map_steps", "checkpoint_every"):
+        for name in ("num_steps", "num_particles", "validate_every", "map_steps", "accumulate", "checkpoint_every"):
             require_count(name, getattr(self, name))
+        for name in ("warmup_steps", "average_steps"):
+            if not is_integer(value := getattr(self, name), 0) or value >= self.num_steps + (name == "average_steps"):
+                raise ValueError(f"{name} must be an integer from 0 on, and of {self.num_steps} steps, got {value!r}")
+        for name, known in (("optimizer", ("adam", "ivon")), ("schedule", ("exponential", "cosine"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be {' or '.join(map(repr, known))}, got {getattr(self, name)!r}")
+        if self.accumulate > 1 and self.batch_size is None:
+            raise ValueError("accumulate has no effect without batch_size: give the rows of a part there")
+        if self.average_steps and self.patience is not None:
+            raise ValueError("average_steps has no effect with patience, which returns one state: leave one out")
         for name in ("batch_size", "patience", "replicas"):
             if getattr(self, name) is not None:
                 require_count(name, getattr(self, name))
-        for name in ("learning_rate", "init_scale", "kl_weight"):
+        require_positive("learning_rate", self.rate)
+        for name in ("init_scale", "kl_weight"):
             require_positive(name, getattr(self, name))
         if self.max_grad_norm != math.inf:
             require_positive("max_grad_norm", self.max_grad_norm)
@@ -83,6 +104,11 @@ class FitSettings:
         require_checkpoint(self.checkpoint, self.checkpoint_errors)
         require_seed(self.seed)
 
+    @property
+    def rate(self) -> float:
+        """Learning rate at the start."""
+        return LEARNING_RATES[self.optimizer] if self.learning_rate is None else self.learning_rate
+
     @staticmethod
     def names() -> list[str]:
         """Names of the options, in order."""
@@ -91,6 +117,7 @@ class FitSettings:
     def to_dict(self) -> dict[str, Any]:
         """The options by name; a path is told as text, a start by its presence."""
         settings = {name: getattr(self, name) for name in self.names()}
+        settings["learning_rate"] = self.rate
         settings["checkpoint"] = None if self.checkpoint is None else os.fspath(self.checkpoint)
         settings["start"] = None if self.start is None else "given"
         return settings

@@ -20,6 +20,8 @@ def tensors_of(run: Run, watcher: Validation | None) -> dict[str, Tensor]:
     """The numbers of a checkpoint."""
     tensors = {name: getattr(run.state, name) for name in ("params", "first", "second")}
     tensors["losses"] = run.losses  # those to come too, so that the file does not grow
+    if run.average_steps:
+        tensors |= {"average": run.average, "averaged": torch.tensor(run.averaged)}
     tensors["failed"] = torch.tensor([run.failed.get(index, -1) for index in range(len(run.members))])
     for index, member in enumerate(run.members):
         for name in SCALING if index == 0 or not run.shared else ():
@@ -70,6 +72,11 @@ def restore(found: Checkpoint, run: Run, watcher: Validation | None) -> None:
     if (run.state.second < 0).any():
         raise LoadError(f"the checkpoint in {found.directory} is damaged: it has squares that are negative")
     run.done, run.stopped, run.before = found.done, found.stopped, found.before
+    if run.average_steps:
+        run.averaged = int(take("averaged", torch.int64, ()).item())
+        if not 0 <= run.averaged <= min(run.done, run.average_steps):
+            raise LoadError(f"the checkpoint in {found.directory} is damaged: its means are of {run.averaged} steps")
+        run.average.copy_(take("average", params.dtype, run.average.shape))
     run.losses.copy_(take("losses", params.dtype, run.losses.shape, finite=False))
     if run.losses[run.done :].any():
         raise LoadError(

@@ -18,8 +18,8 @@ from ..posterior.fit import Fit
 from ..posterior.samples import Samples
 from .coordinates import Coordinates
 from .loop import Replica, Run, decaying_rates, pays_to_compile, replicas_at_once
+from .optimizers import State
 from .snapshot import SCALING
-from .step import AdamState
 
 # Adam's step size at the start, and the share of it at the end; rows of a step; steps between two looks at the rows
 # that are held out, and the share of rows that is. Settled in shared measurements on the UCI tables.
@@ -185,7 +185,7 @@ class _BestHeldOut:
         self.best = params.clone()
         self.highest = params.new_full((len(params),), -math.inf)
 
-    def __call__(self, step: int, state: AdamState) -> str:
+    def __call__(self, step: int, state: State) -> str:
         score = self.target.log_likelihoods(state.params, self.x, self.y).mean(-1)
         better = score > self.highest  # never for NaN
         self.highest = torch.where(better, score, self.highest)

@@ -1,50 +1,28 @@
 """One optimisation step as one program: the fast path.
 
 `make_step` is its only entry. It takes an objective (a pure function of parameters, noise and data), differentiates
-it, adds Adam, maps the whole over replicas and records the tensor operations once, so that no Python of Pyro's or ours
-runs in a step. The recording is compiled with `torch.compile` where that is asked for and possible.
+it, adds an optimiser, maps the whole over replicas and records the tensor operations once, so that no Python of Pyro's
+or ours runs in a step. The recording is compiled with `torch.compile` where that is asked for and possible.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..base.process import silenced
 from ..model.density import Params, pyro_session
+from .optimizers import ADAM, Optimizer, State
 
 # (parameters, noise or None, *data) -> scalar loss
 Objective = Callable[..., Tensor]
-
-BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
-
-
-@dataclass
-class AdamState:
-    """Everything a step changes.
-
-    Attributes:
-        params: All unconstrained parameters of a replica in one vector, shape (replicas, p).
-        first: Adam's first moments, same shape.
-        second: Adam's second moments, same shape.
-    """
-
-    params: Tensor
-    first: Tensor
-    second: Tensor
-
-    @staticmethod
-    def start(params: Tensor) -> AdamState:
-        """The state before the first step."""
-        return AdamState(params.clone(), torch.zeros_like(params), torch.zeros_like(params))
 
 
 @dataclass(frozen=True)
@@ -80,8 +58,8 @@ class Step:
     """A callable optimisation step.
 
     Attributes:
-        run: `(state, scalars, noise, *data) -> losses` with a row of `adam_scalars`. Changes the state in place and
-            returns the losses before the step, shape (replicas,).
+        run: `(state, scalars, noise, *data) -> losses` with a row of the optimiser's `scalars`. Changes the state in
+            place and returns the losses before the step, shape (replicas,).
         mode: `compiled`, `recorded` (the recorded operations one by one) or `traced` (the model runs in each step).
         reason: Why it is not compiled although that was asked for; empty otherwise.
     """
@@ -99,6 +77,8 @@ def make_step(
     max_grad_norm: float,
     compile: bool,
     group: int | None = None,
+    optimizer: Optimizer = ADAM,
+    parts: Parts | None = None,
 ) -> Step:
     """Build the optimisation step of an objective.
 
@@ -111,59 +91,107 @@ def make_step(
         compile: Whether to compile.
         group: Number of replicas that run at once, a divisor of the replicas; default: all. The program is made for a
             group and called for one after the other.
+        optimizer: What the gradient is taken at, and what it does.
+        parts: How the rows of a step are divided, if they are; the step is then two programs, one of the gradient on a
+            part of the rows and one of the update, which is done once.
 
     Returns:
         The step, as fast as it could be made. What cannot be recorded or compiled falls back and says why.
     """
     state, *arguments = examples
-    # In half precision 1e-8 is zero, and 0 / 0 would follow.
-    epsilon = max(EPSILON, torch.finfo(state.params.dtype).tiny)
     replicas = group or state.params.shape[0]
     clips = max_grad_norm <= torch.finfo(state.params.dtype).max  # a larger one, as infinity, means none
 
-    def gradients(params: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-        unpacked = layout.unpack(params)
-        grads, loss = torch.func.grad_and_value(objective)(unpacked, *args)
-        flat = layout.pack(grads)
-        norm = flat.norm()
-        finite = loss.isfinite() & norm.isfinite()
-        clipped = flat * (max_grad_norm / norm.clamp(min=max_grad_norm)) if clips else flat
-        # A step that is not finite changes nothing: the state stays the last finite one.
-        return torch.where(finite, clipped, flat.new_zeros(())), loss
+    def own_gradients(params: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+        grads, loss = torch.func.grad_and_value(objective)(layout.unpack(params), *args)
+        return layout.pack(grads), loss
 
-    def step(params: Tensor, first: Tensor, second: Tensor, scalars: Tensor, *args: Any) -> Tensor:
+    def gradients(params: Tensor, second: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+        params = optimizer.point(params, second)
         if replicas == 1:  # without vmap the recorded program is shorter
             own = (
                 argument if dim is None or argument is None else argument[0]
                 for argument, dim in zip(args, data_dims, strict=True)
             )
-            grads, losses = gradients(params[0], *own)
-            grads, losses = grads.unsqueeze(0), losses.reshape(1)
-        else:
-            grads, losses = torch.func.vmap(gradients, in_dims=(0, *data_dims))(params, *args)
-        # Kingma and Ba (2015), algorithm 1.
-        size, correction = scalars.unbind()
-        first.lerp_(grads, 1 - BETA1)
-        second.mul_(BETA2).addcmul_(grads, grads, value=1 - BETA2)
-        update = first / (second.sqrt() / correction).add(epsilon)
-        params.sub_(torch.where(losses.isfinite().unsqueeze(-1), size * update, size.new_zeros(())))
+            grads, losses = own_gradients(params[0], *own)
+            return grads.unsqueeze(0), losses.reshape(1)
+        grads, losses = torch.func.vmap(own_gradients, in_dims=(0, *data_dims))(params, *args)
+        return grads, losses
+
+    def update(params: Tensor, first: Tensor, second: Tensor, scalars: Tensor, grads: Tensor, losses: Tensor) -> None:
+        norm = grads.norm(dim=-1, keepdim=True)
+        finite = losses.isfinite().unsqueeze(-1) & norm.isfinite()
+        clipped = grads * (max_grad_norm / norm.clamp(min=max_grad_norm)) if clips else grads
+        # A step that is not finite changes nothing: the state stays the last finite one.
+        clipped = torch.where(finite, clipped, grads.new_zeros(()))
+        optimizer.update(params, first, second, scalars, clipped, finite)
+
+    def step(params: Tensor, first: Tensor, second: Tensor, scalars: Tensor, *args: Any) -> Tensor:
+        grads, losses = gradients(params, second, *args)
+        update(params, first, second, scalars, grads, losses)
         return losses
 
     arguments = [_part(one, dim, 0, replicas) for one, dim in zip(arguments, data_dims, strict=True)]
-    example = (
-        *(tensor[:replicas] for tensor in (state.params, state.first, state.second)),
-        adam_scalars([0.0], state.params)[0],
-        *arguments,
-    )
+    tensors = tuple(tensor[:replicas] for tensor in (state.params, state.first, state.second))
+    scalars = optimizer.scalars([0.0], state.params, 0)[0]
     with silenced():  # under the lock of the process, which neither recording nor compiling shares with other threads
-        recorded, reason = _record(step, example)
-        if recorded is None:
-            return Step(_runner(_in_session(step), replicas, data_dims), "traced", reason)
-        if compile:
-            compiled, reason = _compile(recorded, example)
-            if compiled is not None:
-                return Step(_runner(_on_same_threads(compiled, recorded), replicas, data_dims), "compiled")
-    return Step(_runner(recorded, replicas, data_dims), "recorded", reason)
+        if parts is None:
+            program, mode, reason = _program(step, 3, (*tensors, scalars, *arguments), compile)
+            return Step(_runner(program, replicas, data_dims), mode, reason)
+        shares = parts.of(arguments, data_dims)
+        program, mode, reason = _program(gradients, 0, (tensors[0], tensors[2], *next(shares)[1]), compile)
+        example = (*tensors, scalars, torch.zeros_like(tensors[0]), tensors[0].new_zeros(replicas))
+        change, _, _ = _program(update, 3, example, compile)
+
+    def in_parts(params: Tensor, first: Tensor, second: Tensor, scalars: Tensor, *args: Any) -> Tensor:
+        total = torch.zeros_like(params), params.new_zeros(len(params))
+        for share, own in parts.of(args, data_dims):
+            for sum, value in zip(total, program(params, second, *own), strict=True):
+                sum.add_(value, alpha=share)
+        grads, losses = parts.gathered(*total)
+        change(params, first, second, scalars, grads, losses)
+        return losses
+
+    return Step(_runner(in_parts, replicas, data_dims), mode, reason)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """How the rows of a step are divided into parts, whose gradients are added up.
+
+    Attributes:
+        count: Number of parts, one after the other.
+        tensors: How many of the arguments have rows: those that come after the noise.
+    """
+
+    count: int
+    tensors: int
+
+    def of(self, arguments: Sequence[Any], data_dims: Sequence[int | None]) -> Iterator[tuple[float, list[Any]]]:
+        """The share of the rows that each part has, and its arguments."""
+        noise, *data = arguments[: 1 + self.tensors]
+        # The dimension of the rows is the first, but for that of the replicas.
+        chunks = [x.chunk(self.count, int(dim == 0)) for x, dim in zip(data, data_dims[1:], strict=False)]
+        for own in zip(*chunks, strict=True):
+            yield 1 / self.count, [noise, *own, *arguments[1 + self.tensors :]]
+
+    def gathered(self, grads: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums over all parts."""
+        return grads, losses
+
+
+def _program(
+    function: Callable[..., Any], changes: int, example: tuple[Any, ...], compile: bool
+) -> tuple[Callable[..., Any], str, str]:
+    """A function of tensors, of which it changes the first few, as fast as it could be made; how, and why so."""
+    recorded, reason = _record(function, example, changes)
+    if recorded is None:
+        return _in_session(function), "traced", reason
+    if compile:
+        compiled, reason = _compile(recorded, example, changes)
+        if compiled is not None:
+            return _on_same_threads(compiled, recorded), "compiled", ""
+    return recorded, "recorded", reason
 
 
 def _part(argument: Any, dim: int | None, start: int, stop: int) -> Any:
@@ -171,26 +199,8 @@ def _part(argument: Any, dim: int | None, start: int, stop: int) -> Any:
     return argument if dim is None or argument is None else argument[start:stop]
 
 
-def adam_scalars(rates: Sequence[float], like: Tensor, before: int = 0) -> Tensor:
-    """What Adam needs in each step of a run besides its state: step size and √(1 - β₂ᵗ).
-
-    Both come with the bias corrections of Kingma and Ba (2015), algorithm 1, worked out in double precision.
-
-    Args:
-        rates: Learning rates of steps t = before + 1, before + 2, ...
-        like: A tensor whose device and dtype the result follows.
-        before: Steps that the state has behind it.
-
-    Returns:
-        Shape (steps, 2).
-    """
-    count = before + np.arange(1, len(rates) + 1, dtype=np.float64)
-    table = np.stack([np.asarray(rates) / (1 - BETA1**count), np.sqrt(1 - BETA2**count)], axis=1)
-    return torch.from_numpy(table).to(like)
-
-
 def _runner(step: Callable[..., Tensor], group: int, data_dims: tuple[int | None, ...]) -> Callable[..., Tensor]:
-    def run(state: AdamState, scalars: Tensor, *args: Any) -> Tensor:
+    def run(state: State, scalars: Tensor, *args: Any) -> Tensor:
         tensors = (state.params, state.first, state.second)
         count = state.params.shape[0]
         with torch.no_grad():
@@ -205,26 +215,26 @@ def _runner(step: Callable[..., Tensor], group: int, data_dims: tuple[int | None
     return run
 
 
-def _on_same_threads(compiled: Callable[..., Tensor], recorded: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _on_same_threads(compiled: Callable[..., Any], recorded: Callable[..., Any]) -> Callable[..., Any]:
     """Inductor's code is made for a number of threads; with another one its recording takes over."""
     threads = torch.get_num_threads()
     return lambda *args: (compiled if torch.get_num_threads() == threads else recorded)(*args)
 
 
-def _in_session(step: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def run(*args: Any) -> Tensor:
+def _in_session(step: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*args: Any) -> Any:
         with pyro_session():
             return step(*args)
 
     return run
 
 
-def _record(step: Callable[..., Tensor], example: tuple[Any, ...]) -> tuple[fx.GraphModule | None, str]:
-    """The tensor operations of one call of `step`, or None and why it could not be recorded."""
-    changed = [tensor.clone() for tensor in example[:3]]
+def _record(step: Callable[..., Any], example: tuple[Any, ...], changes: int = 0) -> tuple[fx.GraphModule | None, str]:
+    """The tensor operations of one call of `step`, which changes so many arguments; or None and why there are none."""
+    changed = [tensor.clone() for tensor in example[:changes]]
     try:
         with pyro_session():
-            recorded = make_fx(step)(*changed, *example[3:])
+            recorded = make_fx(step)(*changed, *example[changes:])
     except Exception as error:  # whatever a user's model does that tracing cannot follow
         return None, f"the model cannot be recorded ({type(error).__name__}: {str(error).splitlines()[0][:120]})"
     _fold_constants(recorded)
@@ -258,19 +268,19 @@ def _fold_constants(module: fx.GraphModule) -> None:
 
 
 # What was compiled in this process, by what it computes: the most recent programs, whose constants stay with them.
-_COMPILED: OrderedDict[str, Callable[..., Tensor]] = OrderedDict()
+_COMPILED: OrderedDict[str, Callable[..., Any]] = OrderedDict()
 
 _KEPT, _KEPT_BYTES = 32, 2**24
 
 
-def _compile(recorded: fx.GraphModule, example: tuple[Any, ...]) -> tuple[Callable[..., Tensor] | None, str]:
+def _compile(recorded: fx.GraphModule, example: tuple[Any, ...], changes: int) -> tuple[Callable[..., Any] | None, str]:
     """The recorded step compiled, or None and why that failed; the same step is compiled once a process."""
     key = _key_of(recorded, example)
     if key in _COMPILED:
         _COMPILED.move_to_end(key)
         return _COMPILED[key], ""
     try:
-        compiled = _by_inductor(recorded, example)
+        compiled = _by_inductor(recorded, example, changes)
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
         return None, f"it could not be compiled ({type(error).__name__}: {lines[0][:120]})"
@@ -296,20 +306,22 @@ def _key_of(recorded: fx.GraphModule, example: tuple[Any, ...]) -> str:
     return digest.hexdigest()
 
 
-def _by_inductor(recorded: fx.GraphModule, example: tuple[Any, ...]) -> Callable[..., Tensor]:
+def _by_inductor(recorded: fx.GraphModule, example: tuple[Any, ...], changes: int) -> Callable[..., Any]:
     from torch._inductor import compile as inductor_compile
 
-    copies = [tensor.clone() for tensor in example[:3]]
+    copies = [tensor.clone() for tensor in example[:changes]]
     with torch.no_grad():
         fast = make_fx(recorded, decomposition_table={torch.ops.aten.tanh.default: _rational_tanh})(
-            *copies, *example[3:]
+            *copies, *example[changes:]
         )
         for node in fast.graph.nodes:  # inductor makes its own, of one family
             node.meta.pop("val", None)
         # Inductor without dynamo, whose guards cost more than the step of a small network takes: the recording
         # has no Python left to guard, and all its arguments keep their shapes.
-        compiled: Callable[..., Tensor] = inductor_compile(fast, [*copies, *example[3:]], options=_inductor_options())
-        compiled(*copies, *example[3:])
+        compiled: Callable[..., Any] = inductor_compile(
+            fast, [*copies, *example[changes:]], options=_inductor_options()
+        )
+        compiled(*copies, *example[changes:])
     return compiled
 
 
@@ -363,17 +375,13 @@ def make_program(function: Callable[..., Any], example: tuple[Tensor, ...], comp
         compile: Whether to compile.
     """
     with silenced():
-        recorded, reason = _record(function, example)
-        if recorded is None:
-            return Program(_without_gradients(_in_session(function)), "traced", reason)
-        if compile:
-            compiled, reason = _compile(recorded, example)
-            if compiled is not None:
-                return Program(_without_gradients(_on_same_threads(compiled, recorded)), "compiled")
-        return Program(_without_gradients(_by_torchscript(recorded, example)), "recorded", reason)
+        program, mode, reason = _program(function, 0, example, compile)
+        if mode == "recorded":
+            program = _by_torchscript(program, example)
+        return Program(_without_gradients(program), mode, reason)
 
 
-def _by_torchscript(recorded: fx.GraphModule, example: tuple[Tensor, ...]) -> Callable[..., Any]:
+def _by_torchscript(recorded: Any, example: tuple[Tensor, ...]) -> Callable[..., Any]:
     """Recorded operations called by TorchScript, half the time of Python for tiny tensors, where there is one."""
     try:
         return torch.jit.freeze(torch.jit.trace(recorded.eval(), example, check_trace=False))

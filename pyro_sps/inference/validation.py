@@ -13,7 +13,8 @@ from ..model.guides import AutoSPSNormal
 from ..posterior.outputs import Member
 from ..posterior.predict import Prediction
 from .loop import Replica, with_params
-from .step import AdamState, Layout
+from .optimizers import State
+from .step import Layout
 
 
 class Validation:
@@ -35,7 +36,7 @@ class Validation:
         self.best_lpp = [-math.inf] * len(members)
         self.waited = [0] * len(members)
 
-    def __call__(self, step: int, state: AdamState) -> str:
+    def __call__(self, step: int, state: State) -> str:
         """Score the state after `step` steps; why to stop, or nothing."""
         params = self.layout.unpack(state.params)
         if self.patience is not None and self.best is None:

@@ -30,8 +30,13 @@ def fit(
     num_steps: int = FitSettings.num_steps,
     num_particles: int = FitSettings.num_particles,
     batch_size: int | None = FitSettings.batch_size,
-    learning_rate: float = FitSettings.learning_rate,
+    learning_rate: float | None = FitSettings.learning_rate,
     final_learning_rate: float | None = FitSettings.final_learning_rate,
+    schedule: str = FitSettings.schedule,
+    warmup_steps: int = FitSettings.warmup_steps,
+    optimizer: str = FitSettings.optimizer,
+    accumulate: int = FitSettings.accumulate,
+    average_steps: int = FitSettings.average_steps,
     init: str | Mapping[str, Tensor] | None = FitSettings.init,
     init_scale: float = FitSettings.init_scale,
     map_steps: int = FitSettings.map_steps,
@@ -57,7 +62,7 @@ def fit(
 ) -> Any:
     """Fit a mean-field normal posterior over the stochastic weights by maximising the ELBO.
 
-    Adam with gradient clipping and an exponentially decaying learning rate; the ELBO is estimated with
+    Adam (or IVON) with gradient clipping and a decaying learning rate; the ELBO is estimated with
     `num_particles` draws and the KL divergence in closed form (`pyro_sps.model.density`). `bnn` is not changed.
 
     Args:
@@ -66,11 +71,20 @@ def fit(
         x: Inputs, shape (rows, features), or (rows, ...) as the network takes them; of several inputs a tuple, or a
             dictionary by name. With `replicas`, also (replicas, rows, features) for data of their own.
         y: Targets, shape (rows, targets) or (rows,); with `replicas`, likewise.
-        num_steps: Number of Adam steps.
+        num_steps: Number of steps of the optimiser.
         num_particles: Posterior draws a step.
         batch_size: Rows a step; None or a number of at least the rows for all of them.
-        learning_rate: Adam's step size at the start.
-        final_learning_rate: At the end; default 0.3 of that at the start.
+        learning_rate: Step size of the optimiser at the start; default 0.01 for Adam, 0.1 for IVON.
+        final_learning_rate: At the end; default 0.3 of that at the start, or a hundredth with `schedule="cosine"`.
+        schedule: How it decays: `"exponential"` or `"cosine"`.
+        warmup_steps: Steps at the start in which it rises from nothing, in a straight line.
+        optimizer: `"adam"`, or `"ivon"` (Shen et al. 2024, arXiv 2402.17641): natural gradients, with standard
+            deviations from an estimate of the curvature; it needs normal priors of given scales for all that is
+            sampled. See `pyro_sps.inference.optimizers`.
+        accumulate: Number of minibatches of `batch_size` rows whose gradients are averaged in a step: the step of so
+            many times the rows, in the memory of one.
+        average_steps: The result's means are their average over so many last steps (stochastic weight averaging,
+            Izmailov et al. 2018, arXiv 1803.05407), or as many as there were; 0 for those of the last one.
         init: Where the guide's means start: `"random"` (normal, variance 1/fan-in), `"map"` (a MAP estimate of the
             same masked model; with `values=MAP()` the one that the constants are from), or values of the sample sites
             by name. Default: `"map"` where `values=MAP()` fixes weights, else `"random"`.

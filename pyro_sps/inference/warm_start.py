@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from ..data.arrays import Standardizer
+from ..data.trees import num_rows
 from ..model.bnn import BNN
 from ..model.density import Params, Problem
 from ..model.hierarchy import Hierarchical
@@ -130,17 +131,17 @@ def params_of_start(fit: Fit, problem: Problem, own: Params, like: Tensor) -> Pa
     return {**{name: value.detach().to(like) for name, value in parts.items()}, **learned}
 
 
-def continue_optimiser(run: Run, members: list[Replica], start: Fit | Fits | None) -> None:
-    """Set the optimiser of a run to where it was at the end of its start, if the model is the same.
+def continue_optimiser(run: Run, members: list[Replica], asked: FitSettings) -> None:
+    """Set the optimiser of a run to where it was at the end of its start, if model and optimiser are the same.
 
     Args:
         run: The run, at its start.
         members: The replicas.
-        start: What they start from, if anything.
+        asked: What was asked for, and with it what they start from, if anything.
     """
     states = [
-        fit.optimizer if _same_model(member.bnn, fit.bnn) else None
-        for member, fit in zip(members, fits_of(start), strict=False)
+        fit.optimizer if _same_optimizer(fit, num_rows(member.x), asked) and _same_model(member.bnn, fit.bnn) else None
+        for member, fit in zip(members, fits_of(asked.start), strict=False)
     ]
     if not states or any(not _fits(state, run) for state in states):
         return
@@ -153,6 +154,14 @@ def continue_optimiser(run: Run, members: list[Replica], start: Fit | Fits | Non
 
 def _fits(state: OptimizerState | None, run: Run) -> bool:
     return state is not None and state.first.shape == run.state.first.shape[1:]
+
+
+def _same_optimizer(fit: Fit, rows: int, asked: FitSettings) -> bool:
+    same = {name: fit.settings.get(name, getattr(FitSettings, name)) for name in ("optimizer", "kl_weight")}
+    if asked.optimizer == "adam":
+        return same["optimizer"] == "adam"
+    # Its precisions are those of a row: with other rows they would no more be those of the scales.
+    return same == {"optimizer": "ivon", "kl_weight": asked.kl_weight} and fit.x is not None and num_rows(fit.x) == rows
 
 
 def _same_model(one: BNN, other: BNN) -> bool:

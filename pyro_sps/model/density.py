@@ -177,6 +177,35 @@ def elbo_terms(
     }
 
 
+def normal_prior(
+    problem: Problem, like: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
+) -> tuple[Tensor, Tensor] | None:
+    """Means and standard deviations of the prior of all latent values, each of shape (n,), if all are normal.
+
+    Args:
+        problem: The model and its layout.
+        like: A tensor whose device and dtype the values have.
+        args: Arguments of the model.
+        kwargs: Keyword arguments of the model.
+
+    Returns:
+        None if the prior of some site is another one, or depends on other sites or on parameters of the model.
+    """
+    found = []
+    with pyro_session(), torch.random.fork_rng(devices=[]):
+        for value in (0.0, 1.0):
+            flat = like.new_full((1, problem.size), value)
+            run = _run(problem, _latents(problem, flat), args, kwargs, None)
+            priors = [_plain_normal(run[site.name]) for site in problem.sites]
+            parts = [(p.loc.reshape(-1), p.scale.reshape(-1)) for p in priors if p is not None]
+            if len(parts) < len(priors):
+                return None
+            found.append([torch.cat(own) for own in zip(*parts, strict=True)])
+    if any(own.requires_grad or not torch.equal(own, other) for own, other in zip(*found, strict=True)):
+        return None
+    return found[0][0], found[0][1]
+
+
 def negative_log_joint(
     problem: Problem,
     loc: Tensor,

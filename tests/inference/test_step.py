@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import pyro_sps.inference.step as step_module
-from pyro_sps.inference.step import AdamState, Layout, _rational_tanh, adam_scalars, make_step
+from pyro_sps.inference.optimizers import State, adam_scalars
+from pyro_sps.inference.step import Layout, _rational_tanh, make_step
 
 TARGET = torch.tensor([[1.0, -2.0, 0.5], [3.0, 0.0, -1.0]], dtype=torch.float64)
 
@@ -26,7 +27,7 @@ def start(replicas, seed=0):
     ]
     layout = Layout.of(params[0])
     noise = torch.randn(replicas, 2, generator=generator, dtype=torch.float64)
-    return params, layout, AdamState.start(torch.stack([layout.pack(p) for p in params])), noise
+    return params, layout, State.start(torch.stack([layout.pack(p) for p in params])), noise
 
 
 @pytest.mark.parametrize("replicas", [1, 2])
@@ -99,7 +100,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
         return params["a"].abs().sqrt().sum() + 0 * params["b"]
 
     layout = Layout({"a": torch.Size([3]), "b": torch.Size([])})
-    state = AdamState.start(torch.zeros(1, 4, dtype=torch.float64))
+    state = State.start(torch.zeros(1, 4, dtype=torch.float64))
     arguments = (torch.zeros(1, 1), torch.zeros(1), torch.zeros(1))
     step = make_step(root, layout, (state, *arguments), (0, None, None), 1e9, compile=False)
     step.run(state, adam_scalars([0.1], state.params)[0], *arguments)
@@ -137,7 +138,7 @@ def test_the_same_step_is_compiled_once_a_process(monkeypatch):
     """Known by its operations, numbers, constants and shapes; those of other constants or shapes are others."""
     made = []
     monkeypatch.setattr(step_module, "_COMPILED", OrderedDict())
-    monkeypatch.setattr(step_module, "_by_inductor", lambda recorded, example: made.append(recorded) or recorded)
+    monkeypatch.setattr(step_module, "_by_inductor", lambda recorded, *_: made.append(recorded) or recorded)
 
     def run(scale, factor, rows, replicas=1):
         _, layout, state, noise = start(replicas)

@@ -15,8 +15,8 @@ from torch import nn
 import pyro_sps as sps
 from pyro_sps.inference import loop, maximum
 from pyro_sps.inference.members import members_of
+from pyro_sps.inference.optimizers import State
 from pyro_sps.inference.settings import FitSettings
-from pyro_sps.inference.step import AdamState
 from pyro_sps.model.likelihoods import Likelihood
 
 QUICK = {"progress": False, "num_particles": 4}
@@ -540,7 +540,7 @@ def test_map_values_are_means_over_the_last_steps():
     averaging = maximum._StopAt(1000, [1000])
     states = torch.randn(1000, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for step in range(10, 1001, 10):
-        averaging(step, AdamState.start(states[step - 1 :][:1].clone()))
+        averaging(step, State.start(states[step - 1 :][:1].clone()))
     expected, decays = torch.zeros(3, dtype=torch.float64), [min(0.95, n / (n + 6)) for n in range(100)]
     for n, decay in enumerate(decays):
         expected = decay * expected + (1 - decay) * states[10 * n + 9]
