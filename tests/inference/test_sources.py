@@ -144,6 +144,35 @@ def test_replicas_map_values_and_weights_of_numbered_rows(arrays):
         assert torch.allclose(one.bnn.fixed["0.weight"], other.bnn.fixed["0.weight"])
 
 
+def test_chains_see_minibatches_of_a_source(arrays, tmp_path):
+    x, y = arrays
+    options = {"chains": 2, "num_samples": 3, "thinning": 2, "warmup": 20, "starts": "prior", "progress": False}
+    found = [sps.sample(network(), Numbered(x, y), batch_size=8, **options) for _ in range(2)]
+    assert torch.equal(found[0].samples["0.weight"], found[1].samples["0.weight"])
+    # In the warm-up all rows are seen, in another order; after it minibatches, of the same order.
+    expected = sps.sample(network(), x, y, batch_size=8, **options)
+    for site, value in found[0].samples.items():
+        torch.testing.assert_close(value, expected.samples[site], rtol=1e-5, atol=1e-7)
+    assert found[0].predict(Numbered(x, y)).mean.shape == (ROWS, 1)
+    assert found[0].approximate.endswith("heats the chains")
+    with pytest.raises(ValueError, match="batch_size must be a number"):
+        sps.sample(network(), Numbered(x, y), **options)
+    with pytest.raises(ValueError, match="batch_size is of no use"):
+        sps.sample(network(), Numbered(x, y), kernel="mams", batch_size=8, **options)
+    with pytest.raises(ZeroDivisionError):
+        sps.sample(
+            network(),
+            Numbered(x, y),
+            batch_size=8,
+            checkpoint=tmp_path,
+            checkpoint_every=11,
+            callbacks=[lambda step, _: 1 / (step - 23)],
+            **options,
+        )
+    rest = sps.resume(tmp_path, network(), Numbered(x, y), progress=False)
+    assert torch.equal(rest.samples["0.weight"], found[0].samples["0.weight"])
+
+
 # --- order -----------------------------------------------------------------------------------------
 
 
