@@ -15,6 +15,7 @@ _get, _names = exports(
     {
         "base.files": ["LoadError"],
         "data.observed": ["Observed"],
+        "data.row_groups": ["ParquetData"],
         "network.topology": ["Topology", "UnitGroup", "UnsupportedLayerError", "WeightTensor"],
         "network.build": ["mlp"],
         "masks.schemes": ["Heavy", "Light", "Random", "SymmetryWarning", "Unmasked", "fixed_count"],

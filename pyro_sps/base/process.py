@@ -118,10 +118,19 @@ def _action_for(message: str, category: type[Warning], frame: FrameType) -> str:
     """What the warning filters say of a warning from a place."""
     module = frame.f_globals.get("__name__") or "<string>"
     for action, text, kind, where, line in warnings.filters:
-        matches = (text is None or text.match(message)) and (where is None or where.match(module))
-        if matches and issubclass(category, kind) and line in (0, frame.f_lineno):
+        if (
+            _matches(text, message)
+            and _matches(where, module)
+            and issubclass(category, kind)
+            and line in (0, frame.f_lineno)
+        ):
             return action
     return "default"
+
+
+def _matches(filtered: Any, text: str) -> bool:
+    """Whether a filter is for a text; of Python's own filters some are plain text."""
+    return filtered is None or (filtered == text if isinstance(filtered, str) else bool(filtered.match(text)))
 
 
 @contextmanager

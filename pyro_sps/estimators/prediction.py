@@ -58,7 +58,7 @@ class TablePrediction(Prediction):
         at = self.x.new_tensor(list(levels))
         return torch.cat([quantiles(draws, at) for _, draws in self.draws_by_rows()], dim=1)
 
-    def check_targets(self, y: Any) -> Tensor:
+    def check_targets(self, y: Any = None) -> Tensor:
         """Targets as a tensor; labels as the numbers of their classes.
 
         Raises:

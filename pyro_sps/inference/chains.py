@@ -18,6 +18,7 @@ from ..base.terminal import progress_bar
 from ..data.arrays import make_generator, minibatches, noise_stream
 from ..data.trees import leaves, rebuilt, rows_of
 from ..model.density import pyro_session
+from ..model.streams import Stream
 from .coordinates import Coordinates
 from .langevin import (
     AVERAGE_FROM,
@@ -68,6 +69,7 @@ class ChainRun:
         seed: Seeds all chains: chain c has the seeds of (seed, c).
         compile: Whether to compile the step.
         progress: Whether to show a bar.
+        stream: Where minibatches come from, if the target has some rows only; None for the target's rows.
     """
 
     coordinates: Coordinates
@@ -81,6 +83,7 @@ class ChainRun:
     seed: int
     compile: bool
     progress: bool
+    stream: Stream | None = None
     done: int = 0
     drawn: int = 0
     length: int = 1
@@ -90,14 +93,14 @@ class ChainRun:
 
     def __post_init__(self) -> None:
         coordinates, target = self.coordinates, self.coordinates.target
-        like, rows = self.starts, len(target.x)
+        like, rows = self.starts, target.rows
         count, dimensions = len(self.starts), coordinates.dimensions
         self.seeds = [make_generator("cpu", self.seed, 21, chain).initial_seed() for chain in range(count)]
         outputs = target.bnn.likelihood.num_targets(target.bnn.num_outputs)
         if target.bnn.likelihood.event_dim == 0:
             outputs = target.bnn.num_outputs
         self.stiff = min(dimensions, rows * outputs)
-        self.full = self.batch_size >= rows
+        self.full = self.batch_size >= rows and self.stream is None
         padding = noise_block(self.seeds, (dimensions - coordinates.size,), like, 22)
         position = torch.cat([self.starts, padding], 1)
         self.first_step = 0.002 * math.sqrt(dimensions)
@@ -122,7 +125,8 @@ class ChainRun:
 
     def _evaluate(self, position: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients and energies of all chains, once."""
-        target, function = self.coordinates.target, self.coordinates.gradient(None)
+        target = self.coordinates.target
+        function = self.coordinates.gradient(target.num_data)
         with pyro_session():
             parts = [function(part, target.x, target.y) for part in position.split(self.group)]
         gradients, energies = zip(*parts, strict=True)
@@ -131,7 +135,7 @@ class ChainRun:
     def _make(self, full: bool) -> Program:
         """The step on all rows, or on minibatches."""
         target = self.coordinates.target
-        gradient = self.coordinates.gradient(None if full else len(target.x))
+        gradient = self.coordinates.gradient(target.num_data if full else target.rows)
         if self.kernel == "mclmc":
             limit = WORST_ERROR * math.sqrt(self.stiff)
             length = math.sqrt(self.coordinates.dimensions)
@@ -182,6 +186,8 @@ class ChainRun:
 
     def _batches(self, start: int) -> Iterator[tuple[Any, Any]]:
         """Rows of each step after the warm-up, the same for all chains."""
+        if self.stream is not None:
+            yield from (rows_of(data, 0) for data in self.stream.batches([self.seed], self.batch_size, start))
         x, y = self.coordinates.target.x, self.coordinates.target.y
         if self.full:
             yield from itertools.repeat((x, y))

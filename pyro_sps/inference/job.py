@@ -73,7 +73,7 @@ class Job:
     @property
     def rows(self) -> int:
         """Rows of the data."""
-        return len(self.members[0].x)
+        return self.members[0].rows
 
     @property
     def batch(self) -> int:
@@ -242,7 +242,7 @@ def prepare_job(
             writer = Writer.open(asked.checkpoint, asked.checkpoint_every, asked.checkpoint_errors, found is None)
     first, seconds, estimates = members[0], {}, []
     broken: list[str] = []
-    rows = len(first.x)
+    rows = first.rows
     batch = asked.rows(rows)
     if asked.accumulate * batch > rows:
         raise ValueError(
@@ -399,8 +399,8 @@ def _results(job: Job, run: Run, watcher: Validation | None, told: Mapping[str, 
             validation=watcher.history[index] if watcher else (),
             stopped=run.stopped or run.paused,
             mode=mode,
-            x=member.x,
-            **fields_of(member.y),
+            **({} if member.stream is not None else {"x": member.x, **fields_of(member.y)}),
+            input_shape=tuple(member.x.shape[1:]),
             features=member.features,
             targets=member.targets,
             optimizer=None if best is not None else OptimizerState(steps, state.first[index], state.second[index]),

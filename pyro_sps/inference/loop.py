@@ -16,10 +16,11 @@ from ..base.process import interrupts_deferred, warn_user
 from ..base.terminal import progress_bar
 from ..data.arrays import Standardizer, minibatches, noise_stream
 from ..data.observed import Observed
-from ..data.trees import leaves, num_rows, rebuilt, rows_of, stacked
+from ..data.trees import leaves, rebuilt, rows_of, stacked
 from ..masks.values import MAP
 from ..model.bnn import BNN
 from ..model.density import Params
+from ..model.streams import Stream
 from .optimizers import ADAM, Optimizer, State
 from .step import Layout, Objective, Parts, Step, make_step
 
@@ -33,7 +34,10 @@ COMPILE_SECONDS, SAVED_A_STEP, SAVED_A_WEIGHT = 8.0, 0.9e-3, 5e-11
 
 @dataclass
 class Replica:
-    """One replica: its model, its data in the units of the network, and the names of the columns, if they have some."""
+    """One replica: its model, its data in the units of the network, and the names of the columns, if they have some.
+
+    Where the data is read while it runs, `stream` has it, the same for all replicas, and `x` and `y` are an example.
+    """
 
     bnn: BNN
     x: Tensor
@@ -41,6 +45,12 @@ class Replica:
     standardizer: Standardizer
     features: tuple[str, ...] | None = None
     targets: tuple[str, ...] | None = None
+    stream: Stream | None = None
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of the data."""
+        return len(self.x) if self.stream is None else self.stream.num_rows
 
 
 def with_params(bnn: BNN, params: Mapping[str, Tensor]) -> BNN:
@@ -139,7 +149,8 @@ class Run:
         if self.average_steps:
             self.average = torch.zeros_like(self.layout.unpack(self.state.params)["loc"])
         self.shared = all(member.x is self.members[0].x for member in self.members)
-        self.full = self.batch_size == len(self.members[0].x)
+        self.stream = self.members[0].stream
+        self.full = self.batch_size == self.members[0].rows and self.stream is None
         like = self.state.params
         # One number a step, all of them from the start: nothing grows while it runs.
         self.losses = like.new_zeros((self.num_steps, len(self.members)))
@@ -158,7 +169,7 @@ class Run:
         self.step: Step = make_step(
             objective,
             self.layout,
-            (self.state, *next(self.arguments())),
+            (self.state, *self._example()),
             (None if self.noise_shape is None else 0, *[data_dim] * count, *(0 for _ in self.constants)),
             self.max_grad_norm,
             self.compile,
@@ -179,8 +190,19 @@ class Run:
             noise = noise_stream(self.seeds, self.noise_shape, self.state.params, self.before + start)
         return ((draw, *leaves(data), *self.constants) for draw, data in zip(noise, self.batches(start), strict=False))
 
+    def _example(self) -> tuple[Any, ...]:
+        """The arguments of some step, of a stream without reading it."""
+        if self.stream is None:
+            return next(self.arguments())
+        like, data = self.state.params, (self.members[0].x, self.members[0].y)
+        rows = torch.arange(self.batch_size, device=like.device).expand(len(self.members), -1) % len(data[0])
+        noise = None if self.noise_shape is None else like.new_zeros((len(self.members), *self.noise_shape))
+        return (noise, *leaves(rows_of(data, rows)), *self.constants)
+
     def batches(self, start: int = 0) -> Iterator[tuple[Any, Any]]:
         """Inputs and targets of each step from `start` on."""
+        if self.stream is not None:
+            yield from self.stream.batches(self.seeds, self.batch_size, self.before + start)
         x, y = self.members[0].x, self.members[0].y
         if not self.shared:
             x, y = (stacked([getattr(member, name) for member in self.members]) for name in ("x", "y"))
@@ -188,7 +210,7 @@ class Run:
             yield from itertools.repeat((x, y))
         device = self.state.params.device
         replicas = torch.arange(len(self.seeds), device=device).unsqueeze(1)
-        for rows in minibatches(self.seeds, num_rows(self.members[0].x), self.batch_size, self.before + start):
+        for rows in minibatches(self.seeds, self.members[0].rows, self.batch_size, self.before + start):
             where = rows.to(device) if self.shared else (replicas, rows.to(device))
             yield rows_of(x, where), rows_of(y, where)
 
@@ -208,7 +230,7 @@ class Run:
                 pause, if there is a reason.
             save_every: Steps between two calls of it.
         """
-        losses, rows, count = self.losses, len(self.members[0].x), self.num_steps
+        losses, rows, count = self.losses, self.members[0].rows, self.num_steps
         # On an accelerator, looking at a loss waits for it; there failures are looked for now and then.
         interval = 1 if losses.device.type == "cpu" else 50
         scalars = self.optimizer.scalars([self.rates(step) for step in range(count)], self.state.params, self.before)

@@ -83,7 +83,7 @@ def maximise_posterior(
 
     The `best` states of a watcher, if it has some, are the result. The parameters named in `held` are not optimised.
     """
-    rows = len(members[0].x)
+    rows = members[0].rows
     plates = {"num_data": None if batch == rows else rows}
 
     def objective(params: Params, noise: None, x: Tensor, y: Tensor | Observed, *constants: Tensor) -> Tensor:
@@ -131,11 +131,11 @@ def map_weights(
     Returns:
         For each member, by name: weight tensors, sites of hyperparameters, unconstrained parameters of the model.
     """
-    free = [Replica(m.bnn.unmasked(), m.x, m.y, m.standardizer) for m in members]
+    free = [Replica(m.bnn.unmasked(), m.x, m.y, m.standardizer, stream=m.stream) for m in members]
     guide = AutoSPSNormal(free[0].bnn)
 
     def begin(data: list[Replica]) -> tuple[Problem, list[Params]]:
-        first, rows = data[0], len(data[0].x)
+        first, rows = data[0], data[0].rows
         num_data = None if batch >= rows else rows
         problem, own = prepare(first.bnn, guide, *rows_of((first.x, first.y), slice(batch)), num_data=num_data)
         return problem, [initial_params(m, problem, own, "random", 1.0, seed + index) for index, m in enumerate(data)]
@@ -143,7 +143,7 @@ def map_weights(
     def climb(
         data: list[Replica], problem: Problem, starts: list[Params], watcher: _Averaging, held: Collection[str]
     ) -> list[Params]:
-        some = min(batch, len(data[0].x))
+        some = min(batch, data[0].rows)
         points, paused = maximise_posterior(
             data, problem, starts, rule.num_steps, rule.learning_rate, some, seed, progress, watcher, held
         )
@@ -153,9 +153,9 @@ def map_weights(
             interrupted.append(paused)
         return points
 
-    count, last = int(rule.held_out * len(members[0].x)), rule.num_steps
+    count, last = int(rule.held_out * members[0].rows), rule.num_steps
     steps, noises = [last] * len(free), [Params() for _ in free]
-    if count >= FEWEST_HELD_OUT:
+    if count >= FEWEST_HELD_OUT and members[0].stream is None:  # of a stream no rows are fitted so often as to overfit
         kept, held_out = _apart(free, count)
         problem, starts = begin(kept)
         early = _EarlyStop(last, held_out, kept, problem, Layout.of(_point(starts[0])), rule.noise_share)

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..base.process import warn_user
 from ..data.arrays import Standardizer, check_resolution, far_off
 from ..data.names import column_names, in_order, require_same_rows, row_names
 from ..data.observed import NO_EXTRAS, Extras
+from ..data.sources import Indexed, Source, Streamed
 from ..data.trees import leaves
 from ..model.bnn import BNN
 from ..model.checks import are_stacked, check_inputs, check_observed, check_resolutions
 from ..model.likelihoods import Gaussian
 from ..model.links import warn_of_limits
+from ..model.streams import moments_of, stream_of
 from ..network.inputs import measured
 from .checkpoint import Checkpoint
 from .loop import Replica
@@ -31,7 +34,7 @@ def members_of(
 
     Args:
         bnn: The model.
-        x: Inputs, with `replicas` also data of their own for each.
+        x: Inputs, with `replicas` also data of their own for each; or a source, which has targets too.
         y: Targets, likewise.
         asked: What was asked for.
         found: The checkpoint to go on from, whose standardisation is kept; so is that of a start, and of a model
@@ -50,6 +53,8 @@ def members_of(
     if asked.device is not None:
         for copy in copies:
             copy.to(asked.device)
+    if isinstance(x, Indexed | Streamed):
+        return _streamed(copies, x, asked, found)
     like = copies[0].like
     stacked = asked.replicas is not None and are_stacked(x, len(copies), bnn)
     members: list[Replica] = []
@@ -88,6 +93,29 @@ def members_of(
     return members
 
 
+def _streamed(copies: list[BNN], source: Source, asked: FitSettings, found: Checkpoint | None) -> list[Replica]:
+    """Replicas whose data is read while they run; `x` and `y` are a few rows of it."""
+    first = copies[0]
+    stream = stream_of(source, first, asked.missing)
+    x, y = stream.example()
+    likelihood = first.likelihood
+    scaling = Standardizer.identity(first.like)
+    if asked.standardize and found is not None:
+        like = Standardizer.of(x, y, likelihood.real_valued, measured(first.topology.inputs)).to(first.like)
+        scaling = scaling_of(found, like, 0)
+    elif asked.standardize:
+        scaling = moments_of(stream, likelihood.real_valued)
+    stream.standardizer = scaling
+    x, y = scaling.inputs(x), scaling.targets(y)
+    names = source.features, source.targets
+    if asked.standardize:
+        warn_of_limits(likelihood, first.function)
+    _warn_of_scales(first, x, leaves(y)[0], scaling, asked.standardize, names)
+    for copy in copies:
+        copy.likelihood.adapt(leaves(y)[0])
+    return [Replica(copy, x, y, scaling, *names, stream) for copy in copies]
+
+
 def _warn_of_scales(
     bnn: BNN,
     x: Tensor,
@@ -118,5 +146,7 @@ def _warn_of_scales(
 
 def training_tensors(members: list[Replica]) -> Iterator[Tensor]:
     """What all replicas are fitted to, and how it was standardised."""
+    if (stream := members[0].stream) is not None:
+        yield torch.tensor(stream.num_rows)
     for member in {id(member.x): member for member in members}.values():
         yield from (*leaves(member.x), *leaves(member.y), *(getattr(member.standardizer, name) for name in SCALING))

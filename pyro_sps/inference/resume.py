@@ -13,6 +13,7 @@ from ..base.checks import require_count
 from ..base.files import LoadError
 from ..base.plain import plain_torch
 from ..data.observed import Extras
+from ..data.opening import data_of
 from ..model.bnn import BNN
 from ..posterior.samples import Samples
 from .checkpoint import Checkpoint
@@ -28,10 +29,11 @@ def resume(
     directory: str | Path,
     bnn: BNN,
     x: Any,
-    y: Any,
+    y: Any = None,
     *,
     weights: Any = None,
     y_scale: Any = None,
+    num_data: int | None = None,
     validation: tuple[Any, Any] | None = None,
     num_samples: int | None = None,
     device: torch.device | str | None = None,
@@ -51,6 +53,7 @@ def resume(
         y: The same targets.
         weights: The same as in `fit` or `sample`.
         y_scale: Likewise.
+        num_data: Likewise.
         validation: The same as in `fit`.
         num_samples: For sampling: draws of each chain, more than before if chains that had ended should go on.
         device: Where to go on; default: as before.
@@ -82,7 +85,9 @@ def resume(
         >>> bool((again.guide.loc == fit.guide.loc).all())
         True
     """
-    found, extras = Checkpoint.read(directory), Extras(weights, y_scale)
+    found = Checkpoint.read(directory)
+    size = found.settings.get("batch_size")
+    x, y, extras, _ = data_of(x, y, Extras(weights, y_scale), num_data, size, size)
     if found.settings.keys() == set(SampleSettings.names()):
         if validation is not None:
             raise ValueError("validation is of no use here: the checkpoint is one of sample, which has none")

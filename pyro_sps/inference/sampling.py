@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from torch import Tensor
 from ..base.plain import plain_torch
 from ..base.process import warn_user
 from ..data.observed import NO_EXTRAS, Extras, fields_of
+from ..data.opening import data_of
+from ..data.trees import rows_of
 from ..masks.values import MAP, Given
 from ..model.bnn import BNN
 from ..model.density import Target, pyro_session
@@ -39,7 +41,7 @@ from .starts import check_units, starting_points
 def sample(
     bnn: BNN,
     x: Any,
-    y: Any,
+    y: Any = None,
     *,
     kernel: str = SampleSettings.kernel,
     chains: int = SampleSettings.chains,
@@ -56,6 +58,7 @@ def sample(
     weights: Any = None,
     y_scale: Any = None,
     missing: str = SampleSettings.missing,
+    num_data: int | None = None,
     seed: int = SampleSettings.seed,
     device: torch.device | str | None = SampleSettings.device,
     progress: bool = SampleSettings.progress,
@@ -75,7 +78,8 @@ def sample(
 
     Args:
         bnn: The model. Constants of `values=MAP()` are sought first, once for all chains.
-        x: Inputs, shape (rows, features), or (rows, ...) as the network takes them; of several inputs a tuple, or a
+        x: Inputs, as in `fit`. Of data that is not in memory (`fit` says what that can be), which `mclmc` samples with
+            `batch_size=`, 20,000 rows drawn at random stand for all in starts and warm-up.
             dictionary by name.
         y: Targets, shape (rows, targets) or (rows,).
         kernel: `"mclmc"`: microcanonical Langevin dynamics (Robnik et al. 2023), unadjusted: fast in thousands of
@@ -101,6 +105,7 @@ def sample(
         weights: As in `fit`.
         y_scale: As in `fit`.
         missing: As in `fit`.
+        num_data: As in `fit`.
         seed: Seeds everything.
         device: Where to sample; default: where `bnn` is.
         progress: Whether to show a progress bar (on a terminal).
@@ -136,8 +141,12 @@ def sample(
     """
     given = locals()
     asked = SampleSettings(**{name: given[name] for name in SampleSettings.names()})
-    return run_sample(bnn, x, y, callbacks, asked, extras=Extras(weights, y_scale))
+    x, y, extras, batch_size = data_of(x, y, Extras(weights, y_scale), num_data, batch_size, None)
+    return run_sample(bnn, x, y, callbacks, replace(asked, batch_size=batch_size), extras=extras)
 
+
+#: Of data that is not in memory, rows that stand for all in the warm-up.
+WARMUP_ROWS = 20_000
 
 # --- the parts -------------------------------------------------------------------------------------
 
@@ -196,7 +205,7 @@ def run_sample(
     if asked.kernel == "nuts":
         return _by_nuts(job, points)
     warmup, thinning = asked.steps
-    rows = len(job.target.x)
+    rows = job.target.rows
     batch = rows if asked.batch_size is None else min(asked.batch_size, rows)
     compile = asked.compile
     begun = time.perf_counter()
@@ -214,6 +223,7 @@ def run_sample(
         seed=asked.seed,
         compile=compile,
         progress=asked.progress,
+        stream=job.member.stream,
     )
     if found is not None:
         job.seconds = {name: job.seconds.get(name, 0.0) + spent for name, spent in found.seconds.items()}
@@ -259,7 +269,7 @@ def _prepare(bnn: BNN, x: Any, y: Any, asked: SampleSettings, found: Checkpoint 
         writer = Writer.open(asked.checkpoint, asked.checkpoint_every, asked.checkpoint_errors, found is None)
     if own.awaits_map and isinstance(own.values, MAP):
         if found is None:
-            batch = min(128, len(member.x))
+            batch = min(128, member.rows)
             estimate = map_weights([member], own.values, batch, asked.seed, asked.progress)[0]
             constants = {tensor.name: estimate[tensor.name] for tensor in own.topology.tensors}
         else:
@@ -267,7 +277,7 @@ def _prepare(bnn: BNN, x: Any, y: Any, asked: SampleSettings, found: Checkpoint 
         own.set_fixed(Given(constants))
     if own.likelihood.latents():
         own.likelihood.sampled = True
-    target = Target.of(own, member.x, member.y)
+    target = _target_of(member, asked)
     job = _Job(asked, member, target, Coordinates.of(target, asked.seed), marks, writer, started)
     if writer is not None:
         middle = torch.zeros((1, target.problem.size)).to(target.x)
@@ -277,6 +287,15 @@ def _prepare(bnn: BNN, x: Any, y: Any, asked: SampleSettings, found: Checkpoint 
             found.require_elbo(marks["elbo"], torch.finfo(target.x.dtype).eps)
     job.note("prepare", begun)
     return job
+
+
+def _target_of(member: Replica, asked: SampleSettings) -> Target:
+    """The posterior; of a stream with some rows, drawn at random, that stand for all in the warm-up."""
+    if member.stream is None:
+        return Target.of(member.bnn, member.x, member.y)
+    rows = min(member.rows, max(WARMUP_ROWS, asked.batch_size or 0))
+    x, y = rows_of(next(member.stream.batches([asked.seed], rows)), 0)
+    return Target.of(member.bnn, x, y, member.rows)
 
 
 def _energy(target: Target, point: Tensor) -> float:
@@ -326,8 +345,7 @@ def _by_nuts(job: _Job, points: Tensor) -> Samples:
         seconds=job.seconds,
         settings=asked.to_dict(),
         mode="recorded",
-        x=job.member.x,
-        **fields_of(job.member.y),
+        **({} if job.member.stream is not None else {"x": job.member.x, **fields_of(job.member.y)}),
         input_shape=tuple(job.member.x.shape[1:]),
         features=job.member.features,
         targets=job.member.targets,
@@ -358,8 +376,7 @@ def _result(job: _Job, run: ChainRun) -> Samples:
         settings=job.asked.to_dict() | {"warmup": run.warmup},
         stopped=run.stopped or run.paused,
         mode=run.program.mode,
-        x=job.member.x,
-        **fields_of(job.member.y),
+        **({} if job.member.stream is not None else {"x": job.member.x, **fields_of(job.member.y)}),
         input_shape=tuple(job.member.x.shape[1:]),
         features=job.member.features,
         targets=job.member.targets,

@@ -141,13 +141,13 @@ def map_points(coordinates: Coordinates, chains: int, steps: int, seed: int, pro
     x, y = rows_of((target.x, target.y), order[held:])
     check = rows_of((target.x, target.y), order[:held]) if held else (x, y)
     batch = min(ROWS, len(x))
-    num_data = None if batch == len(x) else len(x)
+    num_data = target.num_data or (None if batch == len(x) else len(x))
     still = _noise_head(target)
     held_still = bool(still.any())
 
     def objective(params: Params, noise: None, x: Tensor, y: Tensor | Observed, *constants: Tensor) -> Tensor:
         loc = torch.where(still, params["loc"].detach(), params["loc"]) if held_still else params["loc"]
-        return target.energy_on(loc, x, y, num_data) / rows
+        return target.energy_on(loc, x, y, num_data) / target.rows
 
     begins = [_random_point(coordinates, seed, chain) for chain in range(chains)]
     width = max(group.size for group in bnn.topology.groups)

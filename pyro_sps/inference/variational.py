@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ..base.plain import plain_torch
 from ..data.observed import Extras
+from ..data.opening import data_of
 from ..masks.values import MAP
 from ..model.bnn import BNN
 from ..posterior.fit import Fit, Fits
@@ -25,7 +27,7 @@ from .settings import FitSettings
 def fit(
     bnn: BNN,
     x: Any,
-    y: Any,
+    y: Any = None,
     *,
     num_steps: int = FitSettings.num_steps,
     num_particles: int = FitSettings.num_particles,
@@ -47,6 +49,7 @@ def fit(
     weights: Any = None,
     y_scale: Any = None,
     missing: str = FitSettings.missing,
+    num_data: int | None = None,
     validation: tuple[Any, Any] | None = None,
     validate_every: int = FitSettings.validate_every,
     patience: int | None = FitSettings.patience,
@@ -70,10 +73,14 @@ def fit(
             of `set_fixed` stay (`bnn.set_fixed(sps.MAP())` asks for new ones).
         x: Inputs, shape (rows, features), or (rows, ...) as the network takes them; of several inputs a tuple, or a
             dictionary by name. With `replicas`, also (replicas, rows, features) for data of their own.
-        y: Targets, shape (rows, targets) or (rows,); with `replicas`, likewise.
+            Or a data set that need not fit in memory (see `pyro_sps.data.opening`), whose rows are read in minibatches:
+            a `torch.utils.data.Dataset` of pairs (x, y) or a `DataLoader` of it; a memory-mapped array; a Parquet file
+            or folder (a path, or `ParquetData`); a `datasets.Dataset` of Hugging Face.
+        y: Targets, shape (rows, targets) or (rows,); with `replicas`, likewise. Of files and tables the names of the
+            target columns; nothing where the data set gives pairs.
         num_steps: Number of steps of the optimiser.
         num_particles: Posterior draws a step.
-        batch_size: Rows a step; None or a number of at least the rows for all of them.
+        batch_size: Rows a step; None or a number of at least the rows for all of them. A `DataLoader` has its own.
         learning_rate: Step size of the optimiser at the start; default 0.01 for Adam, 0.1 for IVON.
         final_learning_rate: At the end; default 0.3 of that at the start, or a hundredth with `schedule="cosine"`.
         schedule: How it decays: `"exponential"` or `"cosine"`.
@@ -111,6 +118,8 @@ def fit(
             what the error bars leave open; `Gaussian(1e-3)` leaves nothing. New rows: `predict(x, y_scale=...)`.
         missing: What gaps in `y` are (NaN, None, of labels also -1): an `"error"`, or targets that were not measured,
             which are to `"ignore"`: they count nothing.
+        num_data: Number of rows of a data set that does not tell it, such as an `IterableDataset`: minibatches stand
+            for so many.
         validation: Inputs and targets on which RMSE and LPP are tracked, in original units.
         validate_every: Steps between these checks.
         patience: Stop after this many checks without a better LPP, and return the best state; None for never.
@@ -152,14 +161,15 @@ def fit(
     """
     given = locals()
     asked = FitSettings(**{name: given[name] for name in FitSettings.names()})
-    return run_fit(bnn, x, y, validation, callbacks, asked, extras=Extras(weights, y_scale))
+    x, y, extras, batch_size = data_of(x, y, Extras(weights, y_scale), num_data, batch_size, FitSettings.batch_size)
+    return run_fit(bnn, x, y, validation, callbacks, replace(asked, batch_size=batch_size), extras=extras)
 
 
 @plain_torch()
 def map_estimate(
     bnn: BNN,
     x: Any,
-    y: Any,
+    y: Any = None,
     *,
     num_steps: int = MAP.num_steps,
     learning_rate: float = MAP.learning_rate,
@@ -170,6 +180,7 @@ def map_estimate(
     weights: Any = None,
     y_scale: Any = None,
     missing: str = FitSettings.missing,
+    num_data: int | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
     progress: bool = True,
@@ -189,6 +200,7 @@ def map_estimate(
         weights: As in `fit`.
         y_scale: As in `fit`.
         missing: As in `fit`.
+        num_data: As in `fit`.
         seed: Seeds the start.
         device: Where to optimise.
         progress: Whether to show a progress bar.
@@ -206,9 +218,10 @@ def map_estimate(
     rule = MAP(num_steps, learning_rate, held_out, noise_share)
     if held_out == 0 and noise_share != MAP.noise_share:
         raise ValueError("noise_share has no effect without rows held out: give held_out, such as 0.1")
+    x, y, extras, batch_size = data_of(x, y, Extras(weights, y_scale), num_data, batch_size, None)
     asked = FitSettings(
         batch_size=batch_size, standardize=standardize, missing=missing, seed=seed, device=device, progress=progress
     )
-    members = members_of(bnn, x, y, asked, extras=Extras(weights, y_scale))
-    estimate = map_weights(members, rule, asked.rows(len(members[0].x)), seed, progress)[0]
+    members = members_of(bnn, x, y, asked, extras=extras)
+    estimate = map_weights(members, rule, asked.rows(members[0].rows), seed, progress)[0]
     return {tensor.name: estimate[tensor.name] for tensor in bnn.topology.tensors}

@@ -333,6 +333,7 @@ class Target:
         params: Values of the model's parameters.
         x: Inputs, in the units of the network.
         y: Targets, likewise.
+        num_data: Size of the whole data set if these rows are some of it, drawn at random: they stand for all then.
     """
 
     bnn: BNN
@@ -340,16 +341,22 @@ class Target:
     params: Params = field(repr=False)
     x: Tensor = field(repr=False)
     y: Tensor | Observed = field(repr=False)
+    num_data: int | None = None
 
     @staticmethod
-    def of(bnn: BNN, x: Tensor, y: Tensor | Observed) -> Target:
+    def of(bnn: BNN, x: Tensor, y: Tensor | Observed, num_data: int | None = None) -> Target:
         """The target of checked data."""
         problem, own = prepare(bnn, AutoSPSNormal(bnn), x, y)
-        return Target(bnn, problem, problem.constrain(own), x, y)
+        return Target(bnn, problem, problem.constrain(own), x, y, num_data)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of the data."""
+        return len(self.x) if self.num_data is None else self.num_data
 
     def energy(self, flat: Tensor) -> Tensor:
         """Minus the log density with respect to the unconstrained weights: shape () for (n,), (S,) for (S, n)."""
-        return self.energy_on(flat, self.x, self.y)
+        return self.energy_on(flat, self.x, self.y, self.num_data)
 
     def energy_on(self, flat: Tensor, x: Tensor, y: Tensor | Observed, num_data: int | None = None) -> Tensor:
         """`energy` on other data.

@@ -132,7 +132,8 @@ class Fit:
         """The posterior predictive distribution at new inputs.
 
         Args:
-            x: Inputs in original units, in the form that they were fitted in: shape (rows, features), for instance.
+            x: Inputs in original units, in the form that they were fitted in: shape (rows, features), for instance, or
+                a data set as for `fit`, whose rows are read when they are needed.
             num_samples: Number of posterior draws S.
             seed: Seeds them.
             y_scale: Known error bars of the targets there, one a row or entry, in their units: they are part of the
@@ -188,7 +189,10 @@ class Fit:
     def _training_data(self) -> tuple[Tensor, Tensor | Observed]:
         targets = self.observed
         if self.x is None or targets is None:
-            raise ValueError("this fit has no training data (it was loaded from a file); its elbo is not known")
+            raise ValueError(
+                "this fit has no training data (it was loaded from a file, or read its data in pieces): its ELBO is "
+                "not known"
+            )
         return self.x, targets
 
     def elbo_draws(self, num_samples: int, seed: int = 0) -> Tensor:

@@ -84,7 +84,7 @@ class Outputs:
     """
 
     members: Sequence[Member]
-    x: Tensor
+    x: Any
     num_samples: int
     seed: int
     y_scale: Tensor | None = None

@@ -22,6 +22,7 @@ from ..model.checks import check_error_bars, check_inputs, check_observed
 from ..model.likelihoods import Bernoulli, Ordinal
 from .derived import Uncertainty, gradient_of_mean, split_entropy, split_variance
 from .outputs import Member, Outputs, announced, quantiles
+from .reading import SourceRows, inputs_of
 
 # More draws than this take very long and tell nothing more.
 MAX_SAMPLES = 1_000_000
@@ -38,14 +39,15 @@ class Prediction:
 
     Attributes:
         members: The fitted networks; draws are divided equally among them.
-        x: Inputs, shape (rows, ...), in original units.
+        x: Inputs, shape (rows, ...), in original units; of a data set, what reads them when they are needed.
         num_samples: Number of posterior draws S.
         seed: Seeds the draws.
         rows: Index of the inputs, if they came as a DataFrame; that of targets must be equal.
         y_scale: Known error bars of targets there, shape (rows, targets), in original units: noise on top of what the
             likelihood has. None for none.
 
-    Where the network was fitted with `missing="ignore"`, scores are of the targets that were measured.
+    Where the network was fitted with `missing="ignore"`, scores are of the targets that were measured. Scores of a data
+    set that has targets too need no `y`.
 
     Example:
         >>> import torch, pyro_sps as sps
@@ -62,7 +64,7 @@ class Prediction:
     """
 
     members: Sequence[Member] = field(repr=False)
-    x: Tensor = field(repr=False)
+    x: Any = field(repr=False)
     num_samples: int
     seed: int
     rows: Any = field(default=None, repr=False)
@@ -83,12 +85,17 @@ class Prediction:
                 "the spread of the draws divided by the square root of their number"
             )
         make_generator("cpu", seed)
-        inputs = check_inputs("x", in_order("x", x, members[0].features), bnn)
+        inputs: Any = inputs_of(x, members[0].features, bnn)
+        if inputs is None:
+            inputs = check_inputs("x", in_order("x", x, members[0].features), bnn)
+        elif y_scale is None:
+            y_scale = inputs.column("y_scale")
         bars = None
         if y_scale is not None:
             targets = bnn.like.new_zeros(len(inputs), bnn.likelihood.num_targets(bnn.num_outputs))
             bars = check_error_bars("y_scale", y_scale, targets, None, bnn)
-        return Prediction(tuple(members), inputs, num_samples, seed, row_names(x), bars)
+        rows = None if isinstance(inputs, SourceRows) else row_names(x)
+        return Prediction(tuple(members), inputs, num_samples, seed, rows, bars)
 
     @property
     def _bnn(self) -> BNN:
@@ -221,14 +228,14 @@ class Prediction:
         if not 0 < level < 1:
             raise ValueError(f"level must be in (0, 1), got {level!r}")
         self._require_vectors("interval")
-        levels = self.x.new_tensor([(1 - level) / 2, (1 + level) / 2])
+        levels = self._bnn.like.new_tensor([(1 - level) / 2, (1 + level) / 2])
         ends = [quantiles(draws, levels) for _, draws in self.draws_by_rows()]
         lower, upper = announced("intervals", torch.cat(ends, dim=1)).unbind()
         return lower, upper
 
     # --- scores -----------------------------------------------------------------------------------
 
-    def log_prob(self, y: Any) -> Tensor:
+    def log_prob(self, y: Any = None) -> Tensor:
         """Log posterior predictive density of targets: log (1/S) Σ p(y | x, w_s), per row and target.
 
         Args:
@@ -241,7 +248,7 @@ class Prediction:
         parts = [logs.logsumexp(0) for _, logs in self.log_likelihoods_by_rows(y)]
         return announced("log densities", torch.cat(parts) - math.log(self.num_samples), infinite=True)
 
-    def log_likelihoods_by_rows(self, y: Any) -> Iterator[tuple[slice, Tensor]]:
+    def log_likelihoods_by_rows(self, y: Any = None) -> Iterator[tuple[slice, Tensor]]:
         """Log densities of targets under each posterior draw, in chunks of rows: (which rows, log p(y | x, w_s)).
 
         Args:
@@ -256,7 +263,7 @@ class Prediction:
         for start, stop, outputs in self._outputs.chunks():
             yield slice(start, stop), self._outputs.logs_of(outputs, rows_of(y, slice(start, stop)))
 
-    def rmse(self, y: Any) -> float:
+    def rmse(self, y: Any = None) -> float:
         """Root mean squared error of the predictive mean, per target, averaged over targets, in their units."""
         self._require_vectors("rmse")
         y = self.check_targets(y)
@@ -264,17 +271,17 @@ class Prediction:
         squared = (self.mean - y).double().square().where(known, 0.0)
         return (squared.sum(0) / known.sum(0)).sqrt().mean().item()
 
-    def lpp(self, y: Any) -> float:
+    def lpp(self, y: Any = None) -> float:
         """Mean over rows and targets of log (1/S) Σ p(y | x, w_s), the log posterior predictive density, in nats."""
         return self.log_prob(y)[_measured(self.check_targets(y))].mean().item()
 
-    def coverage(self, y: Any, level: float = 0.95) -> float:
+    def coverage(self, y: Any = None, level: float = 0.95) -> float:
         """Share of targets inside the central interval of that level."""
         lower, upper = self.interval(level)
         y = self.check_targets(y)
         return ((y >= lower) & (y <= upper))[_measured(y)].double().mean().item()
 
-    def pit(self, y: Any) -> Tensor:
+    def pit(self, y: Any = None) -> Tensor:
         """Probability integral transforms: the rank of each target among its predictive draws, in (0, 1).
 
         They are uniform if the prediction is calibrated. Ties, as counts have them, are broken at random
@@ -300,7 +307,7 @@ class Prediction:
             parts.append((below + place * (ties + 1)) / (self.num_samples + 1))
         return torch.cat(parts).where(_measured(y), torch.nan)
 
-    def accuracy(self, y: Any) -> float:
+    def accuracy(self, y: Any = None) -> float:
         """Share of labels or grades that have the highest predictive probability, or of right yes/no answers."""
         likelihood = self._bnn.likelihood
         y = self.check_targets(y)
@@ -314,7 +321,7 @@ class Prediction:
             raise ValueError(f"accuracy is for labels and grades; with {type(likelihood).__name__} use rmse or lpp")
         return ((self.mean > 0.5) == (y > 0.5))[known].double().mean().item()
 
-    def check_targets(self, y: Any) -> Tensor:
+    def check_targets(self, y: Any = None) -> Tensor:
         """Targets at these inputs as a tensor of shape (rows, targets), or (rows,) for labels.
 
         Gaps are NaN, of labels -1, where the network was fitted with `missing="ignore"`.
@@ -322,10 +329,21 @@ class Prediction:
         Raises:
             ValueError: If they do not fit the network or the rows.
         """
+        if y is None:
+            if not isinstance(self.x, SourceRows):
+                raise ValueError("y is missing: give the targets")
+            y = self._own_targets
         require_same_rows("x", self.rows, "y", row_names(y))
         given = in_order("y", y, self.members[0].targets)
         targets = check_observed("y", given, self._bnn, len(self.x), missing=self.members[0].missing)
         return targets if isinstance(targets, Tensor) else targets.shown
+
+    @cached_property
+    def _own_targets(self) -> Any:
+        targets = self.x.column("y")
+        if targets is None:
+            raise ValueError(f"{self.x.source.name} has no targets: give them as y")
+        return targets
 
     def _require_vectors(self, what: str) -> None:
         if self._bnn.likelihood.event_dim == 0:
