@@ -56,6 +56,7 @@ def save_table_model(model: Any, directory: str | Path, encoder: Encoder | None)
         "options": {**plain, "hidden": [int(width) for width in model.hidden]},
         "widths": widths,
         "activation": model.activation,
+        "skip": any(tensor.name == "skip.weight" for tensor in first.topology.tensors),
         "columns": [list(pair) for pair in model.columns_.items()],
         "named": hasattr(model, "feature_names_in_"),
         "encoder": None if encoder is None else encoder.to_json(),
@@ -95,7 +96,7 @@ def load_table_model(classes: Sequence[Any], directory: str | Path) -> Any:
             raise LoadError(f"{directory} is damaged: no network has the widths {str(widths)[:80]}")
         if not isinstance(activation, str) or activation not in ACTIVATIONS:
             raise LoadError(f"{directory} is damaged: there is no activation {str(activation)[:80]!r}")
-        return mlp(widths, activation, device="meta")
+        return mlp(widths, activation, device="meta", skip=extra.get("skip", False) is True)
 
     posterior, extra = read(directory, network)
     try:

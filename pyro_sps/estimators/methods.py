@@ -21,6 +21,7 @@ from ..masks.rigid import Rigid
 from ..masks.schemes import Heavy, Light, Random, Unmasked
 from ..masks.values import MAP, Constant, Ladder, RandomConstant, Zero
 from ..model.bnn import BNN
+from ..model.hierarchy import Hierarchical
 from ..model.likelihoods import Gaussian, HeteroscedasticGaussian, Likelihood
 from ..network.build import mlp
 from ..posterior.fit import Fits
@@ -107,12 +108,15 @@ class Recipe:
         if self.values == "map" and self.num_steps is not None:
             values = MAP(num_steps=min(MAP.num_steps, self.num_steps))
         # On no device: its weights are a skeleton, and to draw them would move torch's random state.
-        net = mlp([features, *self.hidden, outputs], self.activation, device="meta")
+        samples = self.method == "sample"
+        net = mlp([features, *self.hidden, outputs], self.activation, device="meta", skip=samples)
         return BNN(
             net,
             scheme=SCHEMES[self.scheme]() if isinstance(self.scheme, str) else self.scheme,
             values=values,
             likelihood=likelihood,
+            # Chains find how much each layer does, nothing but the linear path included; mean field does not.
+            prior=Hierarchical() if samples else None,
             seed=self.seed,
         )
 

@@ -111,7 +111,8 @@ class ChainRun:
         self.energies = like.new_zeros((count, self.num_samples))
         self.errors = torch.zeros_like(self.energies)  # mean of what it says since the draw before
         self.failures = torch.zeros_like(self.energies)
-        self.recent = torch.zeros((2, count), dtype=like.dtype, device=like.device)
+        self.times = torch.zeros_like(self.energies)  # since the draw before
+        self.recent = torch.zeros((3, count), dtype=like.dtype, device=like.device)
         self.early = like.new_zeros((count, 2))  # failures and energy, for the judgement in the warm-up
         self.programs: dict[bool, Program] = {}
         gradient, energy = self._evaluate(position)
@@ -201,7 +202,9 @@ class ChainRun:
         tuning = self.tuning
         *state, error, good = self.program.run(*self.chains.tensors(), tuning.step, self.scale, next(self.noise), *data)
         self.chains = Chains(*state)
-        if warm:
+        if not warm:
+            self.recent[2] += tuning.step.squeeze(1)
+        if warm or self.full:  # of minibatches the error is noise
             follow_error(tuning, error, good, self.stiff, self.target)
         return error, good
 
@@ -224,7 +227,9 @@ class ChainRun:
             for new, old in zip(state, before.tensors(), strict=True)
         )
         self.chains = Chains(*kept)
-        if warm:
+        if not warm:
+            self.recent[2] += 1.0
+        else:
             follow_acceptance(self.tuning, probability, self.target, self.done)
         return total, accepted
 
@@ -346,7 +351,9 @@ class ChainRun:
             self.paused = f"interrupted after step {self.done}"
 
     def _leave_warmup(self) -> None:
-        """From now on nothing is tuned; minibatches have a program of their own."""
+        """From now on steps grow no more; minibatches have a program of their own."""
+        if not self.tuning.settled:  # there was no warm-up
+            self.tuning.settle()
         if not self.full:
             self.program = self._make(full=False)
 
@@ -370,7 +377,8 @@ class ChainRun:
             self.draws[:, self.drawn] = self.chains.position[:, : self.coordinates.size]
             padding = self.chains.position[:, self.coordinates.size :]
             self.energies[:, self.drawn] = self.chains.energy - padding.square().sum(1) / 2
-            self.errors[:, self.drawn], self.failures[:, self.drawn] = self.recent / self.thinning
+            self.errors[:, self.drawn], self.failures[:, self.drawn] = self.recent[:2] / self.thinning
+            self.times[:, self.drawn] = self.recent[2]
             self.recent.zero_()
             self.drawn += 1
 

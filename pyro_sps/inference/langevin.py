@@ -170,6 +170,7 @@ class Tuning:
         seen: What of a mean that is, shape ().
         log_step: Sum of log step sizes of which the average will be kept, shape (K, 1).
         count: How many they are, shape ().
+        largest: Step size that is not exceeded, shape (K, 1): any number in the warm-up.
     """
 
     step: Tensor
@@ -180,6 +181,7 @@ class Tuning:
     seen: Tensor
     log_step: Tensor
     count: Tensor
+    largest: Tensor
 
     @staticmethod
     def start(scale: Tensor, step: float) -> Tuning:
@@ -199,11 +201,17 @@ class Tuning:
             seen=scale.new_zeros(()),
             log_step=column.clone(),
             count=scale.new_zeros(()),
+            largest=column + torch.finfo(scale.dtype).max,
         )
 
     def tensors(self) -> dict[str, Tensor]:
         """All of it by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @property
+    def settled(self) -> bool:
+        """Whether the warm-up is over."""
+        return bool((self.largest < torch.finfo(self.largest.dtype).max).all())
 
     def average(self) -> None:
         """One more step size of those whose average is kept."""
@@ -211,9 +219,10 @@ class Tuning:
         self.count += 1
 
     def settle(self) -> None:
-        """Set the step size to the average of those that it had; nothing changes from here on."""
+        """Set the step size to the average of those that it had, which from here on is the largest."""
         if self.count > 0:
             self.step = (self.log_step / self.count).exp()
+        self.largest = self.step.clone()
 
     def forget(self, chains: Tensor, step: float) -> None:
         """Begin again for some chains.
@@ -234,6 +243,11 @@ def follow_error(tuning: Tuning, error: Tensor, good: Tensor, stiff: int, target
     al. 2025). The number of stiff directions is at most that of the observations, however many weights there are:
     divided by the dimension, the error would hide behind directions in which nothing happens.
 
+    It goes on after the warm-up, with the step size that was settled as the largest: posteriors of networks have
+    necks, as where noise or the scale of a tensor is small, in which that step is too long and a chain would stick.
+    The rule does not change any more, and steps of several sizes are one integrator of the same continuous dynamics,
+    of which averages are over *time*, not over steps: `equal_times`.
+
     Args:
         tuning: What to change.
         error: Energy errors of a step, shape (K,).
@@ -248,10 +262,28 @@ def follow_error(tuning: Tuning, error: Tensor, good: Tensor, stiff: int, target
     tuning.error = decay * tuning.error + (share + 1e-12) / sixth
     tuning.weight = decay * tuning.weight + 1
     wanted = (tuning.error / (tuning.weight * target)).clamp_min(1e-30) ** (-1 / 6)
-    bounded = torch.minimum(torch.maximum(wanted, step * FASTEST_DOWN), step * FASTEST_UP)
+    bounded = torch.minimum(torch.maximum(wanted, step * FASTEST_DOWN), step * FASTEST_UP).minimum(tuning.largest)
     tuning.step = torch.where(kept, bounded, step * AFTER_FAILURE)
     # After a failure the average before it, which was too hopeful, is forgotten.
     tuning.error = torch.where(kept, tuning.error, target / tuning.step**6 * tuning.weight)
+
+
+def equal_times(times: Tensor) -> Tensor:
+    """Which of the draws of a chain to take so that each stands for as much time as any other.
+
+    A draw at the end of a stretch of time stands for it. At equally spaced times the draw is that of the stretch
+    there (systematic resampling): all draws, each once, if stretches are equally long.
+
+    Args:
+        times: Time from one draw to the next, shape (K, draws).
+
+    Returns:
+        Indices of draws, in order, same shape.
+    """
+    count = times.shape[1]
+    passed = times.double().cumsum(1)
+    places = (torch.arange(count, device=times.device, dtype=passed.dtype) + 0.5) / count
+    return torch.searchsorted(passed, passed[:, -1:] * places).clamp(max=count - 1)
 
 
 def follow_acceptance(tuning: Tuning, accepted: Tensor, target: float, trajectory: int) -> None:

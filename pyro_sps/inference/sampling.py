@@ -27,6 +27,7 @@ from .chain_snapshot import header_of, restore, tensors_of
 from .chains import ChainRun, stands_apart
 from .checkpoint import Checkpoint, Writer, digest_of, environment, marks_of
 from .coordinates import Coordinates
+from .langevin import equal_times
 from .loop import Callback, Replica, pays_to_compile
 from .maximum import map_weights
 from .members import members_of, training_tensors
@@ -73,8 +74,10 @@ def sample(
 
     Only the stochastic weights move. A noise that the likelihood learns is sampled with them, under the prior that the
     likelihood states (`Gaussian(learn=True, prior=...)`); a learned c is held at the value that `bnn` has. `bnn` is not
-    changed. In the warm-up step sizes and one scale a tensor are tuned, and then everything is fixed: the draws are
-    from one kernel. What was chosen is in `Samples.tuning`.
+    changed. In the warm-up step sizes and one scale a tensor are tuned, and then the rule of each step is fixed. With
+    `"mclmc"` on all rows that rule goes on shortening steps where the posterior is too narrow for the step size that
+    was settled, and draws are picked such that each stands for the same time on a chain's way: where steps are short,
+    fewer of them. What was chosen is in `Samples.tuning`.
 
     Args:
         bnn: The model. Constants of `values=MAP()` are sought first, once for all chains.
@@ -356,17 +359,21 @@ def _result(job: _Job, run: ChainRun) -> Samples:
     """The draws of a run that has ended."""
     rows = slice(run.drawn)
     names = [site.name for site in job.target.problem.sites]
-    kept = 1 - run.failures[:, rows].mean(1)
+    kept, times = 1 - run.failures[:, rows].mean(1), run.times[:, rows]
+    chosen = equal_times(times)
+    draws = torch.take_along_dim(run.draws[:, rows], chosen[..., None], 1)
+    sizes = times.mean(1) / run.thinning if run.kernel == "mclmc" else run.tuning.step.flatten()
     result = Samples(
         bnn=job.member.bnn,
-        samples=job.target.sites(run.draws[:, rows]),
+        samples=job.target.sites(draws),
         kernel=run.kernel,
-        energies=run.energies[:, rows],
+        energies=run.energies[:, rows].gather(1, chosen),
         errors=run.errors[:, rows],
         failures=run.failures[:, rows],
         acceptance_rates=kept.tolist(),
         tuning={
-            "step_size": run.tuning.step.flatten().tolist(),
+            "step_size": sizes.tolist(),
+            "largest_step": run.tuning.largest.flatten().tolist(),
             "trajectory": run.length,
             "scales": dict(zip(names, run.tuning.scale[:, : len(names)].T.tolist(), strict=True)),
         },

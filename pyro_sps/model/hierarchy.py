@@ -40,6 +40,9 @@ class Hierarchical:
         family: `"lognormal"` or `"halfnormal"`.
         scale: Standard deviation of weights with s = 1, times √fan-in.
         bias_scale: Standard deviation of biases with s = 1.
+        noise_scale: What s is multiplied by, in weights that lead to outputs for scales of noise: how far noise may
+            depend on the inputs, before data is seen. Below 1, noise of nearly one scale is what a few rows that say
+            nothing of it are explained by.
 
     Raises:
         ValueError: If a number is not positive and finite or the family is not known.
@@ -58,9 +61,10 @@ class Hierarchical:
     family: str = "lognormal"
     scale: float = 1.0
     bias_scale: float = 2.0
+    noise_scale: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("width", "scale", "bias_scale"):
+        for name in ("width", "scale", "bias_scale", "noise_scale"):
             require_positive(name, getattr(self, name))
         if self.family not in FAMILIES:
             raise ValueError(f"family must be one of {', '.join(FAMILIES)}, got {self.family!r}")

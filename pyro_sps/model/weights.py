@@ -160,6 +160,9 @@ class Priors:
         """Factors of the free entries, from those of the kinds of outputs."""
         if factor.shape[-1] == 1:  # common to all
             return factor
+        if tensor.is_matrix and isinstance(self.given, Hierarchical):
+            damping = [1.0] + [self.given.noise_scale] * (factor.shape[-1] - 1)
+            factor = factor * factor.new_tensor(damping)
         return factor[..., self.kinds_of(tensor, weight)]
 
     def check(self, topology: Topology, weights: Sequence[PartialWeight]) -> None:

@@ -27,12 +27,13 @@ class Samples:
         samples: Values of each sample site, shape (chains, draws, entries). 4 bytes a value in single precision.
         kernel: `mclmc`, `mams` or `nuts`.
         energies: Minus the log joint density of each draw in unconstrained space, shape (chains, draws).
-        errors: For `mclmc` and `mams`, the mean square energy error of steps since the draw before, for each stiff
-            direction, shape (chains, draws); else empty.
-        failures: The share of steps since the draw before that were taken back or not accepted, or for `nuts` whether
-            the trajectory diverged, shape (chains, draws).
+        errors: For `mclmc` and `mams`, the mean square energy error of the steps of each stretch of the run that ended
+            in a draw or could have, for each stiff direction, shape (chains, draws); else empty.
+        failures: The share of steps of each of these that were taken back or not accepted, or for `nuts` whether the
+            trajectory diverged, shape (chains, draws).
         acceptance_rates: For each chain the share of steps (trajectories) that were kept.
-        tuning: What the warm-up chose: `step_size` and `scales` (by site) of each chain, `trajectory` (steps of one).
+        tuning: What the warm-up chose, for each chain: `largest_step`, `scales` (by site), `trajectory` (steps of one);
+            and the mean `step_size` that was used after it.
         restarted: Chains that were stuck or far from the others in the warm-up and began again.
         standardizer: Shift and scale between the user's units and the network's.
         seconds: Wall time of each part: `prepare`, `starts`, `sample`.

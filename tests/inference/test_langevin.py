@@ -5,7 +5,16 @@ import math
 import pytest
 import torch
 
-from pyro_sps.inference.langevin import Tuning, follow_acceptance, follow_error, kick, leapfrog, rescale, unadjusted
+from pyro_sps.inference.langevin import (
+    Tuning,
+    equal_times,
+    follow_acceptance,
+    follow_error,
+    kick,
+    leapfrog,
+    rescale,
+    unadjusted,
+)
 
 D, K = 100, 16
 
@@ -140,6 +149,59 @@ def test_step_sizes_shrink_after_failures():
     assert tuning.step[0] < 0.1
     assert (tuning.step[1:] >= 1.0).all()
     assert tuning.step.isfinite().all()
+
+
+def test_settled_steps_shrink_in_necks_and_come_back_but_do_not_grow():
+    tuning = Tuning.start(torch.ones(K, 1, dtype=torch.float64), 0.5)
+    tuning.settle()
+    errors = [1e-6] * 20 + [1.0] * 100 + [1e-6] * 1000
+    sizes = []
+    for size in errors:
+        follow_error(tuning, torch.full((K,), size, dtype=torch.float64), torch.ones(K, dtype=torch.bool), 20, 0.01)
+        sizes.append(tuning.step[0].item())
+    assert max(sizes) == sizes[19] == sizes[-1] == 0.5
+    assert sizes[119] < 0.4
+
+
+def funnel(position):
+    """Gradients and energies of x ~ N(0, 1)ⁿ exp(v) with v ~ N(0, 0.5²) in the first coordinate (Neal 2003)."""
+    v, x = position[:, :1], position[:, 1:]
+    shrunk = x * torch.exp(-v)
+    energy = 2 * v.square() + shrunk.square().sum(-1, keepdim=True) / 2 + x.shape[1] * v
+    slope = 4 * v - shrunk.square().sum(-1, keepdim=True) + x.shape[1]
+    return torch.cat([slope, shrunk * torch.exp(-v)], 1), energy.squeeze(1)
+
+
+def test_steps_that_change_leave_the_moments_of_a_funnel():
+    """Which are known; steps are the shorter the narrower it is."""
+    generator = torch.Generator().manual_seed(0)
+    chains, dimensions, thinning, count = 64, 12, 10, 150
+    v = 0.5 * torch.randn(chains, 1, generator=generator, dtype=torch.float64)
+    x = torch.randn(chains, dimensions - 1, generator=generator, dtype=torch.float64) * v.exp()
+    position = torch.cat([v, x], 1)
+    state = (position, unit(chains, dimensions), *funnel(position))
+    advance = unadjusted(funnel, 2 * math.sqrt(dimensions), math.sqrt(dimensions))
+    scale = torch.ones(chains, dimensions, dtype=torch.float64)
+    tuning = Tuning.start(scale[:, :1], 0.5)
+    draws, times = [], []
+    for _ in range(count):
+        times.append(torch.zeros(chains, dtype=torch.float64))
+        for _ in range(thinning):
+            noise = torch.randn(chains, dimensions, generator=generator, dtype=torch.float64)
+            times[-1] += tuning.step.squeeze(1)
+            *state, error, good = advance(*state, tuning.step, scale, noise)
+            follow_error(tuning, error, good, dimensions, 2e-4)
+        draws.append(state[0][:, 0])
+    every, passed = torch.stack(draws, 1), torch.stack(times, 1)
+    assert passed.max() > 2 * passed[:, 1:].min()
+    found = every.gather(1, equal_times(passed))
+    for moment, expected in ((found.mean(1), 0.0), (found.square().mean(1), 0.25)):
+        assert abs(moment.mean() - expected) < 4 * moment.std() / math.sqrt(chains)
+
+
+def test_equal_stretches_give_each_draw_once():
+    assert equal_times(torch.full((2, 50), 0.1)).tolist() == [list(range(50))] * 2
+    assert equal_times(torch.tensor([[1.0, 1.0, 4.0, 2.0]])).tolist() == [[0, 2, 2, 3]]
 
 
 def test_acceptance_comes_to_its_target():
