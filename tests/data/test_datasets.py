@@ -10,7 +10,7 @@ import pytest
 import requests
 
 import pyro_sps as sps
-from pyro_sps.data import datasets
+from pyro_sps.data import remote
 from pyro_sps.data.datasets import UCI, DataError, load_uci, toy_cubic, toy_gp
 
 SHAPES = {"energy": (768, 8, 2), "concrete": (1030, 8, 1), "power-plant": (9568, 4, 1), "wine-red": (1599, 11, 1)}
@@ -156,9 +156,9 @@ def fake(monkeypatch, tmp_path):
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("Readme.txt", "about")
         file.writestr("folder/fake.csv", CSV)
-    source = datasets._Source("fake.csv", hashlib.sha256(CSV).hexdigest(), "https://example.org/fake.zip", "Fake")
+    source = remote.Remote("fake.csv", hashlib.sha256(CSV).hexdigest(), "https://example.org/fake.zip", "Fake")
     monkeypatch.setitem(UCI, "fake", source)
-    monkeypatch.setattr(datasets, "_cache", lambda: tmp_path / "cache" / "pyro_sps")
+    monkeypatch.setattr(remote, "cache", lambda: tmp_path / "cache" / "pyro_sps")
     monkeypatch.delenv("PYRO_SPS_DATA", raising=False)
     fetched = []
 
@@ -202,11 +202,11 @@ def test_a_damaged_cache_is_noticed(fake, tmp_path):
 
 
 def test_another_file_from_the_network_is_refused_and_not_kept(fake, tmp_path, monkeypatch):
-    monkeypatch.setitem(UCI, "fake", datasets._Source("fake.csv", "0" * 64, "https://example.org/fake.zip", "Fake"))
+    monkeypatch.setitem(UCI, "fake", remote.Remote("fake.csv", "0" * 64, "https://example.org/fake.zip", "Fake"))
     with pytest.raises(DataError, match="is not the original"):
         load_uci("fake")
     assert list((tmp_path / "cache" / "pyro_sps").iterdir()) == []
-    monkeypatch.setitem(UCI, "fake", datasets._Source("other.csv", "0" * 64, "https://example.org/fake.zip", "Fake"))
+    monkeypatch.setitem(UCI, "fake", remote.Remote("other.csv", "0" * 64, "https://example.org/fake.zip", "Fake"))
     with pytest.raises(DataError, match=r"holds no other\.csv"):
         load_uci("fake")
 
