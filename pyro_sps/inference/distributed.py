@@ -19,6 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..base.process import started_together
+
 # Within this the others hear that a process is gone; a search or a start that takes longer on one than on another must
 # not look like that.
 TIMEOUT = datetime.timedelta(seconds=60)
@@ -118,8 +120,7 @@ def processes_of(device: torch.device) -> Processes:
     if not dist.is_available():
         return ALONE
     if not dist.is_initialized():
-        # Of torchrun, whatever its version; others than it set some of these.
-        if "TORCHELASTIC_RUN_ID" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        if not started_together():
             return ALONE
         with _told():
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
@@ -136,4 +137,4 @@ def own_device(device: torch.device | str | None) -> torch.device | str | None:
     """Of several GPUs of a machine, the one that this process of `torchrun` has."""
     if device is None or torch.device(device).type != "cuda" or torch.device(device).index is not None:
         return device
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if "TORCHELASTIC_RUN_ID" in os.environ else device
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if started_together() else device

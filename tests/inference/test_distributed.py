@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 import torch
 
 import pyro_sps as sps
@@ -99,3 +100,38 @@ def test_two_processes_equal_one_and_hear_of_each_others_ends(tmp_path):
     again = sps.resume(tmp_path / "dead", model(), *data(), progress=False)
     torch.testing.assert_close(again.guide.loc, single.guide.loc, rtol=1e-7, atol=1e-10)
     assert sps.resume(tmp_path / "run", model(), *data(), progress=False).settings["processes"] == 1
+
+
+@pytest.mark.slow
+def test_the_command_line_under_torchrun(tmp_path):
+    """The agent of torchrun itself: one folder, written once, with the fit of one process."""
+    x, y = (value[:, 0].tolist() for value in data_of_a_table())
+    rows = [f"{a},{b}" for a, b in zip(x, y, strict=True)]
+    (tmp_path / "table.csv").write_text("\n".join(["a,b", *rows]))
+    options = [
+        "--method",
+        "fit",
+        "--target",
+        "b",
+        "--hidden",
+        "3",
+        "--steps",
+        "20",
+        "--batch-size",
+        "8",
+        "--values",
+        "zero",
+    ]
+    command = ["pyro-sps", "fit", str(tmp_path / "table.csv"), *options, "--checkpoint-every", "10"]
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
+    done = subprocess.run([*start, *command, "--out", str(tmp_path / "two")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("wrote ") == 1
+    subprocess.run([*command, "--out", str(tmp_path / "one")], check=True, capture_output=True)
+    scores = [json.loads((tmp_path / name / "metrics.json").read_text())["rmse"] for name in ("one", "two")]
+    np.testing.assert_allclose(*scores, rtol=1e-3)
+
+
+def data_of_a_table():
+    x = torch.linspace(-1, 1, 30).unsqueeze(1)
+    return x, x.sin()
