@@ -57,6 +57,22 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+def started_together() -> bool:
+    """Whether `torchrun` has started this process with others, to do one thing together.
+
+    Example:
+        >>> from pyro_sps.base.process import started_together
+        >>> started_together()
+        False
+    """
+    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def is_first() -> bool:
+    """Whether this process is the one of those that were started together that writes and speaks; else it is alone."""
+    return not started_together() or int(os.environ.get("RANK", "0")) == 0
+
+
 @contextmanager
 def silenced(category: type[Warning] = Warning) -> Iterator[None]:
     """Ignore warnings of a category; meanwhile those of other threads are lost.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..base.process import is_first
 from ..inference.settings import LEARNING_RATES, FitSettings
 from .baselines import of_labels, of_numbers
 from .files import (
@@ -186,10 +187,13 @@ def fit(
 
     DATA comes before the columns. It may have text, gaps (nothing, ?, NA, ...) and dates; what becomes of each column
     is told. Of the rows a share is held out at random, and the fit is scored on it, beside simple models. Names of data
-    sets are energy, concrete, power-plant, wine-red and kin8nm; their targets need not be named.
+    sets are energy, concrete, power-plant, wine-red and kin8nm; their targets need not be named. Under torchrun
+    (--no-python pyro-sps fit ...) all processes make one fit.
     """
+    first = is_first()
+    quiet = quiet or not first
     say = printer(quiet)
-    if not resume:
+    if first and not resume:
         claim(out, force)
     method = method_asked(context)
     reading = reading_of(options)
@@ -226,11 +230,14 @@ def fit(
             raise click.UsageError("--time-limit is not for --resume, which goes on to the end")
         result = _resumed(out, bnn, x, own, extras, asked, not quiet)
     else:
-        (out / FILE).unlink(missing_ok=True)  # of a fit that --force overwrites
+        if first:
+            (out / FILE).unlink(missing_ok=True)  # of a fit that --force overwrites
         engine = sps.fit if recipe.method == "fit" else sps.sample
         limits = {"time_limit": limit} if recipe.method == "sample" else {"callbacks": _stop_after(limit)}
         told = {"checkpoint": out if checkpoint_every else None, "progress": not quiet}
         result = engine(bnn, x, own, **asked, **extras, **limits, **told)
+    if not first:  # of several processes that torchrun has started
+        return
     result = result_of(result)
     scale = [1.0] if training.classes else _scales(y).tolist()
     model |= {"target_scale": scale, "data": data, "trained_on": digest(x, y)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,9 +19,10 @@ from ..masks.values import MAP, Given
 from ..model.bnn import BNN
 from ..model.density import Params, Problem, elbo_terms, normal_prior, prepare, pyro_session, sum_terms
 from ..model.guides import AutoSPSNormal
-from ..model.hierarchy import Hierarchical
 from ..posterior.fit import Fit, Fits, NonFiniteLossError, OptimizerState
 from .checkpoint import Checkpoint, Writer, digest_of, environment, marks_of, plain
+from .distributed import ALONE, Processes, own_device, processes_of
+from .effects import NEEDS_NORMAL_PRIORS, check_effects
 from .loop import Callback, Replica, Run, decaying_rates, pays_to_compile, replicas_at_once, with_params
 from .maximum import free_entries, initial_params, map_weights, maximise_posterior
 from .members import members_of, training_tensors
@@ -31,11 +32,6 @@ from .snapshot import constants_of, has_map_values, restore, tensors_of
 from .underfit import warn_of_underfit
 from .validation import Validation, guide_with, validation_data
 from .warm_start import check_start, constants_of_start, continue_optimiser, fits_of, params_of_start, with_units
-
-NEEDS_NORMAL_PRIORS = (
-    "optimizer='ivon' needs normal priors of given scales for all that is sampled: use optimizer='adam' with "
-    "Hierarchical(), with other priors, a sampled noise or ordered biases"
-)
 
 
 @dataclass
@@ -55,6 +51,7 @@ class Job:
         decay: Steps over which the learning rate decays; None for all.
         seconds: Wall time of each part.
         interrupted: What interrupted the search for MAP values.
+        processes: Those that run it together.
     """
 
     asked: FitSettings
@@ -69,6 +66,7 @@ class Job:
     decay: int | None
     seconds: dict[str, float] = field(default_factory=dict)
     interrupted: str = ""
+    processes: Processes = ALONE
 
     @property
     def rows(self) -> int:
@@ -83,7 +81,7 @@ class Job:
     @property
     def num_data(self) -> int | None:
         """Size of the data set, where a step sees a part of it."""
-        return None if self.batch == self.rows else self.rows
+        return None if self.batch == self.rows and self.processes.count == 1 else self.rows
 
     def objective(self, params: Params, noise: Tensor, x: Tensor, y: Tensor | Observed, *constants: Tensor) -> Tensor:
         """Negative ELBO per row of the data set, the KL divergence times its weight."""
@@ -99,7 +97,8 @@ class Job:
     def _terms(
         self, params: Params, scale: Tensor, noise: Tensor, x: Tensor, y: Tensor | Observed, *constants: Tensor
     ) -> dict[str, Tensor]:
-        with self.members[0].bnn.constants_as(constants):
+        mixed = torch.autocast(x.device.type, torch.bfloat16, self.asked.precision is not None, cache_enabled=False)
+        with self.members[0].bnn.constants_as(constants), mixed:
             terms = elbo_terms(
                 self.problem,
                 params["loc"],
@@ -155,9 +154,9 @@ def run_fit(
     Returns:
         A `Fit`, or with `replicas` a `Fits`.
     """
-    _check_effects(bnn, validation, callbacks, asked, found is not None)
+    check_effects(bnn, validation, callbacks, asked, found is not None)
     check_start(bnn, asked)
-    asked = with_units(bnn, asked)
+    asked = replace(with_units(bnn, asked), device=own_device(asked.device))
     job = prepare_job(bnn, x, y, validation, asked, found, extras)
     starts, interrupted = starts_of(job, found)
     begun = time.perf_counter()
@@ -194,28 +193,6 @@ def run_fit(
     return _results(job, run, watcher, told, mode)
 
 
-def _check_effects(bnn: BNN, validation: Any, callbacks: Sequence[Callback], asked: FitSettings, resumed: bool) -> None:
-    """Refuse options that would have no effect, and callbacks that cannot be called, before any work."""
-    if not isinstance(callbacks, Sequence) or not all(callable(callback) for callback in callbacks):
-        raise TypeError(f"callbacks must be a list of functions of (step, losses), got {callbacks!r}")
-    if resumed or not isinstance(bnn, BNN):
-        return
-    if validation is None:
-        for name in ("patience", "validate_every"):
-            if getattr(asked, name) != getattr(FitSettings, name):
-                raise ValueError(f"{name} has no effect without validation: give validation=(x, y)")
-    if asked.optimizer == "ivon" and (isinstance(bnn.prior, Hierarchical) or bnn.ordered_biases):
-        raise ValueError(NEEDS_NORMAL_PRIORS)
-    if asked.checkpoint is None:
-        for name in ("checkpoint_every", "checkpoint_errors"):
-            if getattr(asked, name) != getattr(FitSettings, name):
-                warn_user(f"{name} has no effect without checkpoint: name a directory there")
-    own = not bnn.awaits_map and (asked.init == "map" or (asked.init is None and has_map_values(bnn)))
-    if not own and asked.start is None and asked.map_steps != FitSettings.map_steps:
-        how = "values=MAP(num_steps=...) says how long" if bnn.awaits_map else "use init='map'"
-        warn_user(f"map_steps has no effect, since no MAP estimate of the masked model is looked for: {how}")
-
-
 def prepare_job(
     bnn: BNN,
     x: Any,
@@ -233,12 +210,16 @@ def prepare_job(
         found.require(marks)
     members = members_of(bnn, x, y, asked, found, extras)
     checks = validation_data(members, validation, asked.replicas is not None, asked.missing)
+    processes = processes_of(members[0].x.device)
+    if processes.count > 1:
+        processes.require_same(_work_of(bnn, members, asked), members[0].bnn.like)
     writer = None
     if asked.checkpoint is not None:
         marks |= {"data": digest_of(training_tensors(members)), "validation": digest_of(leaves(checks))}
         if found is not None:
             found.require(marks)
-        if found is None or not found.ended:  # the result of one that has ended can be had without writing
+        # The result of one that has ended can be had without writing.
+        if processes.first and (found is None or not found.ended):
             writer = Writer.open(asked.checkpoint, asked.checkpoint_every, asked.checkpoint_errors, found is None)
     first, seconds, estimates = members[0], {}, []
     broken: list[str] = []
@@ -278,6 +259,7 @@ def prepare_job(
         None if found is None else found.decay,
         seconds,
         f"{broken[0]} of the search for MAP values: its constants are not those yet" if broken else "",
+        processes,
     )
     if keeps:
         noise = first.x.new_zeros((1, problem.size))
@@ -289,6 +271,13 @@ def prepare_job(
             found.require_elbo(marks["elbo"], torch.finfo(first.x.dtype).eps)
     seconds["prepare"] = time.perf_counter() - started - seconds.get("map", 0.0)
     return job
+
+
+def _work_of(bnn: BNN, members: Sequence[Replica], asked: FitSettings) -> list[Any]:
+    """What a fit is about, to be compared with what other processes are at."""
+    settings = {name: value for name, value in asked.to_dict().items() if name not in ("progress", "device", "init")}
+    data = [(tuple(x.shape), x.double().sum().item()) for x in training_tensors([*members])]
+    return [settings, data, [[weight.name, weight.num_free] for weight in bnn.weights]]
 
 
 @contextmanager
@@ -395,7 +384,7 @@ def _results(job: Job, run: Run, watcher: Validation | None, told: Mapping[str, 
             losses=losses[index] * job.rows,
             standardizer=member.standardizer,
             seconds=job.seconds,
-            settings={**told, "seed": job.asked.seed + index},
+            settings={**told, "seed": job.asked.seed + index, "processes": job.processes.count},
             validation=watcher.history[index] if watcher else (),
             stopped=run.stopped or run.paused,
             mode=mode,

@@ -21,6 +21,7 @@ from ..masks.values import MAP
 from ..model.bnn import BNN
 from ..model.density import Params
 from ..model.streams import Stream
+from .distributed import processes_of
 from .optimizers import ADAM, Optimizer, State
 from .step import Layout, Objective, Parts, Step, make_step
 
@@ -30,6 +31,10 @@ Callback = Callable[[int, "np.ndarray"], object]
 # whatever the network, and some for each weight used, by benchmarks/step.py. The choice must not depend on how busy the
 # machine is, or the same seed would give other roundings.
 COMPILE_SECONDS, SAVED_A_STEP, SAVED_A_WEIGHT = 8.0, 0.9e-3, 5e-11
+
+
+# Steps between two times at which processes hear of each other whether to stop.
+AGREE_EVERY = 50
 
 
 @dataclass
@@ -144,6 +149,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.layout = Layout.of(self.starts[0])
+        self.processes = processes_of(self.starts[0]["loc"].device)
         self.state = self.optimizer.start(torch.stack([self.layout.pack(start) for start in self.starts]))
         self.average = torch.empty(0)
         if self.average_steps:
@@ -166,6 +172,10 @@ class Run:
         def objective(params: Params, noise: Tensor | None, *tensors: Tensor) -> Tensor:
             return self.objective(params, noise, *rebuilt(data, tensors[:count]), *tensors[count:])
 
+        parts = None
+        if self.accumulate > 1 or self.processes.count > 1:
+            parts = Parts(self.batch_size, self.accumulate, count, self.processes)
+            self._check_shares()
         self.step: Step = make_step(
             objective,
             self.layout,
@@ -175,7 +185,7 @@ class Run:
             self.compile,
             self.group,
             self.optimizer,
-            None if self.accumulate == 1 else Parts(self.accumulate, count),
+            parts,
         )
         if self.step.reason:
             warn_user(f"{self.label} runs without the fast path: {self.step.reason}", RuntimeWarning)
@@ -190,27 +200,45 @@ class Run:
             noise = noise_stream(self.seeds, self.noise_shape, self.state.params, self.before + start)
         return ((draw, *leaves(data), *self.constants) for draw, data in zip(noise, self.batches(start), strict=False))
 
+    @property
+    def _own(self) -> slice:
+        """The rows of a step that this process has."""
+        return slice(self.processes.rank, None, self.processes.count)
+
+    def _check_shares(self) -> None:
+        """Refuse batches of which not every process can have the same parts."""
+        rows, count = self.batch_size // self.accumulate, self.processes.count
+        if rows < count or (self.accumulate > 1 and rows % count):
+            raise ValueError(
+                f"each of {count} processes must have a row of every batch, and with accumulate as many as the others, "
+                f"but a batch has {rows}: use a batch_size of a multiple of {count}"
+            )
+
     def _example(self) -> tuple[Any, ...]:
         """The arguments of some step, of a stream without reading it."""
         if self.stream is None:
             return next(self.arguments())
         like, data = self.state.params, (self.members[0].x, self.members[0].y)
-        rows = torch.arange(self.batch_size, device=like.device).expand(len(self.members), -1) % len(data[0])
+        rows = torch.arange(self.batch_size, device=like.device)[self._own].expand(len(self.members), -1) % len(data[0])
         noise = None if self.noise_shape is None else like.new_zeros((len(self.members), *self.noise_shape))
         return (noise, *leaves(rows_of(data, rows)), *self.constants)
 
     def batches(self, start: int = 0) -> Iterator[tuple[Any, Any]]:
-        """Inputs and targets of each step from `start` on."""
+        """Inputs and targets of each step from `start` on, those of this process."""
+        start += self.before
         if self.stream is not None:
-            yield from self.stream.batches(self.seeds, self.batch_size, self.before + start)
+            rank, count = self.processes.rank, self.processes.count
+            yield from self.stream.batches(self.seeds, self.batch_size, start, rank, count)
         x, y = self.members[0].x, self.members[0].y
         if not self.shared:
             x, y = (stacked([getattr(member, name) for member in self.members]) for name in ("x", "y"))
         if self.full:
-            yield from itertools.repeat((x, y))
+            own = self._own if self.shared else (slice(None), self._own)
+            yield from itertools.repeat((x, y) if self.processes.count == 1 else (rows_of(x, own), rows_of(y, own)))
         device = self.state.params.device
         replicas = torch.arange(len(self.seeds), device=device).unsqueeze(1)
-        for rows in minibatches(self.seeds, self.members[0].rows, self.batch_size, self.before + start):
+        for rows in minibatches(self.seeds, self.members[0].rows, self.batch_size, start):
+            rows = rows[:, self._own]
             where = rows.to(device) if self.shared else (replicas, rows.to(device))
             yield rows_of(x, where), rows_of(y, where)
 
@@ -235,7 +263,8 @@ class Run:
         interval = 1 if losses.device.type == "cpu" else 50
         scalars = self.optimizer.scalars([self.rates(step) for step in range(count)], self.state.params, self.before)
         arguments = self.arguments(self.done)
-        bar = progress_bar(count, self.label, self.progress, initial=self.done)
+        bar = progress_bar(count, self.label, self.progress and self.processes.first, initial=self.done)
+        self.processes.share(self.state.params, self.state.first, self.state.second)
         saved = -1
 
         def save_all() -> str:
@@ -246,7 +275,8 @@ class Run:
             with bar, interrupts_deferred() as interrupted:
                 if save is not None and self.done == 0:
                     self.paused, saved = save_all() or self.paused, 0
-                while self.done < count and not (self.stopped or self.paused):
+                ends = bool(self.stopped or self.paused)
+                while self.done < count and not ends:
                     losses[self.done] = self.step.run(self.state, scalars[self.done], *next(arguments))
                     self.done = done = self.done + 1
                     if done > count - self.average_steps:
@@ -261,13 +291,20 @@ class Run:
                     for callback in callbacks:
                         if callback(done - 1, losses[done - 1].cpu().double().numpy() * rows) is True:
                             self.stopped = f"a callback stopped it after step {done}"
-                    if watcher is not None and (done % watcher.every == 0 or done == count):
+                    looks = watcher is not None and (done % watcher.every == 0 or done == count)
+                    if watcher is not None and looks:
                         self.optimizer.settle(self.state)
                         self.stopped = watcher(done, self.state) or self.stopped
                     if interrupted():
                         self.paused = f"interrupted after step {done}"
                     if save is not None and done % save_every == 0:
                         self.paused, saved = save_all() or self.paused, done
+                    if self.processes.count > 1 and (callbacks or looks or done % AGREE_EVERY == 0):
+                        self._agree(done)
+                        ends = bool(self.stopped or self.paused)
+                    # Of losses, which are sums over all processes, each knows by itself.
+                    if self.processes.count == 1 or len(self.failed) == len(self.members):
+                        ends = bool(self.stopped or self.paused)
                 if save is not None and saved != self.done:
                     save_all()
                 if interrupted() and not self.paused:  # since the last step: whoever pressed it should hear of it
@@ -281,6 +318,14 @@ class Run:
     def losses_so_far(self) -> np.ndarray:
         """Losses of the steps done, shape (replicas, steps)."""
         return self.losses[: self.done].T.cpu().double().numpy()
+
+    def _agree(self, done: int) -> None:
+        """Stop or pause where another process does."""
+        stopped, paused = self.processes.any([bool(self.stopped), bool(self.paused)], self.losses)
+        if stopped and not self.stopped:
+            self.stopped = f"another process stopped it after step {done}"
+        if paused and not self.paused:
+            self.paused = f"another process paused it after step {done}"
 
     def _look(self, recent: Tensor, done: int) -> None:
         # Cheaper than looking at each; the sum alone would cost a small network a hundredth of its step.

@@ -84,7 +84,7 @@ def maximise_posterior(
     The `best` states of a watcher, if it has some, are the result. The parameters named in `held` are not optimised.
     """
     rows = members[0].rows
-    plates = {"num_data": None if batch == rows else rows}
+    plates = {"num_data": rows}
 
     def objective(params: Params, noise: None, x: Tensor, y: Tensor | Observed, *constants: Tensor) -> Tensor:
         params = {name: value.detach() if name in held else value for name, value in params.items()}

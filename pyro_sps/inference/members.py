@@ -99,11 +99,12 @@ def _streamed(copies: list[BNN], source: Source, asked: FitSettings, found: Chec
     stream = stream_of(source, first, asked.missing)
     x, y = stream.example()
     likelihood = first.likelihood
-    scaling = Standardizer.identity(first.like)
+    units = units_of(first, asked, 0)
+    scaling = (units or Standardizer.identity(first.like)).to(first.like)
     if asked.standardize and found is not None:
         like = Standardizer.of(x, y, likelihood.real_valued, measured(first.topology.inputs)).to(first.like)
         scaling = scaling_of(found, like, 0)
-    elif asked.standardize:
+    elif asked.standardize and units is None:
         scaling = moments_of(stream, likelihood.real_valued)
     stream.standardizer = scaling
     x, y = scaling.inputs(x), scaling.targets(y)

@@ -52,6 +52,7 @@ class FitSettings:
     optimizer: str = "adam"
     accumulate: int = 1
     average_steps: int = 0
+    precision: str | None = None
     init: str | Mapping[str, Any] | None = None
     init_scale: float = 0.05
     map_steps: int = 3000
@@ -80,6 +81,8 @@ class FitSettings:
         for name, known in (("optimizer", ("adam", "ivon")), ("schedule", ("exponential", "cosine"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be {' or '.join(map(repr, known))}, got {getattr(self, name)!r}")
+        if self.precision not in (None, "bf16-mixed"):
+            raise ValueError(f"precision must be None or 'bf16-mixed', got {self.precision!r}")
         if self.accumulate > 1 and self.batch_size is None:
             raise ValueError("accumulate has no effect without batch_size: give the rows of a part there")
         if self.average_steps and self.patience is not None:

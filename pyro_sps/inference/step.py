@@ -19,6 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..base.process import silenced
 from ..model.density import Params, pyro_session
+from .distributed import ALONE, Processes
 from .optimizers import ADAM, Optimizer, State
 
 # (parameters, noise or None, *data) -> scalar loss
@@ -148,7 +149,7 @@ def make_step(
         for share, own in parts.of(args, data_dims):
             for sum, value in zip(total, program(params, second, *own), strict=True):
                 sum.add_(value, alpha=share)
-        grads, losses = parts.gathered(*total)
+        grads, losses = parts.processes.total(*total)
         change(params, first, second, scalars, grads, losses)
         return losses
 
@@ -160,24 +161,24 @@ class Parts:
     """How the rows of a step are divided into parts, whose gradients are added up.
 
     Attributes:
-        count: Number of parts, one after the other.
-        tensors: How many of the arguments have rows: those that come after the noise.
+        rows: Rows of a step, of all processes together.
+        count: Number of parts that a process does one after the other.
+        tensors: How many of the arguments have rows, those of this process: those that come after the noise.
+        processes: Those that share the rows.
     """
 
+    rows: int
     count: int
     tensors: int
+    processes: Processes = ALONE
 
     def of(self, arguments: Sequence[Any], data_dims: Sequence[int | None]) -> Iterator[tuple[float, list[Any]]]:
-        """The share of the rows that each part has, and its arguments."""
+        """The share of the rows of a step that each part has, and its arguments."""
         noise, *data = arguments[: 1 + self.tensors]
         # The dimension of the rows is the first, but for that of the replicas.
-        chunks = [x.chunk(self.count, int(dim == 0)) for x, dim in zip(data, data_dims[1:], strict=False)]
-        for own in zip(*chunks, strict=True):
-            yield 1 / self.count, [noise, *own, *arguments[1 + self.tensors :]]
-
-    def gathered(self, grads: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums over all parts."""
-        return grads, losses
+        dims = [int(dim == 0) for dim in data_dims[1 : 1 + self.tensors]]
+        for own in zip(*(x.chunk(self.count, dim) for x, dim in zip(data, dims, strict=True)), strict=True):
+            yield own[0].shape[dims[0]] / self.rows, [noise, *own, *arguments[1 + self.tensors :]]
 
 
 def _program(

@@ -39,6 +39,7 @@ def fit(
     optimizer: str = FitSettings.optimizer,
     accumulate: int = FitSettings.accumulate,
     average_steps: int = FitSettings.average_steps,
+    precision: str | None = FitSettings.precision,
     init: str | Mapping[str, Tensor] | None = FitSettings.init,
     init_scale: float = FitSettings.init_scale,
     map_steps: int = FitSettings.map_steps,
@@ -68,6 +69,10 @@ def fit(
     Adam (or IVON) with gradient clipping and a decaying learning rate; the ELBO is estimated with
     `num_particles` draws and the KL divergence in closed form (`pyro_sps.model.density`). `bnn` is not changed.
 
+    In a script that `torchrun` has started several times, all processes make one fit together, which is that of one
+    process but for rounding: each takes its share of the rows of a step, and the first writes checkpoints and shows the
+    bar. `Fit.settings["processes"]` is their number.
+
     Args:
         bnn: The model. Constants of `values=MAP()` are looked for where they are not known; those of a fit's `bnn` or
             of `set_fixed` stay (`bnn.set_fixed(sps.MAP())` asks for new ones).
@@ -80,7 +85,8 @@ def fit(
             target columns; nothing where the data set gives pairs.
         num_steps: Number of steps of the optimiser.
         num_particles: Posterior draws a step.
-        batch_size: Rows a step; None or a number of at least the rows for all of them. A `DataLoader` has its own.
+        batch_size: Rows a step, of all processes together; None or a number of at least the rows for all of them. A
+            `DataLoader` has its own.
         learning_rate: Step size of the optimiser at the start; default 0.01 for Adam, 0.1 for IVON.
         final_learning_rate: At the end; default 0.3 of that at the start, or a hundredth with `schedule="cosine"`.
         schedule: How it decays: `"exponential"` or `"cosine"`.
@@ -92,6 +98,9 @@ def fit(
             many times the rows, in the memory of one.
         average_steps: The result's means are their average over so many last steps (stochastic weight averaging,
             Izmailov et al. 2018, arXiv 1803.05407), or as many as there were; 0 for those of the last one.
+        precision: `"bf16-mixed"` for matrix products and convolutions in bfloat16 (autocast) on accelerators that have
+            it, with parameters, KL divergence and optimiser in float32; None for the dtype of the network. A search for
+            MAP values is not mixed.
         init: Where the guide's means start: `"random"` (normal, variance 1/fan-in), `"map"` (a MAP estimate of the
             same masked model; with `values=MAP()` the one that the constants are from), or values of the sample sites
             by name. Default: `"map"` where `values=MAP()` fixes weights, else `"random"`.
@@ -147,6 +156,7 @@ def fit(
         FileExistsError: If `checkpoint` holds the checkpoint of another fit, before any work.
         OSError: If `checkpoint` cannot be written, before any work.
         NonFiniteLossError: If the loss of a single fit stops being finite; it holds the last finite state.
+        ProcessesError: If another process of the same fit has ended.
 
     Warns:
         UserWarning: If data is far from the scales that priors and starts are made for.

@@ -140,7 +140,7 @@ def continue_optimiser(run: Run, members: list[Replica], asked: FitSettings) -> 
         asked: What was asked for, and with it what they start from, if anything.
     """
     states = [
-        fit.optimizer if _same_optimizer(fit, num_rows(member.x), asked) and _same_model(member.bnn, fit.bnn) else None
+        fit.optimizer if _same_optimizer(fit, member.rows, asked) and _same_model(member.bnn, fit.bnn) else None
         for member, fit in zip(members, fits_of(asked.start), strict=False)
     ]
     if not states or any(not _fits(state, run) for state in states):

@@ -108,6 +108,9 @@ def test_ivon_reaches_the_exact_posterior_of_a_linear_model():
         ({}, {"average_steps": 6}, "average_steps must be an integer from 0 on"),
         ({}, {"average_steps": 2, "patience": 3}, "average_steps has no effect with patience"),
         ({}, {"accumulate": 2, "batch_size": None}, "accumulate has no effect without batch_size"),
+        ({}, {"precision": "16"}, "precision must be None or 'bf16-mixed', got '16'"),
+        ({}, {"precision": "bf16-mixed"}, "needs a network of dtype float32"),
+        ({"net": sps.mlp([2, 4, 1])}, {"precision": "bf16-mixed"}, "needs an accelerator that .*, got device 'cpu'"),
         ({}, {"accumulate": 4, "batch_size": 5}, "accumulate=4 batches of 5 rows are more than the 12 rows"),
     ],
 )
@@ -116,7 +119,7 @@ def test_what_cannot_be_is_named_before_the_first_step(monkeypatch, model, optio
 
     monkeypatch.setattr(loop, "make_step", lambda *_: pytest.fail("work was done"))
     x, y = data()
-    bnn = sps.BNN(network(), **{"scheme": sps.Unmasked(), "values": sps.Zero(), **model})
+    bnn = sps.BNN(**{"net": network(), "scheme": sps.Unmasked(), "values": sps.Zero(), **model})
     with pytest.raises(ValueError, match=words):
         sps.fit(bnn, x, y, **{"num_steps": 5, "optimizer": "ivon", **QUICK, **options})
 
@@ -189,3 +192,26 @@ def test_ivon_goes_on_resumes_and_fits_replicas(tmp_path):
     assert ((more[0].guide.scale / first[0].guide.scale).log().abs() < 0.1).all()  # of one step, not of half the rows
     single = sps.fit(bnn, x, y, num_steps=8, **options, seed=1)
     torch.testing.assert_close(whole[1].guide.loc, single.guide.loc)
+
+
+def test_mixed_precision_is_that_of_products_alone(monkeypatch):
+    """On a CPU, where it is refused, the program is the same but for its device."""
+    from pyro_sps.inference import effects, step
+
+    programs = []
+    record = step._record
+    monkeypatch.setattr(step, "_record", lambda *args: programs.append(record(*args)) or programs[-1])
+    monkeypatch.setattr(effects, "_require_mixed", lambda *_: None)
+    x, y = (value.float() for value in data())
+    bnn = sps.BNN(sps.mlp([2, 4, 1]), sps.Unmasked(), sps.Zero())
+    full = sps.fit(bnn, x, y, num_steps=5, **QUICK)
+    mixed = sps.fit(bnn, x, y, num_steps=5, precision="bf16-mixed", **QUICK)
+    dtypes = [
+        {node.meta["val"].dtype for node in program.graph.nodes if isinstance(node.meta.get("val"), torch.Tensor)}
+        for program, _ in programs
+    ]
+    assert torch.bfloat16 not in dtypes[0]
+    assert torch.bfloat16 in dtypes[1]
+    assert mixed.guide.loc.dtype == mixed.guide.scale.dtype == torch.float32
+    np.testing.assert_allclose(mixed.losses, full.losses, rtol=0.05)
+    assert not np.array_equal(mixed.losses, full.losses)
