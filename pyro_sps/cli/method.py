@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from .network import Settings
+from .options import given_of
 from .table import Training
 
 if TYPE_CHECKING:
@@ -28,18 +28,16 @@ def method_asked(context: click.Context) -> str:
     Raises:
         UsageError: If an option is of no use with it.
     """
-    given = {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
-    flags = {parameter.name: parameter.opts[0] for parameter in context.command.params}
+    own = {"fit": given_of(context, OF_FITS), "sample": given_of(context, OF_CHAINS)}
     method: str = context.params["method"]
-    own = {"fit": OF_FITS & given, "sample": OF_CHAINS & given}
     if method == "auto":
         if own["fit"] and own["sample"]:
-            one, other = (flags[min(names)] for names in own.values())
+            one, other = (flags[0] for flags in own.values())
             raise click.UsageError(f"{one} is for --method fit and {other} for --method sample: leave one of them out")
-        return next((name for name, options in own.items() if options), "auto")
+        return next((name for name, flags in own.items() if flags), "auto")
     other = {"fit": "sample", "sample": "fit"}[method]
     if own[other]:
-        raise click.UsageError(f"{flags[min(own[other])]} is for --method {other}, not {method}")
+        raise click.UsageError(f"{own[other][0]} is for --method {other}, not {method}")
     return method
 
 

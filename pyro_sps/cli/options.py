@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +200,22 @@ def integers(context: click.Context, parameter: click.Parameter, texts: Sequence
     if any(number < 1 for number in numbers):
         raise click.BadParameter(f"these must be positive integers: {' '.join(texts)}")
     return numbers
+
+
+def given_of(context: click.Context, names: Collection[str]) -> list[str]:
+    """Options, as they are written, of those names that were given on the command line."""
+    return [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name in names
+        and context.get_parameter_source(parameter.name) is click.core.ParameterSource.COMMANDLINE
+    ]
+
+
+def refuse(context: click.Context, names: Collection[str], why: str) -> None:
+    """Raise `UsageError` if one of some options was given, which has no effect."""
+    if given := given_of(context, names):
+        raise click.UsageError(f"{' and '.join(given)} {'have' if len(given) > 1 else 'has'} no effect {why}")
 
 
 def printer(quiet: bool, err: bool = False) -> Callable[[str], None]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .files import claim_file, load_fit, require_file
-from .options import Command, force_option, printer, quiet_option, seed_option
+from .options import Command, force_option, printer, quiet_option, refuse, seed_option
 from .scores import class_scores_of, comparison, scores_of, table_of
 from .table import new_rows, numbers_beside
 
@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 @force_option
 @seed_option
 @quiet_option
+@click.pass_context
 def predict(
+    context: click.Context,
     directory: Path,
     data: str,
     out: Path | None,
@@ -67,6 +69,8 @@ def predict(
     from ..posterior.samples import Samples
 
     rows = prediction_data(data, model, say)
+    if model.get("classes"):
+        refuse(context, {"level"}, "on labels, which have no intervals")
     if isinstance(result, Samples):
         num_samples = min(num_samples, result.num_chains * result.num_samples)
     prediction = result.predict(rows.x, num_samples=num_samples, seed=seed, y_scale=rows.noise)

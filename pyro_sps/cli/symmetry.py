@@ -18,6 +18,7 @@ from .options import (
     plot_option,
     printer,
     quiet_option,
+    refuse,
     scheme_options,
     seed_option,
     values_options,
@@ -94,7 +95,9 @@ def _networks(context: click.Context, parameter: click.Parameter, texts: Sequenc
 @plot_option
 @seed_option
 @quiet_option
+@click.pass_context
 def symmetry(
+    context: click.Context,
     widths: list[list[int]],
     network: str | None,
     activation: str,
@@ -114,7 +117,10 @@ def symmetry(
         raise click.UsageError("give either the WIDTHS of a fully connected network or --network")
     if network is not None and (table or plot is not None):
         raise click.UsageError("--table and --plot are for fully connected networks, given by their WIDTHS")
+    if network is not None:
+        refuse(context, {"activation"}, "with --network, which has its own")
     if table:
+        refuse(context, {"scheme", "fraction", "values", "scale", "plot", "time_limit"}, "with --table")
         from ..symmetry.table import scheme_table
 
         say(scheme_table(widths, activation=activation, seed=seed))

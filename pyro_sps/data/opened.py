@@ -34,6 +34,8 @@ def opened(path: Path, text: bool = False, encoding: str | None = None, decimal:
         options: dict[str, Any] = {}
         if reads is read_csv:
             options = {"encoding": encoding, "decimal": decimal}
+        elif encoding is not None:
+            raise DataError(f"{path} is no text file: encoding ({encoding}) is of no use; leave it out")
         elif reads is read_parquet:
             options = {"text": text}
         with reads(path, **options) as reader:

@@ -501,6 +501,10 @@ def test_symmetry_table_has_the_rows_of_the_design():
     assert rows["1-50-50-1", "light"][:3] == ["49", "62.78", "92.89"]
     assert rows["1-50-50-1", "heavy"][:3] == ["1,225", "1", "30.10"]
     assert "--table" in run("symmetry", "8-50-50-2", "1-50-50-1", code=2).output
+    output = run("symmetry", "2-3-1", "--table", "--scheme", "light", "--c", "2", code=2).output
+    assert "--scheme and --c have no effect with --table" in output
+    output = run("symmetry", "--network", "lenet5", "--activation", "relu", code=2).output
+    assert "--activation has no effect with --network" in output
 
 
 def test_symmetry_of_map_values_needs_data():

@@ -268,12 +268,16 @@ def test_chains_are_fitted_predicted_and_diagnosed(sampled, tmp_path):
     assert metrics["fixed_weights"] == 0
     run("predict", folder / "chains", folder / "cars.csv", "--out", tmp_path / "p.csv")
     found = pd.read_csv(tmp_path / "p.csv")
-    np.testing.assert_allclose(found[["p_large", "p_small"]].sum(1), 1, atol=1e-6)
+    np.testing.assert_allclose(found[["p_large", "p_small"]].sum(axis=1), 1, atol=1e-6)
     said = run("diagnose", folder / "chains", folder / "cars.csv", "--html", tmp_path / "d.html").output
     assert "R-hat" in said
     page = (tmp_path / "d.html").read_text()
     assert "Energy" in page
     assert "Confusion" in page
+    assert (
+        "--level has no effect on labels"
+        in run("predict", folder / "chains", folder / "cars.csv", "--level", "0.9", code=2).output
+    )
     said = run("diagnose", folder / "chains", folder / "cars.csv", "--baseline", folder / "chains", code=2).output
     assert "--baseline is for fits" in said
 

@@ -80,6 +80,12 @@ def test_errors_say_where_and_what_to_do(tmp_path, text, words):
         read(tmp_path, text)
 
 
+def test_an_encoding_is_for_text_files(tmp_path):
+    pd.DataFrame({"a": [1.0, 2.0], "y": [3.0, 4.0]}).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet is no text file: encoding \(latin-1\) is of no use"):
+        read_mixed(tmp_path / "a.parquet", encoding="latin-1")
+
+
 def test_another_encoding_is_suggested_and_unknown_ones_are_refused(tmp_path):
     with pytest.raises(DataError, match="--encoding latin-1"):
         read(tmp_path, "a,b\né,1\n", "latin-1")
