@@ -104,7 +104,8 @@ def make_step(
     clips = max_grad_norm <= torch.finfo(state.params.dtype).max  # a larger one, as infinity, means none
 
     def own_gradients(params: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-        grads, loss = torch.func.grad_and_value(objective)(layout.unpack(params), *args)
+        differentiate = _grad_and_value if replicas == 1 else torch.func.grad_and_value
+        grads, loss = differentiate(objective)(layout.unpack(params), *args)
         return layout.pack(grads), loss
 
     def gradients(params: Tensor, second: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
@@ -193,6 +194,19 @@ def _program(
         if compiled is not None:
             return _on_same_threads(compiled, recorded), "compiled", ""
     return recorded, "recorded", reason
+
+
+def _grad_and_value(objective: Objective) -> Callable[..., tuple[Params, Tensor]]:
+    """As `torch.func.grad_and_value`, by plain autograd, whose backward passes are whole operations."""
+
+    def run(params: Params, *args: Any) -> tuple[Params, Tensor]:
+        with torch.enable_grad():
+            leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
+            loss = objective(leaves, *args)
+            grads = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+        return dict(zip(leaves, grads, strict=True)), loss.detach()
+
+    return run
 
 
 def _part(argument: Any, dim: int | None, start: int, stop: int) -> Any:

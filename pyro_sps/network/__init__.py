@@ -5,6 +5,7 @@
 - `trace`: from a network to its topology and to a function of its weights; `tracer` walks the graph, if all is dense
 - `record`: the same of any network, from one run of it; `recorder` follows its numbers, of which `elements` keeps the
   book, and `assemble` makes the topology
+- `mixtures`: units that linear maps may mix, which `mixing` finds
 - `inputs`: what a network is called with; several inputs side by side in one tensor
 - `layers`: what each operation does to units and signs, one room a family of operations
 - `run`: that function, which other processes can be sent

@@ -9,6 +9,7 @@ import numpy as np
 
 from .elements import SCALE, SIGN, Atoms, Codes, Ints, mix, pair
 from .inputs import Inputs
+from .mixing import mixtures_of
 from .recorder import Recorder, Weight
 from .structure import Places, Structure
 from .topology import Topology, UnitGroup, UnsupportedLayerError, WeightTensor
@@ -46,11 +47,11 @@ def assemble(recorder: Recorder, outputs: Ints, output_size: int, inputs: Inputs
         )
         for i, group in enumerate(groups)
     )
-    if structure.is_plain(total, named, first):
-        return Topology(
-            named, tuple(_plain(tensor, first) for tensor in tensors), None, output_size, inputs, activations
-        )
-    return Topology(named, tuple(tensors), structure, output_size, inputs, activations)
+    mixtures = mixtures_of(recorder, found.root, found.kind, found.links)
+    plain = structure.is_plain(total, named, first)
+    if plain:
+        tensors = [_plain(tensor, first) for tensor in tensors]
+    return Topology(named, tuple(tensors), None if plain else structure, output_size, inputs, activations, mixtures)
 
 
 @dataclass

@@ -24,6 +24,7 @@ Ints = NDArray[np.int64]
 Codes = NDArray[np.uint64]
 
 SIGN, SCALE = 0, 1
+LINEAR = 2  # whether units may be mixed by linear maps; a kind of what is lost, without classes
 
 
 def mix(x: Any) -> Codes:
@@ -170,8 +171,9 @@ class Atoms:
         array: For each atom the array that it was made in; at first, atoms of one array are alike.
         mark: A code of all that has been found to tell atoms of an array apart.
         is_pinned: Whether an atom has an identity.
-        lost: For signs and scales, whether nothing but 1 is possible.
+        lost: For signs and scales, whether nothing but 1 is possible; and whether units cannot be mixed.
         links: Blocks.
+        duals: Pairs of atoms whose scales undo each other: queries and keys.
     """
 
     units: Classes = field(default_factory=Classes)
@@ -179,8 +181,9 @@ class Atoms:
     array: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     mark: Codes = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
     is_pinned: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))
-    lost: list[NDArray[np.bool_]] = field(default_factory=lambda: [np.zeros(0, dtype=bool) for _ in range(2)])
+    lost: list[NDArray[np.bool_]] = field(default_factory=lambda: [np.zeros(0, dtype=bool) for _ in range(3)])
     links: list[Link] = field(default_factory=list)
+    duals: list[tuple[Ints, Ints]] = field(default_factory=list)
     events: int = 0
 
     def new(self, count: int, signed: bool = True) -> Ints:
@@ -239,8 +242,20 @@ class Atoms:
     # signs and scales
 
     def lose(self, kind: int, atoms: Ints) -> None:
-        """Signs (scales) that can be nothing but 1."""
+        """Signs (scales) that can be nothing but 1; who has no scale cannot be mixed either."""
         self.lost[kind][atoms[atoms >= 0]] = True
+        if kind == SCALE:
+            self.lose(LINEAR, atoms)
+
+    def undo(self, first: Ints, second: Ints) -> None:
+        """Numbers at the same places of two arrays are multiplied and summed over: one undoes the other."""
+        both = ((first >= 0) & (second >= 0)).all()
+        for atoms in (first, second):
+            self.lost[SCALE][atoms[atoms >= 0]] = True
+            if not both:
+                self.lose(LINEAR, atoms)
+        if both:
+            self.duals.append((first.ravel(), second.ravel()))
 
     def equate(self, kind: int, first: Ints, second: Ints) -> None:
         """Signs (scales) that must be equal; where there is one on one side alone, it must be 1."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .inputs import Inputs, random_inputs
+from .mixtures import Mixture
 from .structure import Places, Structure
 
 Masks = dict[str, Tensor]
@@ -152,6 +153,8 @@ class Topology:
         inputs: What the network was called with when it was read: for each input its shape, what it holds and its name,
             if it has one; nothing for a fully connected network.
         activations: Size of the largest tensor that it computes from a row, if that is not the size of a group.
+        mixtures: Sets of units that any invertible linear map may mix, such as the dimensions inside an attention head.
+            Of networks that are not fully connected.
 
     Example:
         >>> from pyro_sps import Topology, mlp
@@ -169,6 +172,7 @@ class Topology:
     outputs: int | None = None
     inputs: Inputs = ()
     activations: int | None = None
+    mixtures: tuple[Mixture, ...] = ()
 
     @staticmethod
     def of(net: nn.Module, example: Any = None) -> Topology:

@@ -79,9 +79,8 @@ def certify(
     """
     deadline = _deadline(time_limit)
     masks = topology.check_masks(masks)
-    network = _Network.of(
-        topology, masks, _constants(topology, masks, values), _check_ordered(topology, masks, ordered)
-    )
+    constants = _constants(topology, masks, values)
+    network = _Network.of(topology, masks, constants, _check_ordered(topology, masks, ordered))
     notes = list(network.notes())
     permutations = network.discrete(signed=False, deadline=deadline)
     signed = network.discrete(signed=True, deadline=deadline) if network.flippable.any() else None
@@ -90,7 +89,21 @@ def certify(
         if one is not None and one.after is None:
             notes.append(f"{one.name} were not determined within {time_limit:g} s")
     fixed = sum(int((~mask).sum()) for mask in masks.values())
-    return SymmetryReport(topology, fixed, permutations, signed, scalings, tuple(notes), tuple(ordered))
+    maps = _linear_maps(topology, masks, constants)
+    return SymmetryReport(topology, fixed, permutations, signed, scalings, tuple(notes), tuple(ordered), maps)
+
+
+def _linear_maps(
+    topology: Topology, masks: Mapping[str, Tensor], constants: Mapping[str, Tensor | None]
+) -> SymmetryClass | None:
+    """The dimension of GL(n) of each set of units that linear maps may mix, and of what is left of it."""
+    if not topology.mixtures:
+        return None
+    before = sum(mixture.size**2 for mixture in topology.mixtures)
+    left = [mixture.dimension(masks, constants) for mixture in topology.mixtures]
+    exact = all(own for _, own in left)
+    how = "rank of what fixed weights ask" if exact else "a lower bound, from entries that may differ from zero"
+    return SymmetryClass("linear maps", before, sum(number for number, _ in left), how)
 
 
 def _deadline(time_limit: float | None) -> float | None:

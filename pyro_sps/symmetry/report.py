@@ -155,8 +155,8 @@ class SymmetryClass:
     """Symmetries of one kind before and after masking.
 
     Attributes:
-        name: `permutations`, `signed permutations` or `scalings`.
-        before: Order of the group of the network without masks; for scalings, the dimension of the group.
+        name: `permutations`, `signed permutations`, `scalings` or `linear maps`.
+        before: Order of the group of the network without masks; for scalings and linear maps, its dimension.
         after: Order (dimension) of what is left; None if it was not determined in time.
         how: How `after` was proved.
         generators: Moves that together generate what is left.
@@ -179,8 +179,8 @@ class SymmetryClass:
 
     @property
     def continuous(self) -> bool:
-        """True for scalings, whose group has a dimension instead of an order."""
-        return self.name == "scalings"
+        """True for scalings and linear maps, whose group has a dimension instead of an order."""
+        return self.name in ("scalings", "linear maps")
 
     @property
     def log10_before(self) -> float | None:
@@ -284,6 +284,9 @@ class SymmetryReport:
         scalings: Rescalings of hidden units; None unless a hidden layer is positively homogeneous.
         notes: What is not counted and what was not determined, in words.
         ordered: Names of the biases that are constrained to increase.
+        linear_maps: Invertible linear maps of units, such as GL(d) of queries and keys and of values and outputs inside
+            a head; None if there are none. Like scalings they are ridges of the likelihood. Those of values and outputs
+            have the scalings of the same units in them. Of fully connected networks a note says it.
 
     Example:
         >>> import pyro_sps as sps
@@ -302,11 +305,12 @@ class SymmetryReport:
     scalings: SymmetryClass | None
     notes: tuple[str, ...] = ()
     ordered: tuple[str, ...] = ()
+    linear_maps: SymmetryClass | None = None
 
     @property
     def classes(self) -> tuple[SymmetryClass, ...]:
         """The classes of symmetry that the network has."""
-        every = (self.permutations, self.signed_permutations, self.scalings)
+        every = (self.permutations, self.signed_permutations, self.scalings, self.linear_maps)
         return tuple(one for one in every if one is not None)
 
     @property
@@ -384,6 +388,7 @@ class SymmetryReport:
             "permutations": self.permutations.to_dict(),
             "signed_permutations": None if self.signed_permutations is None else self.signed_permutations.to_dict(),
             "scalings": None if self.scalings is None else self.scalings.to_dict(),
+            "linear_maps": None if self.linear_maps is None else self.linear_maps.to_dict(),
             "notes": list(self.notes),
         }
 
@@ -394,7 +399,7 @@ class SymmetryReport:
     def _rows(self) -> list[tuple[str, str, str, str]]:
         rows = [("symmetries", "before", "left", "proved by")]
         for one in self.classes:
-            name = "scalings (dimension)" if one.continuous else one.name
+            name = f"{one.name} (dimension)" if one.continuous else one.name
             rows.append((name, one.text(after=False), one.text(after=True), one.how))
         return rows
 

@@ -67,7 +67,9 @@ def verify_network(
 
     report = certify(topology, {})
     expected = outputs(weights)
-    largest = max(float(expected.abs().max()), 1e-300)
+    if not expected.isfinite().any():
+        raise ValueError("the network's outputs at random weights and inputs are not finite: nothing can be verified")
+    largest = max(float(expected[expected.isfinite()].abs().max()), 1e-300)
     deviation, counts, every = 0.0, {}, []
     for one in report.classes:
         count = len(one.generators)
@@ -78,13 +80,28 @@ def verify_network(
         every += chosen
         for move in chosen:
             moved = outputs(move.apply(topology, weights))
-            deviation = max(deviation, float((moved - expected).abs().max()) / largest)
+            deviation = max(deviation, _change(moved, expected) / largest)
     for _ in range(products if every else 0):
         moved_weights: Mapping[str, Tensor] = weights
         for index in rng.integers(len(every), size=min(len(every), 20)):
             moved_weights = every[index].apply(topology, moved_weights)
-        deviation = max(deviation, float((outputs(moved_weights) - expected).abs().max()) / largest)
+        deviation = max(deviation, _change(outputs(moved_weights), expected) / largest)
+    if topology.mixtures:
+        counts["linear maps"] = len(topology.mixtures)
+        moved_weights = weights
+        for mixture in topology.mixtures:
+            near = torch.eye(mixture.size, dtype=torch.float64)
+            noise = torch.randn(near.shape, dtype=torch.float64, generator=generator)
+            moved_weights = mixture.apply(moved_weights, near + 0.5 * noise / math.sqrt(mixture.size))
+        deviation = max(deviation, _change(outputs(moved_weights), expected) / largest)
     return NetworkVerification(counts, products if every else 0, deviation, deviation < 1e-9)
+
+
+def _change(moved: Tensor, expected: Tensor) -> float:
+    """Largest difference; what is not finite, such as a mean over positions that are all masked, must be so in both."""
+    same = (moved == expected) | (moved.isnan() & expected.isnan())
+    difference = torch.where(same, 0.0, (moved - expected).abs())
+    return float(torch.where(difference.isfinite(), difference, math.inf).max())
 
 
 def random_weights(topology: Topology, generator: torch.Generator) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..elements import SCALE, SIGN, Ints, Value, pair
+from ..elements import LINEAR, SCALE, SIGN, Ints, Value, pair
 from ..recorder import Call, Recorder, constant, handles
 
 # What a function does to a sign: it passes it on, it forgets it, or it needs to know it. Scales are passed on or not.
@@ -41,6 +41,8 @@ def apply(recorder: Recorder, value: Value, parity: str, homogeneous: bool) -> V
     if not homogeneous:
         recorder.atoms.lose(SCALE, value.characters[SCALE].ravel())
         value = value.without(SCALE)
+    elif parity != ODD:
+        recorder.atoms.lose(LINEAR, value.characters[SCALE].ravel())
     return replace(value if parity == ODD else value.without(SIGN), weight=None)
 
 
@@ -142,6 +144,10 @@ def two(recorder: Recorder, name: str, first: Value, second: Value, out: Tensor)
         second = Value.pinned(second.place)
     first, second = recorder.as_value(_expanded(first, out)), recorder.as_value(_expanded(second, out))
     atoms = recorder.atoms
+    if name not in ("add", "sub", "rsub"):
+        for own, other in ((first, second), (second, first)):
+            if name not in ("mul", "div") or other.tokens:  # else one number for all units
+                atoms.lose(LINEAR, own.characters[SCALE].ravel())
     characters: list[Ints] = []
     for kind in (SIGN, SCALE):
         a, b = first.characters[kind].ravel(), second.characters[kind].ravel()
@@ -190,6 +196,8 @@ def _scaled(recorder: Recorder, value: Value, weight: Value, out: Tensor) -> Val
             recorder.atoms.equate(kind, known.gates[axis][kind], gate[first])
         gates.append(gate[first])
     known.gates[axis] = (gates[0], gates[1])
+    for one in (own, value.characters[SCALE].ravel()):
+        recorder.atoms.lose(LINEAR, one)
     result = join(recorder, value, replace(weight, weight=None), out)
     own = own.reshape(tuple(out.shape))
     return replace(result, characters=(own, own))

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..elements import SCALE, SIGN, Value, first_along, mix, pair
+from ..elements import LINEAR, SCALE, SIGN, Value, first_along, mix, pair
 from ..recorder import Call, Recorder, handles, leaves
 
 
@@ -149,7 +149,8 @@ def embedding_bag(recorder: Recorder, call: Call) -> None:
         raise recorder.unsupported("it looks up rows of a table that the network computes")
     _look_up(recorder, value, mix(np.arange(out.shape[0])), out)
     if call["mode"] == 2:
-        recorder.atoms.lose(SIGN, recorder.weights[value.weight].axes[1])  # type: ignore[arg-type]
+        for kind in (SIGN, LINEAR):
+            recorder.atoms.lose(kind, recorder.weights[value.weight].axes[1])  # type: ignore[arg-type]
 
 
 @handles("_pack_padded_sequence", "_pad_packed_sequence")

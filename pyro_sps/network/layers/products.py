@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..elements import SCALE, SIGN, Codes, Ints, Value, first_along, mix, pair
+from ..elements import LINEAR, SCALE, SIGN, Codes, Ints, Value, first_along, mix, pair
 from ..recorder import Call, Recorder, handles, rows_code
 from .functions import two
 
@@ -233,6 +233,8 @@ def _between(recorder: Recorder, left: Value, right: Value, shape: tuple[int, ..
                 inside.append(atoms.equate_along(kind, array, axis=other))
         if len(inside) == 2 and kind == SIGN:
             atoms.equate(kind, inside[0].ravel(), inside[1].ravel())
+        elif len(inside) == 2:
+            atoms.undo(inside[0], inside[1])
         else:
             for array in inside:  # it is summed over, and nothing on the other side undoes it
                 atoms.lose(kind, array.ravel())
@@ -270,6 +272,8 @@ def convolution(recorder: Recorder, call: Call) -> None:
     met, _ = atoms.combine(inside, [read.reshape(1, -1)], label)
     channel = met[0] if met else read.reshape(1, -1)
     if groups > 1:
+        for one in (read.ravel(), made.ravel(), value.characters[SCALE].ravel()):
+            atoms.lose(LINEAR, one)
         _grouped(recorder, channel.reshape(groups, -1), label.reshape(groups, -1), made)
     for kind in (SIGN, SCALE):
         along = atoms.equate_along(kind, value.characters[kind], axis=1)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..elements import SCALE, SIGN, Codes, Ints, Value, first_along, mix, pair
+from ..elements import LINEAR, SCALE, SIGN, Codes, Ints, Value, first_along, mix, pair
 from ..recorder import Call, Recorder, constant, handles
 from .functions import two
 from .products import along
@@ -67,6 +67,8 @@ def reduced(recorder: Recorder, value: Value, axes: Sequence[int], sign: str, sc
     """
     flat, restore = _flat(recorder, value, axes)
     tokens, place = _over(recorder, flat)
+    if sign != "odd":
+        recorder.atoms.lose(LINEAR, flat.characters[SCALE].ravel())
     characters = []
     for kind, passes, forgets in ((SIGN, sign == "odd", sign == "even"), (SCALE, scale, False)):
         if passes:
@@ -256,6 +258,7 @@ def pooling(recorder: Recorder, call: Call) -> None:
     code = (mix(flat.place) * (mix(np.arange(count)) | np.uint64(1))).sum(axis=1, dtype=np.uint64)
     if "max" in call.name:
         recorder.atoms.lose(SIGN, flat.characters[SIGN].ravel())
+        recorder.atoms.lose(LINEAR, flat.characters[SCALE].ravel())
     signs, scales = (recorder.atoms.equate_along(kind, flat.characters[kind], axis=1) for kind in (SIGN, SCALE))
     none = np.full(len(code), -1)
     small = Value(tuple(t[:, 0] for t in flat.tokens), code, (none if "max" in call.name else signs, scales)).map(
