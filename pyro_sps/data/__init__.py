@@ -4,7 +4,9 @@
 - `names`: names of columns and rows
 - `tables`: files of numbers with a header; `mixed`: with text, gaps and dates; `opened` finds the reader of a file
 - `frames`, `dates`, `encoding`: columns of any kind as numbers
-- `datasets`: toy data and the UCI regression data sets
+- `observed`: targets with weights, error bars and gaps
+- `sources`, `opening`, `row_groups`: data that need not fit in memory
+- `datasets`, `images`: toy data, the UCI regression data sets, images; `remote` downloads files
 """
 
 from ..base.lazy import exports

@@ -120,6 +120,8 @@ def data_of(
         if y is None:
             raise ValueError("y is missing: give targets, or a data set of pairs (x, y)")
         return x, y, extras, batch_size
+    if batch_size is None and isinstance(x, np.memmap):  # all rows in each step: they have to be in memory
+        return x, y, extras, batch_size
     own = x.batch_size if isinstance(x, DataLoader) else None
     if own is not None:
         if batch_size not in (default, own):

@@ -30,7 +30,7 @@ WINDOW_BYTES = 1 << 25
 WINDOW_ROWS = 1 << 14
 
 #: Rows that are read at once where all are read in order.
-PASS_ROWS = 1 << 13
+PASS_ROWS = 1 << 10
 
 
 class Piece(NamedTuple):

@@ -35,6 +35,8 @@ def map_tree(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
 
 def leaves(tree: Any) -> list[Tensor]:
     """The tensors of a tree, in order."""
+    if type(tree) is tuple and all(isinstance(part, Tensor) for part in tree):  # in each step of a fit
+        return list(tree)
     found: list[Tensor] = []
     map_tree(found.append, tree)
     return found

@@ -148,8 +148,8 @@ def sample(
     return run_sample(bnn, x, y, callbacks, replace(asked, batch_size=batch_size), extras=extras)
 
 
-#: Of data that is not in memory, rows that stand for all in the warm-up.
-WARMUP_ROWS = 20_000
+#: Of data that is not in memory, rows that stand for all in the warm-up, and bytes of them.
+WARMUP_ROWS, WARMUP_BYTES = 20_000, 1 << 28
 
 # --- the parts -------------------------------------------------------------------------------------
 
@@ -296,7 +296,8 @@ def _target_of(member: Replica, asked: SampleSettings) -> Target:
     """The posterior; of a stream with some rows, drawn at random, that stand for all in the warm-up."""
     if member.stream is None:
         return Target.of(member.bnn, member.x, member.y)
-    rows = min(member.rows, max(WARMUP_ROWS, asked.batch_size or 0))
+    most = min(WARMUP_ROWS, WARMUP_BYTES // member.stream.row_bytes((member.x, member.y)))
+    rows = min(member.rows, max(most, asked.batch_size or 0))
     x, y = rows_of(next(member.stream.batches([asked.seed], rows)), 0)
     return Target.of(member.bnn, x, y, member.rows)
 

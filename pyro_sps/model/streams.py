@@ -18,8 +18,8 @@ from ..network.inputs import measured
 from .bnn import BNN
 from .checks import check_error_bars, check_inputs, check_targets, check_weights
 
-#: Rows that are looked at for what one pass over all of them would not tell.
-EXAMPLE_ROWS = 10_000
+#: Rows that are looked at for what one pass over all of them would not tell, and bytes of them.
+EXAMPLE_ROWS, EXAMPLE_BYTES = 10_000, 1 << 26
 
 
 @dataclass
@@ -66,12 +66,17 @@ class Stream:
         for data in self.source.in_order(self.checked):
             parts.append(rows_of(data, slice(EXAMPLE_ROWS - count)))
             count += num_rows(parts[-1])
-            if count >= EXAMPLE_ROWS:
+            if count >= min(EXAMPLE_ROWS, EXAMPLE_BYTES // self.row_bytes(data)):
                 break
         if not parts:
             raise DataError(f"{self.source.name} has no rows")
         example: tuple[Tensor, Tensor | Observed] = map_tree(lambda *own: torch.cat(own), *parts)
         return example
+
+    @staticmethod
+    def row_bytes(data: Any) -> int:
+        """Bytes of a row of checked data."""
+        return max(1, sum(tensor[:1].nbytes for tensor in leaves(data)))
 
     def scaled(self, piece: Piece, where: str) -> tuple[Tensor, Tensor | Observed]:
         """Rows in the units of the network."""
