@@ -64,6 +64,13 @@ class OptimizerState:
         steps: Steps that it has done.
         first: Its first moments, one flat vector.
         second: Its second moments, likewise.
+
+    Example:
+        >>> import torch, pyro_sps as sps
+        >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
+        >>> fit = sps.fit(sps.BNN(sps.mlp([1, 5, 1]), sps.Unmasked()), x, x**2, num_steps=20, progress=False)
+        >>> fit.optimizer.steps
+        20
     """
 
     steps: int
