@@ -83,10 +83,15 @@ def _networks(context: click.Context, parameter: click.Parameter, texts: Sequenc
     "Examples:\n"
     "  pyro-sps symmetry 8 50 50 2 --activation tanh --scheme light --values zero\n"
     "  pyro-sps symmetry 8-50-50-2 1-50-50-1 8-50-2 --table\n"
-    "  pyro-sps symmetry --network lenet5 --scheme heavy",
+    "  pyro-sps symmetry --network lenet5 --scheme heavy\n"
+    "  pyro-sps symmetry --network all --table",
 )
 @click.argument("widths", nargs=-1, callback=_networks)
-@click.option("--network", type=click.Choice(NETWORKS), help="A well-known network in place of WIDTHS.")
+@click.option(
+    "--network",
+    type=click.Choice([*NETWORKS, "all"]),
+    help="A well-known network in place of WIDTHS; with --table also all of them, which takes minutes.",
+)
 @activation_option
 @scheme_options("heavy")
 @values_options("zero")
@@ -115,12 +120,22 @@ def symmetry(
     say = printer(quiet)
     if (network is None) == (not any(widths)):
         raise click.UsageError("give either the WIDTHS of a fully connected network or --network")
-    if network is not None and (table or plot is not None):
-        raise click.UsageError("--table and --plot are for fully connected networks, given by their WIDTHS")
+    if network is not None and plot is not None:
+        raise click.UsageError("--plot is for fully connected networks, given by their WIDTHS")
+    if network == "all" and not table:
+        raise click.UsageError("--network all needs --table")
     if network is not None:
         refuse(context, {"activation"}, "with --network, which has its own")
     if table:
-        refuse(context, {"scheme", "fraction", "values", "scale", "plot", "time_limit"}, "with --table")
+        refuse(context, {"scheme", "fraction", "values", "scale", "plot"}, "with --table")
+    if table and network is not None:
+        from ..symmetry.table import atlas
+
+        for line in atlas(NETWORKS if network == "all" else (network,), seed, time_limit or 60.0):
+            say(line)
+        return
+    if table:
+        refuse(context, {"time_limit"}, "with --table, where it is not for --network")
         from ..symmetry.table import scheme_table
 
         say(scheme_table(widths, activation=activation, seed=seed))
