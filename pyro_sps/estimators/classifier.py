@@ -11,6 +11,8 @@ from sklearn.utils.validation import column_or_1d
 
 from ..data.frames import as_table
 from ..model.likelihoods import Categorical, Likelihood
+from ..posterior.outputs import Member
+from ..posterior.samples import Samples
 from .methods import Recipe
 from .prediction import codes_of
 from .table import TableEstimator
@@ -20,6 +22,12 @@ class BNNClassifier(ClassifierMixin, TableEstimator):
     """A Bayesian neural network for tables whose targets are labels, by scikit-learn's contract.
 
     Labels may be of any type; probabilities are in the order of `classes_`. Tables are read as by `BNNRegressor`.
+
+    With `method="sample"` probabilities are the mean of two predictions: that of the chains and that of the
+    early-stopped networks that the chains start from, a deep ensemble. Labels of tables have been looked at by people
+    and are hardly ever as noisy as the model thinks possible (Aitchison 2021, A statistical theory of cold
+    posteriors in deep neural networks), so that chains alone are too unsure where classes are far apart, and the
+    ensemble alone is too sure where they are not. `posterior_` holds both; `posterior_.predict` is of the chains alone.
 
     Args:
         hidden: Widths of the hidden layers.
@@ -92,6 +100,14 @@ class BNNClassifier(ClassifierMixin, TableEstimator):
         if isinstance(self.likelihood, Likelihood) and not isinstance(self.likelihood, Categorical):
             raise ValueError(f"likelihood must be Categorical, got {type(self.likelihood).__name__}")
         return Categorical()
+
+    def _members(self, samples: Samples) -> tuple[list[Member], int]:
+        if samples.starts is None:  # saved before they were kept
+            return super()._members(samples)
+        chains = samples.num_chains
+        half = min(max(1, self.num_samples // 2), chains * samples.num_samples)
+        half -= half % chains if half > chains else 0  # all alike
+        return [samples.member(half), samples.starting_member(half)], 2 * half
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Probabilities of the classes, shape (rows, classes), in the order of `classes_`.

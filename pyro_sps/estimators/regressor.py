@@ -26,16 +26,20 @@ class BNNRegressor(RegressorMixin, TableEstimator):
         hidden: Widths of the hidden layers.
         activation: One of `pyro_sps.network.ACTIVATIONS`.
         likelihood: `"gaussian"` (normal noise, its scale learned), `"heteroscedastic"` (a scale that depends on the
-            inputs), a real-valued likelihood of `pyro_sps`, or `"auto"`: heteroscedastic where two short fits say that
-            it predicts held-out rows better, by more than two standard errors; Gaussian with fewer than 100 rows.
+            inputs), a real-valued likelihood of `pyro_sps`, or `"auto"`: Gaussian with fewer than 100 rows; else for
+            samples heteroscedastic, under a prior that holds noise to one scale until data says otherwise; for fits
+            heteroscedastic where two short ones say that it predicts held-out rows better, by more than two standard
+            errors.
         scheme: What is fixed: `"none"`, `"light"`, `"heavy"`, `"random"`, `"rigid"`, a scheme of `pyro_sps`, or
             `"auto"`: nothing for samples, 85 % of each weight matrix at random places for fits.
         values: At what: `"zero"`, `"constant"`, `"learned-constant"`, `"normal"`, `"ladder"`, `"map"`, a rule of
             `pyro_sps`, or `"auto"`: MAP values.
-        method: How the posterior is found: `"sample"` by microcanonical Langevin chains (`pyro_sps.sample`), `"fit"`
-            as a mixture of `replicas` mean-field fits (`pyro_sps.fit`), which take less time but know less of their
-            uncertainty, `"auto"`: samples where rows x weights are 10 million at most (3,000 rows and the default
-            widths), which is a matter of minutes, else fits.
+        method: How the posterior is found: `"sample"` by microcanonical Langevin chains (`pyro_sps.sample`), of a
+            network with a linear path beside its hidden layers and the prior `pyro_sps.Hierarchical()`; `"fit"` as a
+            mixture of `replicas` mean-field fits (`pyro_sps.fit`), which take less time but know less of their
+            uncertainty; `"auto"`: samples where rows x weights are 30 million at most (10,000 rows and the default
+            widths), else fits. Ten chains take about a minute for 1,000 rows and ten for 10,000, on one core; a
+            warning says if they will take longer.
         chains: Number of chains, which run as one program.
         replicas: Number of fits, which run as one program.
         num_steps: Steps of each fit; default 5,000, in tables of more than 20,000 rows 20 times over all rows, 20,000

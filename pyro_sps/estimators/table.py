@@ -25,6 +25,7 @@ from ..data.encoding import Encoder
 from ..data.frames import TEXT, as_frame, as_table, typed
 from ..model.likelihoods import Likelihood
 from ..network.build import ACTIVATIONS
+from ..posterior.outputs import Member
 from ..posterior.samples import Samples
 from .files import load_table_model, save_table_model
 from .methods import SCHEMES, VALUES, Recipe, infer
@@ -256,13 +257,18 @@ class TableEstimator(BaseEstimator):
             )
         draws = self.num_samples
         if isinstance(self.posterior_, Samples):
-            draws = min(draws, self.posterior_.num_chains * self.posterior_.num_samples)
-            members = [in_double(self.posterior_.member(draws))]
+            plain_members, draws = self._members(self.posterior_)
+            members = [in_double(one) for one in plain_members]
         else:
             members = [in_double(one.member) for one in self.posterior_]
         plain = TablePrediction.of(members, numbers, draws, self.seed_)
         classes = getattr(self, "classes_", None)
         return TablePrediction(plain.members, plain.x, plain.num_samples, plain.seed, extrapolates=far, classes=classes)
+
+    def _members(self, samples: Samples) -> tuple[list[Member], int]:
+        """What predictions are made of, in equal parts, and the number of draws of them together."""
+        draws = min(self.num_samples, samples.num_chains * samples.num_samples)
+        return [samples.member(draws)], draws
 
     def describe(self, X: Any) -> list[tuple[str, str]]:
         """What is done to each column of a table, in words.

@@ -83,6 +83,12 @@ def samples_of(
     }
     if more["energies"].shape != shape or more["failures"].shape != shape:
         raise LoadError(f"{directory} is damaged: its energies are not those of {shape[0]} chains of {shape[1]} draws")
+    starts = None
+    if f"{prefix}starts.{problem.sites[0].name}" in numbers.left:
+        starts = {
+            site.name: numbers.take(f"{prefix}starts.{site.name}", like.dtype, (shape[0], *site.shape)).to(like)
+            for site in problem.sites
+        }
     shape_of_inputs = header["input_shape"]
     return Samples(
         bnn=bnn,
@@ -99,6 +105,7 @@ def samples_of(
         settings=header["settings"],
         stopped=header["stopped"],
         mode=header["mode"],
+        starts=starts,
         input_shape=None if shape_of_inputs is None else tuple(shape_of_inputs),
         features=None if header["features"] is None else tuple(header["features"]),
         targets=None if header["targets"] is None else tuple(header["targets"]),

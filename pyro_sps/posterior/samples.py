@@ -39,6 +39,7 @@ class Samples:
         seconds: Wall time of each part: `prepare`, `starts`, `sample`.
         settings: What `sample` was asked for.
         stopped: Why it ended before its last draw; empty if it did not.
+        starts: Values of the sample sites where chains began, shape (chains, entries); None if that is not known.
         mode: How steps were run: `compiled`, `recorded` or `traced`.
         x: Training inputs, in the units of the network; None after loading.
         y: Training targets, likewise.
@@ -73,6 +74,7 @@ class Samples:
     settings: Mapping[str, Any] = field(repr=False)
     stopped: str = ""
     mode: str = ""
+    starts: Mapping[str, Tensor] | None = field(default=None, repr=False)
     x: Tensor | None = field(default=None, repr=False)
     y: Tensor | None = field(default=None, repr=False)
     input_shape: tuple[int, ...] | None = field(default=None, repr=False)
@@ -182,6 +184,7 @@ class Samples:
         picked = self._select(lambda value: value[list(chains)])
         return replace(
             picked,
+            starts=None if self.starts is None else {n: v[list(chains)] for n, v in self.starts.items()},
             acceptance_rates=[self.acceptance_rates[one] for one in chains],
             restarted=[new for new, old in enumerate(chains) if old in self.restarted],
         )
@@ -204,6 +207,23 @@ class Samples:
         place = (((order // count) + 1) * length / each).round().long() - 1
         chain = order % count
         sites = {n: v[chain.to(v.device), place.clamp(0, length - 1).to(v.device)] for n, v in self.samples.items()}
+        return self._member(sites)
+
+    def starting_member(self, num_samples: int) -> Member:
+        """The same of the networks where chains began: with `starts="map"` an ensemble of MAP networks.
+
+        Args:
+            num_samples: Number of draws, among which the networks take turns.
+
+        Raises:
+            ValueError: If it is not known where chains began.
+        """
+        if self.starts is None:
+            raise ValueError("these samples do not know where their chains began")
+        turns = torch.arange(num_samples) % self.num_chains
+        return self._member({name: value[turns.to(value.device)] for name, value in self.starts.items()})
+
+    def _member(self, sites: Mapping[str, Tensor]) -> Member:
         missing = str(self.settings.get("missing", "error"))
         return Member(self.bnn, None, self.standardizer, sites, self.features, self.targets, missing)
 

@@ -156,6 +156,7 @@ def _own_tensors(fit: Fit | Samples) -> dict[str, Tensor]:
     if isinstance(fit, Samples):
         tensors = {f"samples.{name}": value for name, value in fit.samples.items()}
         tensors |= {name: getattr(fit, name) for name in ("energies", "errors", "failures")}
+        tensors |= {f"starts.{name}": value for name, value in (fit.starts or {}).items()}
     else:
         tensors = {
             "guide.loc": fit.guide.loc,

@@ -232,9 +232,45 @@ def test_noise_that_depends_on_inputs_is_found():
     assert found == [sps.HeteroscedasticGaussian, sps.Gaussian]
 
 
+def test_noise_of_sampled_tables():
+    """Under the hierarchical prior it depends on the inputs where there are rows to say so."""
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-1, 1, (120, 2))
+    model = regressor(likelihood="auto", method="sample", chains=1, num_steps=30)
+    found = [type(model.fit(x[:rows], x[:rows, 0]).likelihood_) for rows in (99, 120)]
+    assert found == [sps.Gaussian, sps.HeteroscedasticGaussian]
+    assert {"skip.weight", "skip.weight_log_scale"} <= set(model.posterior_.samples)
+
+
+def test_classes_are_predicted_by_chains_and_the_networks_that_they_start_from(table, tmp_path):
+    model = sps.BNNClassifier(**TINY | {"method": "sample", "chains": 3, "num_steps": 300})
+    model.fit(table, table["number"] > 0)
+    numbers, posterior = model.preprocessing_.transform(typed(table)[0]), model.posterior_
+    parts = [posterior.member(15), posterior.starting_member(3)]
+    means = [sps.Prediction.of([part], numbers, len(part.sites["0.bias"]), 0).mean.numpy() for part in parts]
+    assert np.abs(means[0] - means[1]).max() > 0.01
+    np.testing.assert_allclose(model.predict_proba(table), (means[0] + means[1]) / 2, atol=1e-3)
+    model.save(tmp_path)
+    np.testing.assert_array_equal(sps.load(tmp_path).predict_proba(table), model.predict_proba(table))
+
+
+def test_chains_that_take_long_are_told_of(monkeypatch):
+    forecast = methods.Forecast({"warmup": 100, "num_samples": 50, "thinning": 10})
+    now = iter([0.0, 200.0, 0.0, 100.0])
+    monkeypatch.setattr(methods.time, "monotonic", lambda: next(now))
+
+    def run():
+        for step in range(600):
+            forecast(step, None)
+
+    with pytest.warns(UserWarning, match="about 16 minutes more; time_limit= ends them before"):
+        run()
+    run()  # 480 seconds are no matter
+
+
 def test_small_tables_are_sampled_and_large_ones_fitted(table, y):
     recipe = methods.Recipe("auto", (50, 50), "tanh", "auto", "auto", 10, 10, None, 0, None, False)
-    small, large = recipe.resolved(3_000, 8, 1), recipe.resolved(30_000, 8, 1)
+    small, large = recipe.resolved(9_000, 8, 1), recipe.resolved(30_000, 8, 1)
     assert (small.method, small.scheme) == ("sample", "none")
     assert (large.method, large.scheme, large.values) == ("fit", "random", "map")
     assert dataclasses.replace(recipe, scheme="heavy").resolved(100, 8, 1).scheme == "heavy"
