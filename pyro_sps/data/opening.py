@@ -290,16 +290,19 @@ def _joined(pieces: Sequence[Piece]) -> Piece:
 
 def _hugging_face(dataset: Any, y: Any, extras: Extras) -> Source:
     """A `datasets.Dataset` of Hugging Face, whose columns have names."""
-    name = f"the data set of columns {', '.join(dataset.column_names)}"
-    columns = Columns.of(name, list(dataset.column_names), ParquetData("", names_of(y), None, *extras))
-    table = dataset.with_format("numpy", columns=columns.all)
+    there = list(dataset.column_names or ())
+    name = f"the data set of columns {', '.join(there)}"
+    columns = Columns.of(name, there, ParquetData("", names_of(y), None, *extras))
+    chosen = dataset.select_columns(columns.all)
     if not hasattr(dataset, "__len__"):
+        table = chosen.with_format("numpy")
 
         def windows(generator: torch.Generator | None) -> Iterator[tuple[None, Callable[[], Piece]]]:
             for part in table.iter(batch_size=WINDOW_ROWS):
                 yield None, lambda own=part: columns.piece(own)  # type: ignore[misc]
 
         return Streamed(name, None, windows, columns.features, columns.targets or None)
+    table = chosen.with_format("numpy", dtype=np.float64)  # which would be single precision
     return Indexed(
         name,
         len(dataset),
