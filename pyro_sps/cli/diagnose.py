@@ -76,6 +76,8 @@ def diagnose(
         raise click.UsageError("--baseline is for fits; the scores of `pyro-sps fit` compare chains")
     diagnosis = sps.diagnose(fit, x, y, held_out=held_out, baseline=other, draws=num_samples, seed=seed)
     say(str(diagnosis))
+    if sampled and model.get("classes"):
+        say("\nThese are the chains alone; `predict` takes the mean with the networks that they start from.")
     if html is not None:
         diagnosis.save_html(html, model.get("classes"))
         say(f"\nwrote {html}")

@@ -21,7 +21,7 @@ from .files import (
     require_file,
     write_json,
 )
-from .method import method_asked, options_of, resolved, with_likelihood
+from .method import limits_of, method_asked, options_of, predicted, resolved, with_likelihood
 from .network import LIKELIHOODS, Settings
 from .options import (
     NAMES,
@@ -233,7 +233,7 @@ def fit(
         if first:
             (out / FILE).unlink(missing_ok=True)  # of a fit that --force overwrites
         engine = sps.fit if recipe.method == "fit" else sps.sample
-        limits = {"time_limit": limit} if recipe.method == "sample" else {"callbacks": _stop_after(limit)}
+        limits = limits_of(recipe, limit)
         told = {"checkpoint": out if checkpoint_every else None, "progress": not quiet}
         result = engine(bnn, x, own, **asked, **extras, **limits, **told)
     if not first:  # of several processes that torchrun has started
@@ -338,15 +338,6 @@ def _own_units(training: Training, real_valued: bool) -> tuple[np.ndarray, Calla
     return (training.y - mean) / scale, in_units
 
 
-def _stop_after(seconds: float | None) -> list[Callable[..., bool]]:
-    import time
-
-    if seconds is None:
-        return []
-    end = time.monotonic() + seconds
-    return [lambda *_: time.monotonic() > end]
-
-
 def _scales(y: np.ndarray) -> np.ndarray:
     """Standard deviations of the targets; 1 for one that is constant in the training part."""
     spread = y.std(0)
@@ -422,7 +413,7 @@ def _scores(result: Fit | Fits | Samples, training: Training, seed: int) -> dict
     x, y, x_test, y_test = training.x, training.y, training.x_test, training.y_test
     if not len(x_test):
         return {}
-    prediction = result.predict(x_test, seed=seed, y_scale=training.noise_test)
+    prediction = predicted(result, x_test, 1000, seed, training.noise_test)
     if training.classes:
         own = class_scores_of(prediction, y_test)
         return own | {"baselines": of_labels(x, y, x_test, y_test, len(training.classes))}

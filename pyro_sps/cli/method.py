@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ..estimators.methods import Recipe
+    from ..posterior.fit import Fit, Fits
+    from ..posterior.predict import Prediction
+    from ..posterior.samples import Samples
 
 #: Options that only one of the two ways has.
 OF_FITS = {"replicas", "particles", "batch_size", "learning_rate", "init"}
@@ -71,7 +74,7 @@ def resolved(
 def with_likelihood(
     settings: Settings, recipe: Recipe, training: Training, seconds: float | None, say: Callable[[str], None]
 ) -> Settings:
-    """Settings with a likelihood: chains have noise that depends on the inputs where that predicts better."""
+    """Settings with a likelihood, which for chains is that of the estimators."""
     chosen = settings.of(training)
     plain = training.weights is None and training.noise is None
     if settings.method == "fit" or settings.likelihood or settings.noise or training.classes or not plain:
@@ -82,7 +85,7 @@ def with_likelihood(
     found = choose_likelihood(recipe, _scaled(training), training.y, None if seconds is None else 0.1 * seconds)
     if not isinstance(found, HeteroscedasticGaussian):
         return chosen
-    say("the noise depends on the inputs (--likelihood heteroscedastic), which predicted rows held out for it better")
+    say("the noise may depend on the inputs; --likelihood gaussian has one for all rows")
     return replace(chosen, likelihood="heteroscedastic")
 
 
@@ -100,6 +103,31 @@ def options_of(recipe: Recipe, options: Mapping[str, Any], standardize: bool) ->
         "init": options["init"],
         "replicas": options["replicas"],
     }
+
+
+def limits_of(recipe: Recipe, seconds: float | None) -> dict[str, Any]:
+    """What ends `pyro_sps.sample` or `pyro_sps.fit` after so many seconds; without a limit long chains are told of."""
+    import time
+
+    from ..estimators.methods import Forecast
+
+    if recipe.method == "sample":
+        return {"time_limit": seconds, "callbacks": [Forecast(recipe.chain())] if seconds is None else []}
+    end = time.monotonic() + (seconds or 0)
+    return {"callbacks": [] if seconds is None else [lambda *_: time.monotonic() > end]}
+
+
+def predicted(result: Fit | Fits | Samples, x: Any, num_samples: int, seed: int, y_scale: Any = None) -> Prediction:
+    """The predictive distribution at new inputs; of chains as the estimators have it."""
+    from ..estimators.methods import members_of
+    from ..posterior.predict import Prediction
+    from ..posterior.samples import Samples
+
+    if not isinstance(result, Samples):
+        return result.predict(x, num_samples, seed, y_scale=y_scale)
+    labels = result.bnn.likelihood.event_dim == 0
+    members, draws = members_of(result, num_samples, labels)
+    return Prediction.of(members, x, draws, seed) if labels else result.predict(x, draws, seed, y_scale=y_scale)
 
 
 def _scaled(training: Training) -> np.ndarray:

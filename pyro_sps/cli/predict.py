@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .files import claim_file, load_fit, require_file
+from .method import predicted
 from .options import Command, force_option, printer, quiet_option, refuse, seed_option
 from .scores import class_scores_of, comparison, scores_of, table_of
 from .table import new_rows, numbers_beside
@@ -66,14 +67,11 @@ def predict(
     import numpy as np
 
     from ..base.files import write_atomically
-    from ..posterior.samples import Samples
 
     rows = prediction_data(data, model, say)
     if model.get("classes"):
         refuse(context, {"level"}, "on labels, which have no intervals")
-    if isinstance(result, Samples):
-        num_samples = min(num_samples, result.num_chains * result.num_samples)
-    prediction = result.predict(rows.x, num_samples=num_samples, seed=seed, y_scale=rows.noise)
+    prediction = predicted(result, rows.x, num_samples, seed, rows.noise)
     columns = {"row": [str(number) for number in range(1, len(rows.x) + 1)]}
     if keep:
         if rows.table is None:

@@ -11,8 +11,6 @@ from sklearn.utils.validation import column_or_1d
 
 from ..data.frames import as_table
 from ..model.likelihoods import Categorical, Likelihood
-from ..posterior.outputs import Member
-from ..posterior.samples import Samples
 from .methods import Recipe
 from .prediction import codes_of
 from .table import TableEstimator
@@ -100,14 +98,6 @@ class BNNClassifier(ClassifierMixin, TableEstimator):
         if isinstance(self.likelihood, Likelihood) and not isinstance(self.likelihood, Categorical):
             raise ValueError(f"likelihood must be Categorical, got {type(self.likelihood).__name__}")
         return Categorical()
-
-    def _members(self, samples: Samples) -> tuple[list[Member], int]:
-        if samples.starts is None:  # saved before they were kept
-            return super()._members(samples)
-        chains = samples.num_chains
-        half = min(max(1, self.num_samples // 2), chains * samples.num_samples)
-        half -= half % chains if half > chains else 0  # all alike
-        return [samples.member(half), samples.starting_member(half)], 2 * half
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Probabilities of the classes, shape (rows, classes), in the order of `classes_`.

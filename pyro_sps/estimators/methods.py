@@ -27,6 +27,7 @@ from ..model.hierarchy import Hierarchical
 from ..model.likelihoods import Gaussian, HeteroscedasticGaussian, Likelihood
 from ..network.build import mlp
 from ..posterior.fit import Fits
+from ..posterior.outputs import Member
 from ..posterior.samples import Samples
 
 SCHEMES: dict[str, Callable[[], Any]] = {
@@ -241,6 +242,25 @@ def _moments(y: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.
 def _units(mean: np.ndarray, scale: np.ndarray, like: torch.Tensor) -> Standardizer:
     none = Standardizer.identity(like)
     return dataclasses.replace(none, y_mean=torch.as_tensor(mean).to(like), y_scale=torch.as_tensor(scale).to(like))
+
+
+def members_of(samples: Samples, num_samples: int, labels: bool) -> tuple[list[Member], int]:
+    """What predictions of chains are made of, in equal parts, and the number of draws of them together.
+
+    Args:
+        samples: The chains.
+        num_samples: Most draws.
+        labels: Whether labels are predicted: then half of the draws are of the networks that the chains start from.
+            `BNNClassifier` says why.
+    """
+    chains = samples.num_chains
+    most = chains * samples.num_samples
+    if not labels or samples.starts is None:  # saved before they were kept
+        draws = min(num_samples, most)
+        return [samples.member(draws)], draws
+    half = min(max(1, num_samples // 2), most)
+    half -= half % chains if half > chains else 0  # all alike
+    return [samples.member(half), samples.starting_member(half)], 2 * half
 
 
 class Forecast:

@@ -25,10 +25,9 @@ from ..data.encoding import Encoder
 from ..data.frames import TEXT, as_frame, as_table, typed
 from ..model.likelihoods import Likelihood
 from ..network.build import ACTIVATIONS
-from ..posterior.outputs import Member
 from ..posterior.samples import Samples
 from .files import load_table_model, save_table_model
-from .methods import SCHEMES, VALUES, Recipe, infer
+from .methods import SCHEMES, VALUES, Recipe, infer, members_of
 from .prediction import TablePrediction, in_double
 from .preprocessing import default_preprocessing, encoder_of
 
@@ -257,18 +256,14 @@ class TableEstimator(BaseEstimator):
             )
         draws = self.num_samples
         if isinstance(self.posterior_, Samples):
-            plain_members, draws = self._members(self.posterior_)
-            members = [in_double(one) for one in plain_members]
+            labels = self.posterior_.bnn.likelihood.event_dim == 0
+            chosen, draws = members_of(self.posterior_, draws, labels)
+            members = [in_double(one) for one in chosen]
         else:
             members = [in_double(one.member) for one in self.posterior_]
         plain = TablePrediction.of(members, numbers, draws, self.seed_)
         classes = getattr(self, "classes_", None)
         return TablePrediction(plain.members, plain.x, plain.num_samples, plain.seed, extrapolates=far, classes=classes)
-
-    def _members(self, samples: Samples) -> tuple[list[Member], int]:
-        """What predictions are made of, in equal parts, and the number of draws of them together."""
-        draws = min(self.num_samples, samples.num_chains * samples.num_samples)
-        return [samples.member(draws)], draws
 
     def describe(self, X: Any) -> list[tuple[str, str]]:
         """What is done to each column of a table, in words.
