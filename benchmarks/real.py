@@ -20,19 +20,10 @@ from common import arguments, report
 
 def mnist(options):
     """Digits: training and test images and labels."""
-    import io
-
-    import numpy as np
-    import pyarrow.parquet as pq
-    import torch
-    from PIL import Image
+    import pyro_sps as sps
 
     def read(name, rows):
-        table = pq.read_table(Path(options.images) / name).slice(0, rows)
-        pixels = [np.asarray(Image.open(io.BytesIO(one))) for one in table["image"].to_pylist()]
-        return torch.tensor(np.stack(pixels)[:, None] / 255.0, dtype=torch.float32), torch.tensor(
-            table["label"].to_pylist()
-        )
+        return sps.datasets.images(Path(options.images) / name).batch(range(rows), -1)
 
     return *read("mnist-train.parquet", 3000), *read("mnist-test.parquet", 1000)
 
