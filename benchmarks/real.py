@@ -123,7 +123,7 @@ def draw(fits, tests, path):
     x, _ = tests["MNIST, LeNet-5"]
     fit = fits["MNIST, LeNet-5"]
     for label, shown, style in (("digits", x, "-"), ("digits turned by 90 degrees", x.rot90(1, (2, 3)), "--")):
-        entropy = fit.predict(shown, 50).uncertainty().total
+        entropy = fit.predict(shown, 50).uncertainty("entropy").total
         images.hist(entropy.numpy(), bins=30, range=(0, 2.3), histtype="step", color="0.0", ls=style, label=label)
     images.set(xlabel="predictive entropy (nats)", ylabel="test images (number)", title="MNIST, LeNet-5")
     images.set_yscale("log")
