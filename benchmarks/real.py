@@ -20,19 +20,10 @@ from common import arguments, report
 
 def mnist(options):
     """Digits: training and test images and labels."""
-    import io
-
-    import numpy as np
-    import pyarrow.parquet as pq
-    import torch
-    from PIL import Image
+    import pyro_sps as sps
 
     def read(name, rows):
-        table = pq.read_table(Path(options.images) / name).slice(0, rows)
-        pixels = [np.asarray(Image.open(io.BytesIO(one))) for one in table["image"].to_pylist()]
-        return torch.tensor(np.stack(pixels)[:, None] / 255.0, dtype=torch.float32), torch.tensor(
-            table["label"].to_pylist()
-        )
+        return sps.datasets.images(Path(options.images) / name).batch(range(rows), -1)
 
     return *read("mnist-train.parquet", 3000), *read("mnist-test.parquet", 1000)
 
@@ -132,7 +123,7 @@ def draw(fits, tests, path):
     x, _ = tests["MNIST, LeNet-5"]
     fit = fits["MNIST, LeNet-5"]
     for label, shown, style in (("digits", x, "-"), ("digits turned by 90 degrees", x.rot90(1, (2, 3)), "--")):
-        entropy = fit.predict(shown, 50).uncertainty().total
+        entropy = fit.predict(shown, 50).uncertainty("entropy").total
         images.hist(entropy.numpy(), bins=30, range=(0, 2.3), histtype="step", color="0.0", ls=style, label=label)
     images.set(xlabel="predictive entropy (nats)", ylabel="test images (number)", title="MNIST, LeNet-5")
     images.set_yscale("log")

@@ -78,6 +78,7 @@ def by_hand(options):
 def ours(options, scheme, particles, compile):
     """What `fit` runs: the same calls, with its step built once."""
     import pyro_sps as sps
+    from pyro_sps.data.observed import Extras
     from pyro_sps.inference.job import prepare_job, run_of, starts_of
     from pyro_sps.inference.settings import FitSettings
 
@@ -94,7 +95,7 @@ def ours(options, scheme, particles, compile):
         progress=False,
         compile=compile,
     )
-    prepared = prepare_job(bnn, x, y, None, asked, None)
+    prepared = prepare_job(bnn, x, y, None, asked, None, Extras())
     run = run_of(prepared, *starts_of(prepared, None), ended=False)
 
     def steps(count):

@@ -49,6 +49,7 @@ def network(job):
 
 def ours(job, compile, replicas=1, particles=PARTICLES):
     """What `fit` runs: the same calls, with its step built once and timed block by block."""
+    from pyro_sps.data.observed import Extras
     from pyro_sps.inference.job import prepare_job, run_of, starts_of
     from pyro_sps.inference.settings import FitSettings
 
@@ -64,7 +65,7 @@ def ours(job, compile, replicas=1, particles=PARTICLES):
         compile=compile,
         replicas=replicas,
     )
-    prepared = prepare_job(network(job), *data(job), None, asked, None)
+    prepared = prepare_job(network(job), *data(job), None, asked, None, Extras())
     run = run_of(prepared, *starts_of(prepared, None), ended=False)
 
     def block(steps):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -134,8 +135,12 @@ def _along(value: Tensor, part: Part, size: int) -> Tensor:
 
 
 def _rank(matrix: Tensor) -> int:
-    singular = torch.linalg.svdvals(matrix)
-    return int((singular > 1e-9 * singular.max().clamp(min=1e-300)).sum()) if matrix.any() else 0
+    return _count(torch.linalg.svdvals(matrix), matrix)
+
+
+def _count(singular: Tensor, matrix: Tensor) -> int:
+    """Singular values that are no rounding errors; numbers of about 1 went into them, even where all of it cancels."""
+    return int((singular > 1e-9 * max(float(singular.max()), math.sqrt(len(matrix)))).sum())
 
 
 def _null_space(equations: Tensor) -> Tensor:
@@ -143,5 +148,4 @@ def _null_space(equations: Tensor) -> Tensor:
     if len(equations) > equations.shape[1]:
         equations = torch.linalg.qr(equations).R
     _, singular, right = torch.linalg.svd(equations, full_matrices=True)
-    rank = int((singular > 1e-9 * singular.max().clamp(min=1e-300)).sum()) if equations.any() else 0
-    return right[rank:].T
+    return right[_count(singular, equations) :].T

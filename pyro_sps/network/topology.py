@@ -7,6 +7,7 @@ of a network. Everything that knows about layer types lives in `pyro_sps.network
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -398,9 +399,17 @@ class Topology:
         return verify_network(self, net, seed, example)
 
     def __str__(self) -> str:
-        groups = " - ".join(
-            f"{group.name} ({group.size}, {'pinned' if group.pinned else group.activation})" for group in self.groups
-        )
+        words = [group.activation for group in self.groups]
+        if self.structure is not None:  # what the weights before the units see is not all that there is
+            known = {"linear": "signs and scales", "odd": "signs", "homogeneous": "scales", "generic": "no signs"}
+            words = [known[word] for word in words]
+        said = [
+            f"{group.name} ({group.size}, {'pinned' if group.pinned else word})"
+            for group, word in zip(self.groups, words, strict=True)
+        ]
+        groups = " - ".join(said)
+        if len(groups) > 120:
+            groups = textwrap.fill(groups.replace(" ", "\0").replace("\0-\0", " - "), 120).replace("\0", " ")
         rows = [
             (
                 tensor.name,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..masks.values import FixedValues
-from ..network.topology import Topology
+from ..network.topology import Topology, WeightTensor
 from ..symmetry.report import SymmetryReport
 from .axes import new_axes, shades, to_numpy, value_colours
 
@@ -61,20 +61,22 @@ def plot_masks(
     for ax, tensor in zip(axes, topology.matrices, strict=True):
         mask = masks[tensor.name].cpu()
         rows, columns = (topology.groups[index] for index in tensor.groups)
+        plain = not tensor.places and mask.dim() == 2
+        mask = mask.reshape(len(mask), -1)
         options: dict[str, Any] = {"aspect": "auto", "interpolation": "nearest"}
         if largest > 0:
-            cells = np.ma.array(to_numpy(values[tensor.name]), mask=mask.numpy())
+            cells = np.ma.array(to_numpy(values[tensor.name]).reshape(mask.shape), mask=mask.numpy())
             image = ax.imshow(cells, cmap=value_colours(), vmin=-largest, vmax=largest, **options)
         else:
             ax.imshow((~mask).numpy(), cmap="Greys", vmin=0, vmax=1.25, **options)
         ax.set(
             title=f"{tensor.name}: {int((~mask).sum()):,} of {mask.numel():,} fixed",
-            xlabel=f"unit of {columns.name}",
-            ylabel=f"unit of {rows.name}",
+            xlabel=f"unit of {columns.name}" if plain else f"index of the other axes ({_side(topology, tensor, 1)})",
+            ylabel=f"unit of {rows.name}" if plain else f"index of axis 0 ({_side(topology, tensor, 0)})",
         )
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))  # units are counted
-        for group, vertical in ((rows, True), (columns, False)):
+        for group, vertical in ((rows, True), (columns, False)) if plain else ():
             _mark_orbits(ax, (orbits or {}).get(group.name, ()), vertical)
     if image is not None:
         axes[-1].figure.colorbar(image, ax=list(axes), label="fixed value (light: stochastic)")
@@ -157,6 +159,8 @@ def plot_network(
 
     masks = topology.check_masks(masks or {})
     sizes = [group.size for group in topology.groups]
+    if any(tensor.places or len(tensor.shape) > 2 for tensor in topology.tensors):
+        raise ValueError("plot_network draws fully connected networks; plot_masks draws the weights of any network")
     if max(sizes) > 24:
         raise ValueError(f"plot_network draws layers of up to 24 units, got {max(sizes)}; plot_masks draws wide ones")
     values = _tensors(fixed if weights is None else weights)
@@ -210,6 +214,13 @@ def plot_network(
         label = "value of the fixed weight" if weights is None else "value of the weight"
         ax.figure.colorbar(ScalarMappable(norm, colours), ax=ax, label=f"{label} (dashed: fixed)")
     return ax
+
+
+def _side(topology: Topology, tensor: WeightTensor, side: int) -> str:
+    """The groups of units along one side of a tensor."""
+    first = min(place.axes[0] for place in tensor.places) if tensor.places else 0
+    turned = bool(tensor.places) and tensor.places[0].axes[0] != first  # inputs come first
+    return " + ".join(topology.groups[index].name for index in topology.sides(tensor)[side != turned])
 
 
 def _tensors(values: FixedValues | Mapping[str, Tensor] | None) -> dict[str, Tensor]:

@@ -507,6 +507,16 @@ def test_symmetry_table_has_the_rows_of_the_design():
     assert "--activation has no effect with --network" in output
 
 
+def test_symmetry_table_of_a_known_network():
+    lines = run("symmetry", "--network", "lstm", "--table").output.splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    orders = {row[3]: row[4:7] for row in cells}
+    # 32! twice, and a sign for each of the 64 units; DESIGN 2.1 for the schemes.
+    assert orders["none"] == ["0", f"{2 * math.lgamma(33) / math.log(10):.1f}", "90.1"]
+    assert orders["heavy"][1:] == orders["rigid"][1:] == ["0", f"{64 * math.log10(2):.1f}"]
+    assert "--table" in run("symmetry", "--network", "all", code=2).output
+
+
 def test_symmetry_of_map_values_needs_data():
     assert "data" in run("symmetry", "3", "5", "2", "--values", "map", code=2).output
 

@@ -84,6 +84,18 @@ def test_masks_need_axes_for_every_matrix():
     assert [tick for tick in narrow.get_xticks() if -0.5 <= tick <= 0.5] == [0]  # units are counted
 
 
+def test_masks_of_kernels_and_slots_are_drawn_by_index():
+    net = torch.nn.Sequential(torch.nn.Conv2d(2, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(4 * 4, 3))
+    topology = sps.Topology.of(net, torch.zeros(2, 2, 4, 4))
+    masks = sps.Heavy()(topology)
+    first, last = plots.plot_symmetry(sps.certify(topology, masks), masks)
+    assert first.images[0].get_array().shape == (4, 2 * 9)
+    assert first.get_ylabel() == "index of axis 0 (layer 1)"
+    assert last.get_xlabel() == "index of the other axes (layer 1)"
+    with pytest.raises(ValueError, match="plot_masks draws the weights of any network"):
+        plots.plot_network(topology)
+
+
 def edges(ax):
     """Ends, colour and line style of every edge."""
     found = {}

@@ -549,3 +549,16 @@ def test_a_whole_matrix_of_one_value_constrains_no_permutation(value, signed):
     report = certify(topology, masks, values)
     assert report.permutations.after == F(60)
     assert report.signed_permutations.after == F(60) * (2**120 if value == 0 else 2)
+
+
+@pytest.mark.parametrize("scheme", [sps.Unmasked(), sps.Light(), sps.Heavy()])
+def test_holding_a_sign_that_units_share_changes_no_order(scheme, monkeypatch):
+    """Against BLISS on the whole graph: the signs of a layer norm's units are one, which ties a graph together."""
+    net = sps.networks.vit_tiny(classes=5, size=32, patch=16, width=12, depth=1, heads=2)
+    topology = sps.Topology.of(net, torch.zeros(2, 3, 32, 32))
+    masks = scheme(topology, None)
+    held = sps.certify(topology, masks)
+    assert held.signed_permutations.generators
+    monkeypatch.setattr("pyro_sps.symmetry.automorphisms._LARGE", 10**9)
+    searched = sps.certify(topology, masks)
+    assert [one.after for one in held.classes] == [one.after for one in searched.classes]

@@ -127,3 +127,12 @@ def test_what_is_not_linear_is_not_claimed(spoil):
     else:
         assert not topology.mixtures
     assert topology.verify(net, example=torch.zeros(2, 2, 4)).ok
+
+
+def test_zeros_leave_all_scalings_among_the_maps():
+    net = sps.networks.vit_tiny(classes=5, size=32, patch=16, width=16, depth=1, heads=2)
+    topology = sps.Topology.of(net, torch.zeros(2, 3, 32, 32))
+    units = sum(mixture.size for mixture in topology.mixtures)
+    for share in (0.3, 0.6, 0.9):
+        masks = sps.Random(like=share)(topology, torch.Generator().manual_seed(0))
+        assert sps.certify(topology, masks).linear_maps.after >= units

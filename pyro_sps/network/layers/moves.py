@@ -162,6 +162,15 @@ def packed(recorder: Recorder, call: Call) -> None:
     )
 
 
+@handles("vdot")
+def spectral_norm(recorder: Recorder, call: Call) -> None:
+    """Products of a parameter with vectors, of which `spectral_norm` makes a scale of the whole parameter."""
+    raise recorder.unsupported(
+        "a scale that depends on the whole weight is not known; take it off, for instance by "
+        "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')"
+    )
+
+
 def _look_up(recorder: Recorder, table: Value, place: Any, out: Tensor) -> None:
     assert table.weight is not None
     weight = recorder.weights[table.weight]
