@@ -21,6 +21,9 @@ from .checks import check_error_bars, check_inputs, check_targets, check_weights
 #: Rows that are looked at for what one pass over all of them would not tell, and bytes of them.
 EXAMPLE_ROWS, EXAMPLE_BYTES = 10_000, 1 << 26
 
+#: Rows whose squares are in memory at once.
+MOMENT_ROWS = 1 << 14
+
 
 @dataclass
 class Stream:
@@ -183,6 +186,11 @@ class Moments:
 
     def add(self, values: Tensor, counts: Tensor | None = None) -> None:
         """More rows, each of which, or each entry of which, counts so often."""
+        for first in range(0, len(values), MOMENT_ROWS):
+            rows = slice(first, first + MOMENT_ROWS)
+            self._add(values[rows], None if counts is None else counts[rows])
+
+    def _add(self, values: Tensor, counts: Tensor | None) -> None:
         values = values.double()
         share = (
             torch.ones(len(values), dtype=torch.float64, device=values.device) if counts is None else counts.double()
