@@ -97,7 +97,8 @@ class Stream:
             DataError: If they are not numbers, do not fit the network, or have another shape than those before.
         """
         try:
-            x = check_inputs("x", piece.x, self.bnn)
+            # The network is run once only: it may be at work at the same time.
+            x = check_inputs("x", piece.x, self.bnn, run=not self.shapes)
             if piece.y is None:
                 raise ValueError("there are no targets: say which columns they are")
             found = (x, self._targets(piece, len(x)))
@@ -127,7 +128,7 @@ class Stream:
         if piece.weights is not None:
             weights = check_weights("weights", piece.weights, rows, self.bnn.like, some=False)
         if piece.y_scale is not None:
-            bars = check_error_bars("y_scale", piece.y_scale, targets, there, self.bnn)
+            bars = check_error_bars("y_scale", piece.y_scale, targets, there, self.bnn, run=not self.shapes)
         return plain(Observed(targets, weights, bars, there))
 
 
