@@ -13,6 +13,7 @@ from torch import Tensor
 from ..base.plain import plain_torch
 from ..data.observed import Extras
 from ..data.opening import data_of
+from ..data.sources import Indexed, Streamed
 from ..masks.values import MAP
 from ..model.bnn import BNN
 from ..posterior.fit import Fit, Fits
@@ -155,6 +156,7 @@ def fit(
         ValueError: If an argument is out of range or the data does not fit the network, before any work.
         FileExistsError: If `checkpoint` holds the checkpoint of another fit, before any work.
         OSError: If `checkpoint` cannot be written, before any work.
+        DataError: If a data set that is read in pieces is broken, or has another size than it should have.
         NonFiniteLossError: If the loss of a single fit stops being finite; it holds the last finite state.
         ProcessesError: If another process of the same fit has ended.
 
@@ -229,6 +231,8 @@ def map_estimate(
     if held_out == 0 and noise_share != MAP.noise_share:
         raise ValueError("noise_share has no effect without rows held out: give held_out, such as 0.1")
     x, y, extras, batch_size = data_of(x, y, Extras(weights, y_scale), num_data, batch_size, None)
+    if held_out and isinstance(x, Indexed | Streamed):
+        raise ValueError("held_out is for arrays: of data that is read in pieces no row is fitted often")
     asked = FitSettings(
         batch_size=batch_size, standardize=standardize, missing=missing, seed=seed, device=device, progress=progress
     )

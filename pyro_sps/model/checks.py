@@ -15,27 +15,28 @@ from ..network.inputs import BOOL, FLOAT, Input, are_several, pack
 from .bnn import BNN
 
 
-def check_inputs(name: str, x: Any, bnn: BNN) -> Tensor:
+def check_inputs(name: str, x: Any, bnn: BNN, run: bool = True) -> Tensor:
     """Inputs as one tensor of shape (rows, ...), in which several are side by side.
 
     Args:
         name: The argument's name, for errors.
         x: What the user gave.
         bnn: The model, which sets device and dtype.
+        run: Whether to run the network on a row, where its layers do not say what it can be run on.
 
     Raises:
         TypeError: If they are not numbers.
         ValueError: If they are not those that the network takes.
     """
     if are_several(bnn.topology.inputs):
-        return _check_several(name, x, bnn)
+        return _check_several(name, x, bnn, run)
     if isinstance(x, Mapping) or (isinstance(x, tuple) and any(isinstance(part, Tensor) for part in x)):
         raise ValueError(
             f"{name} must be one tensor or array, got a {type(x).__name__} of {len(x)}: the network was read with one "
             "input; of several give BNN an example, such as example=(a, b)"
         )
     if bnn.topology.inputs:
-        return _check_shaped(name, x, bnn)
+        return _check_shaped(name, x, bnn, run)
     tensor = as_tensor(name, x, bnn.like)
     if tensor.dim() < 2:
         raise ValueError(f"{name} must have shape (rows, features), got {tuple(tensor.shape)}")
@@ -45,7 +46,7 @@ def check_inputs(name: str, x: Any, bnn: BNN) -> Tensor:
     return tensor
 
 
-def _check_shaped(name: str, x: Any, bnn: BNN) -> Tensor:
+def _check_shaped(name: str, x: Any, bnn: BNN, run: bool) -> Tensor:
     """Inputs of a network that takes images, sequences, token ids, ...: whether it can be run on one of them."""
     (shape, kind, _) = bnn.topology.inputs[0]
     tensor = as_tensor(name, x, bnn.like, integer=kind != FLOAT)
@@ -54,7 +55,8 @@ def _check_shaped(name: str, x: Any, bnn: BNN) -> Tensor:
         raise ValueError(
             f"{name} must have {len(shape)} dimensions, such as {('rows', *shape[1:])}, got shape {tuple(tensor.shape)}"
         )
-    _try(name, tensor, f"rows of shape {tuple(tensor.shape[1:])}", bnn)
+    if run:
+        _try(name, tensor, f"rows of shape {tuple(tensor.shape[1:])}", bnn)
     return tensor
 
 
@@ -73,7 +75,7 @@ def _try(name: str, tensor: Tensor, what: str, bnn: BNN) -> None:
         )
 
 
-def _check_several(name: str, x: Any, bnn: BNN) -> Tensor:
+def _check_several(name: str, x: Any, bnn: BNN, run: bool) -> Tensor:
     """Several inputs side by side in one tensor; one that is so already passes."""
     inputs, size = bnn.topology.inputs, sum(one.size for one in bnn.topology.inputs)
     if isinstance(x, Tensor) and x.dim() == 2 and x.shape[1] == size:
@@ -94,7 +96,8 @@ def _check_several(name: str, x: Any, bnn: BNN) -> Tensor:
     if len(set(rows)) > 1:
         raise ValueError(f"all inputs in {name} must have the same number of rows, got {rows}")
     packed = pack(inputs, tensors, bnn.like)
-    _try(name, packed, f"rows of shapes {[one.shape[1:] for one in inputs]}", bnn)
+    if run:
+        _try(name, packed, f"rows of shapes {[one.shape[1:] for one in inputs]}", bnn)
     return packed
 
 
@@ -223,7 +226,7 @@ def check_weights(name: str, weights: Any, rows: int, like: Tensor, some: bool =
     return tensor
 
 
-def check_error_bars(name: str, y_scale: Any, y: Tensor, measured: Tensor | None, bnn: BNN) -> Tensor:
+def check_error_bars(name: str, y_scale: Any, y: Tensor, measured: Tensor | None, bnn: BNN, run: bool = True) -> Tensor:
     """Error bars as a tensor of the shape of the targets; what it says of gaps does not matter.
 
     Args:
@@ -232,6 +235,7 @@ def check_error_bars(name: str, y_scale: Any, y: Tensor, measured: Tensor | None
         y: The targets.
         measured: Which of them were measured; None for all.
         bnn: The model.
+        run: Whether to ask the likelihood if its noise is normal.
 
     Raises:
         ValueError: If there is not one a row or an entry, one is negative or not finite, or the noise is not normal.
@@ -252,5 +256,6 @@ def check_error_bars(name: str, y_scale: Any, y: Tensor, measured: Tensor | None
     if (tensor < 0).any():
         row = int((tensor < 0).any(1).nonzero()[0])
         raise ValueError(f"{name} must not be negative, got {tensor[row].tolist()} in row {row}")
-    bnn.likelihood.elementwise_of(bnn.like.new_zeros(1, bnn.num_outputs), tensor[:1].expand(1, y.shape[1]))
+    if run:
+        bnn.likelihood.elementwise_of(bnn.like.new_zeros(1, bnn.num_outputs), tensor[:1].expand(1, y.shape[1]))
     return tensor.expand(y.shape).contiguous()

@@ -21,6 +21,9 @@ from .checks import check_error_bars, check_inputs, check_targets, check_weights
 #: Rows that are looked at for what one pass over all of them would not tell, and bytes of them.
 EXAMPLE_ROWS, EXAMPLE_BYTES = 10_000, 1 << 26
 
+#: Rows whose squares are in memory at once.
+MOMENT_ROWS = 1 << 14
+
 
 @dataclass
 class Stream:
@@ -94,7 +97,8 @@ class Stream:
             DataError: If they are not numbers, do not fit the network, or have another shape than those before.
         """
         try:
-            x = check_inputs("x", piece.x, self.bnn)
+            # The network is run once only: it may be at work at the same time.
+            x = check_inputs("x", piece.x, self.bnn, run=not self.shapes)
             if piece.y is None:
                 raise ValueError("there are no targets: say which columns they are")
             found = (x, self._targets(piece, len(x)))
@@ -124,7 +128,7 @@ class Stream:
         if piece.weights is not None:
             weights = check_weights("weights", piece.weights, rows, self.bnn.like, some=False)
         if piece.y_scale is not None:
-            bars = check_error_bars("y_scale", piece.y_scale, targets, there, self.bnn)
+            bars = check_error_bars("y_scale", piece.y_scale, targets, there, self.bnn, run=not self.shapes)
         return plain(Observed(targets, weights, bars, there))
 
 
@@ -183,6 +187,11 @@ class Moments:
 
     def add(self, values: Tensor, counts: Tensor | None = None) -> None:
         """More rows, each of which, or each entry of which, counts so often."""
+        for first in range(0, len(values), MOMENT_ROWS):
+            rows = slice(first, first + MOMENT_ROWS)
+            self._add(values[rows], None if counts is None else counts[rows])
+
+    def _add(self, values: Tensor, counts: Tensor | None) -> None:
         values = values.double()
         share = (
             torch.ones(len(values), dtype=torch.float64, device=values.device) if counts is None else counts.double()

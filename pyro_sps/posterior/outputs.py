@@ -207,6 +207,25 @@ class Outputs:
         return torch.cat(logs).double()
 
 
+class Rows:
+    """Rows that come in pieces, in one tensor that is there from the first piece on.
+
+    Many small tensors that stay, made between large ones that go, would break the memory into pieces too small for the
+    next large ones.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count, self.done = count, 0
+        self.all = torch.empty(0)
+
+    def add(self, part: Tensor) -> None:
+        """The next rows."""
+        if self.done == 0:
+            self.all = part.new_empty((self.count, *part.shape[1:]))
+        self.all[self.done : self.done + len(part)] = part
+        self.done += len(part)
+
+
 def sample_elements(distribution: Any, generator: torch.Generator, key: tuple[int, ...]) -> Tensor:
     """A draw of every element, from a generator where torch lets one be given."""
     if isinstance(distribution, torch.distributions.Normal):

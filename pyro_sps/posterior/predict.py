@@ -21,7 +21,7 @@ from ..model.bnn import BNN
 from ..model.checks import check_error_bars, check_inputs, check_observed
 from ..model.likelihoods import Bernoulli, Ordinal
 from .derived import Uncertainty, gradient_of_mean, split_entropy, split_variance
-from .outputs import Member, Outputs, announced, quantiles
+from .outputs import Member, Outputs, Rows, announced, quantiles
 from .reading import SourceRows, inputs_of
 
 # More draws than this take very long and tell nothing more.
@@ -139,7 +139,7 @@ class Prediction:
         """Mean and standard deviation, computed about `centre` in units of `unit`, so that squares stay in range."""
         centre = self.members[0].standardizer.y_mean
         unit = torch.stack([member.standardizer.y_scale for member in self.members]).amax(0)
-        means, stds = [], []
+        means, stds = Rows(len(self)), Rows(len(self))
         for start, _, outputs in self._outputs.chunks():
             draws, noise = [], []
             for part in outputs:
@@ -148,9 +148,9 @@ class Prediction:
                 draws.append((units.y_mean - centre) / unit + part.likelihood.mean(part.outputs) * scale)
                 noise.append(self._outputs.variance(part, start) * scale**2)
             every = torch.cat(draws)
-            means.append(centre + every.mean(0) * unit)
-            stds.append((torch.cat(noise).mean(0) + every.var(0, unbiased=False)).sqrt() * unit)
-        return announced("means", torch.cat(means)), announced("standard deviations", torch.cat(stds))
+            means.add(centre + every.mean(0) * unit)
+            stds.add((torch.cat(noise).mean(0) + every.var(0, unbiased=False)).sqrt() * unit)
+        return announced("means", means.all), announced("standard deviations", stds.all)
 
     @property
     def mean(self) -> Tensor:
@@ -245,8 +245,10 @@ class Prediction:
             Shape (rows, targets), or (rows,) for labels; minus infinity where no draw gives a target any density that
             the network's dtype can hold; 0 where none was measured.
         """
-        parts = [logs.logsumexp(0) for _, logs in self.log_likelihoods_by_rows(y)]
-        return announced("log densities", torch.cat(parts) - math.log(self.num_samples), infinite=True)
+        logs = Rows(len(self))
+        for _, part in self.log_likelihoods_by_rows(y):
+            logs.add(part.logsumexp(0))
+        return announced("log densities", logs.all - math.log(self.num_samples), infinite=True)
 
     def log_likelihoods_by_rows(self, y: Any = None) -> Iterator[tuple[slice, Tensor]]:
         """Log densities of targets under each posterior draw, in chunks of rows: (which rows, log p(y | x, w_s)).

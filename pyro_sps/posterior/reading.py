@@ -25,6 +25,7 @@ class SourceRows:
 
     def __init__(self, source: Source, bnn: BNN) -> None:
         self.source, self.bnn = source, bnn
+        self.shape: tuple[int, ...] | None = None
         self.first, self.held = 0, bnn.like.new_empty(0)
         if source.num_rows is None:  # a stream; to predict, its size need not be known before
             self.count = sum(len(x) for x in source.in_order(self._checked))
@@ -55,7 +56,11 @@ class SourceRows:
 
     def _checked(self, piece: Piece, where: str) -> Tensor:
         try:
-            return check_inputs("x", piece.x, self.bnn)
+            found = check_inputs("x", piece.x, self.bnn, run=self.shape is None)
+            if self.shape not in (None, found.shape[1:]):
+                raise ValueError(f"rows have shape {tuple(found.shape[1:])}, where those before had {self.shape}")
+            self.shape = tuple(found.shape[1:])
+            return found
         except (ValueError, TypeError) as error:
             raise DataError(f"{where}: {error}") from error
 
