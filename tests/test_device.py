@@ -68,10 +68,10 @@ def test_fitted_here_loaded_there_and_gone_on_with(device, tmp_path):
     assert len(again.losses) == 8
 
 
-@pytest.mark.parametrize("kernel", ["mclmc", "nuts"])
-def test_sampled_here(device, kernel):
-    options = {"warmup": 20} if kernel == "nuts" else {}
-    samples = sps.sample(
-        model(device), *data(), kernel=kernel, chains=2, num_samples=5, starts="prior", progress=False, **options
-    )
-    assert all(value.device.type == device.type and value.isfinite().all() for value in samples.samples.values())
+def test_sampled_here(device):
+    options = {"chains": 2, "num_samples": 5, "starts": "prior", "progress": False}
+    for kernel, more in {"mclmc": {}, "nuts": {"warmup": 20}}.items():
+        if kernel == "nuts" and device.type == "cpu":  # which has tests of its own
+            continue
+        samples = sps.sample(model(device), *data(), kernel=kernel, **options, **more)
+        assert all(value.device.type == device.type and value.isfinite().all() for value in samples.samples.values())

@@ -11,7 +11,7 @@ import pyro_sps as sps
 
 distributed = pytest.importorskip("distributed")
 
-QUICK = {"num_steps": 5, "num_particles": 2, "progress": False, "replicas": 3}
+QUICK = {"num_steps": 5, "num_particles": 2, "progress": False, "replicas": 2}
 
 
 def data():
@@ -29,10 +29,11 @@ def client():
         yield client
 
 
+@pytest.mark.slow
 def test_replicas_equal_those_of_one_process(client, tmp_path):
     here = sps.fit(model(), *data(), **QUICK)
     there = sps.fit(model(), *data(), **QUICK, scheduler=client, checkpoint=tmp_path)
-    assert [fit.settings["seed"] for fit in there] == [0, 1, 2]
+    assert [fit.settings["seed"] for fit in there] == [0, 1]
     for one, other in zip(here, there, strict=True):
         torch.testing.assert_close(one.guide.loc, other.guide.loc)
         torch.testing.assert_close(one.guide.scale, other.guide.scale)
@@ -53,9 +54,9 @@ def test_what_fails_is_left_out_and_told(client, monkeypatch):
         return run(bnn, x, y, validation, callbacks, asked, **options)
 
     monkeypatch.setattr(cluster, "run_fit", fails)
-    with pytest.warns(RuntimeWarning, match="replica 1 failed .*no more memory; the 2 of 3 that succeeded"):
+    with pytest.warns(RuntimeWarning, match="replica 1 failed .*no more memory; the 1 of 2 that succeeded"):
         fits = sps.fit(model(), *data(), **QUICK, scheduler=client)
-    assert [fit.settings["seed"] for fit in fits] == [0, 2]
+    assert [fit.settings["seed"] for fit in fits] == [0]
     with pytest.raises(ValueError, match="scheduler has no effect on a single fit"):
         sps.fit(model(), *data(), **{**QUICK, "replicas": None}, scheduler=client)
     with pytest.raises(ValueError, match="callbacks cannot be called on other machines"):
