@@ -21,7 +21,9 @@ def data(options):
 
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(options.rows, 3, 32, 32, generator=generator)
-    return x, torch.randint(0, CLASSES, (options.rows,), generator=generator)
+    y = torch.randint(0, CLASSES, (options.rows,), generator=generator)
+    device = getattr(options, "device", "cpu")
+    return x.to(device), y.to(device)
 
 
 def network(options):
@@ -30,7 +32,7 @@ def network(options):
     import pyro_sps as sps
 
     torch.manual_seed(0)
-    return sps.networks.resnet20(CLASSES, width=options.width, norm="group")
+    return sps.networks.resnet20(CLASSES, width=options.width, norm="group").to(getattr(options, "device", "cpu"))
 
 
 def deterministic(options):
@@ -75,7 +77,7 @@ def by_hand(options):
     return steps
 
 
-def ours(options, scheme, particles, compile):
+def ours(options, scheme, particles, compile, precision=None):
     """What `fit` runs: the same calls, with its step built once."""
     import pyro_sps as sps
     from pyro_sps.data.observed import Extras
@@ -94,6 +96,7 @@ def ours(options, scheme, particles, compile):
         standardize=False,
         progress=False,
         compile=compile,
+        precision=precision,
     )
     prepared = prepare_job(bnn, x, y, None, asked, None, Extras())
     run = run_of(prepared, *starts_of(prepared, None), ended=False)

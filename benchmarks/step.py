@@ -28,10 +28,10 @@ def is_classes(job):
 def data(job):
     import torch
 
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(job["rows"], job["widths"][0], generator=generator)
+    generator, device = torch.Generator().manual_seed(0), job.get("device", "cpu")
+    x = torch.randn(job["rows"], job["widths"][0], generator=generator).to(device)
     if is_classes(job):
-        return x, torch.randint(0, 10, (job["rows"],), generator=generator)
+        return x, torch.randint(0, 10, (job["rows"],), generator=generator).to(device)
     return x, torch.sin(x.sum(1, keepdim=True)).expand(-1, job["widths"][-1]).contiguous()
 
 
@@ -39,7 +39,7 @@ def network(job):
     import pyro_sps as sps
 
     return sps.BNN(
-        sps.mlp(job["widths"]),
+        sps.mlp(job["widths"], device=job.get("device", "cpu")),
         scheme=sps.Heavy(),
         values=sps.Constant(1.0, learn=True),
         likelihood=sps.Categorical() if is_classes(job) else sps.Gaussian(NOISE),
@@ -47,7 +47,7 @@ def network(job):
     )
 
 
-def ours(job, compile, replicas=1, particles=PARTICLES):
+def ours(job, compile, replicas=1, particles=PARTICLES, optimizer="adam"):
     """What `fit` runs: the same calls, with its step built once and timed block by block."""
     from pyro_sps.data.observed import Extras
     from pyro_sps.inference.job import prepare_job, run_of, starts_of
@@ -64,6 +64,7 @@ def ours(job, compile, replicas=1, particles=PARTICLES):
         progress=False,
         compile=compile,
         replicas=replicas,
+        optimizer=optimizer,
     )
     prepared = prepare_job(network(job), *data(job), None, asked, None, Extras())
     run = run_of(prepared, *starts_of(prepared, None), ended=False)
@@ -87,15 +88,15 @@ def hand_written(job):
     for weight in bnn.weights:
         layers.append((start, start + weight.num_free, weight.index, weight.fixed.flatten(), weight.mask.shape))
         start += weight.num_free
-    loc = (0.1 * torch.randn(start)).requires_grad_()
-    rho = torch.full((start,), -3.0, requires_grad=True)
-    log_c = torch.zeros((), requires_grad=True)
+    loc = (0.1 * torch.randn(start, device=x.device)).requires_grad_()
+    rho = torch.full((start,), -3.0, device=x.device, requires_grad=True)
+    log_c = torch.zeros((), device=x.device, requires_grad=True)
     adam = torch.optim.Adam([loc, rho, log_c], lr=RATE, fused=True)
 
     def block(steps):
         for _ in range(steps):
             scale = torch.nn.functional.softplus(rho)
-            flat = loc + scale * torch.randn(PARTICLES, start)
+            flat = loc + scale * torch.randn(PARTICLES, start, device=x.device)
             c = log_c.exp()
             tensors = []
             for first, last, index, pattern, shape in layers:
@@ -191,6 +192,8 @@ def contenders(job):
     yield "hand-written torch, eager", lambda: hand_written(job)
     yield "pyro_sps, compiled", lambda: ours(job, True)
     yield "pyro_sps, not compiled", lambda: ours(job, False)
+    yield "pyro_sps, IVON, compiled", lambda: ours(job, True, optimizer="ivon")
+    yield "pyro_sps, IVON, not compiled", lambda: ours(job, False, optimizer="ivon")
     yield "stock Pyro, vectorised", lambda: stock_pyro(job, True)
     yield "stock Pyro, particle loop", lambda: stock_pyro(job, False)
     yield "NumPyro, jitted scan", lambda: numpyro_scan(job)

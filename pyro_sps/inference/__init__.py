@@ -1,6 +1,6 @@
 """How a posterior is found.
 
-- `distributed`: one fit on several processes
+- `distributed`: one fit on several processes; `cluster`: replicas on several machines
 - `optimizers`: Adam and IVON; `step`: one optimisation step as one recorded program
 - `loop`: steps of all replicas, with progress, interruption and checkpoints
 - `variational`: `fit` and `map_estimate`; `job` (a fit is prepared, runs, is collected), `members`, `settings`,

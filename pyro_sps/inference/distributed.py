@@ -93,7 +93,13 @@ ALONE = Processes()
 
 
 class ProcessesError(RuntimeError):
-    """Another process of the same fit is gone, or none of them can be reached."""
+    """Another process of the same fit is gone, or none of them can be reached.
+
+    Example:
+        >>> from pyro_sps.inference.distributed import ProcessesError
+        >>> issubclass(ProcessesError, RuntimeError)
+        True
+    """
 
 
 @contextmanager

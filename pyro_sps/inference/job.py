@@ -200,7 +200,7 @@ def prepare_job(
     validation: tuple[Any, Any] | None,
     asked: FitSettings,
     found: Checkpoint | None,
-    extras: Extras,
+    extras: Extras = NO_EXTRAS,
 ) -> Job:
     """Check everything, find MAP values where they are asked for, and lay out the problem."""
     started = time.perf_counter()
@@ -408,10 +408,7 @@ def _report_failures(fits: Fits, job: Job, run: Run, many: bool) -> None:
     if not run.failed:
         return
     if many:
-        steps = ", ".join(f"{replica} (at step {step})" for replica, step in sorted(run.failed.items()))
-        warn_user(
-            f"the loss of replicas {steps} stopped being finite; they hold their last finite states", RuntimeWarning
-        )
+        warn_of_failures(run.failed)
         return
     step = run.failed[0]
     site = _culprit(job, run, step)
@@ -423,6 +420,12 @@ def _report_failures(fits: Fits, job: Job, run: Run, many: bool) -> None:
         step,
         site,
     )
+
+
+def warn_of_failures(failed: Mapping[int, int]) -> None:
+    """Warn of replicas whose loss stopped being finite, each at some step."""
+    steps = ", ".join(f"{replica} (at step {step})" for replica, step in sorted(failed.items()))
+    warn_user(f"the loss of replicas {steps} stopped being finite; they hold their last finite states", RuntimeWarning)
 
 
 def _culprit(job: Job, run: Run, step: int) -> str:

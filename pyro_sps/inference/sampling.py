@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..base.plain import plain_torch
-from ..base.process import warn_user
+from ..base.process import is_first, warn_user
 from ..data.observed import NO_EXTRAS, Extras, fields_of
 from ..data.opening import data_of
 from ..data.trees import rows_of
@@ -269,7 +269,8 @@ def _prepare(bnn: BNN, x: Any, y: Any, asked: SampleSettings, found: Checkpoint 
         marks |= {"data": digest_of(training_tensors([member]))}
         if found is not None:
             found.require(marks)
-        writer = Writer.open(asked.checkpoint, asked.checkpoint_every, asked.checkpoint_errors, found is None)
+        if is_first():  # all of those that torchrun has started sample the same
+            writer = Writer.open(asked.checkpoint, asked.checkpoint_every, asked.checkpoint_errors, found is None)
     if own.awaits_map and isinstance(own.values, MAP):
         if found is None:
             batch = min(128, member.rows)

@@ -101,6 +101,7 @@ def make_step(
     """
     state, *arguments = examples
     replicas = group or state.params.shape[0]
+    max_grad_norm = float(max_grad_norm)  # of which torch takes no large integers
     clips = max_grad_norm <= torch.finfo(state.params.dtype).max  # a larger one, as infinity, means none
 
     def own_gradients(params: Tensor, *args: Any) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from ..data.sources import Indexed, Streamed
 from ..masks.values import MAP
 from ..model.bnn import BNN
 from ..posterior.fit import Fit, Fits
+from .cluster import fit_on_cluster
 from .job import run_fit
 from .loop import Callback
 from .maximum import map_weights
@@ -61,6 +62,7 @@ def fit(
     callbacks: Sequence[Callback] = (),
     compile: bool | None = FitSettings.compile,
     replicas: int | None = FitSettings.replicas,
+    scheduler: Any = None,
     checkpoint: str | Path | None = FitSettings.checkpoint,
     checkpoint_every: int = FitSettings.checkpoint_every,
     checkpoint_errors: str = FitSettings.checkpoint_errors,
@@ -140,6 +142,10 @@ def fit(
             What they keep is theirs; the fit itself keeps one loss a step and one entry a validation.
         compile: Whether to compile the step with `torch.compile`; default: for fits long enough to gain from it.
         replicas: Number R of independent fits that run as one program; None for a single fit.
+        scheduler: For replicas: address of a dask scheduler (`"tcp://..."`), or a client. Each replica is fitted by
+            itself on some worker, to the same result but for rounding. One whose worker is killed is tried again, from
+            its checkpoint if there is one (`checkpoint/replica-0`, ..., where all workers can read it); those that
+            failed for good are left out, with a warning. Default: all replicas here, as one program.
         checkpoint: Directory for checkpoints, of this fit alone, from which `pyro_sps.resume` goes on; None for none.
             One file is replaced as a whole: whenever the process ends, the last checkpoint is whole.
         checkpoint_every: Steps between them. One more comes at the start, after any MAP optimisation, and one at the
@@ -174,7 +180,10 @@ def fit(
     given = locals()
     asked = FitSettings(**{name: given[name] for name in FitSettings.names()})
     x, y, extras, batch_size = data_of(x, y, Extras(weights, y_scale), num_data, batch_size, FitSettings.batch_size)
-    return run_fit(bnn, x, y, validation, callbacks, replace(asked, batch_size=batch_size), extras=extras)
+    asked = replace(asked, batch_size=batch_size)
+    if scheduler is not None:
+        return fit_on_cluster(bnn, x, y, validation, callbacks, asked, extras, scheduler)
+    return run_fit(bnn, x, y, validation, callbacks, asked, extras=extras)
 
 
 @plain_torch()

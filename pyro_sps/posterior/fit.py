@@ -265,7 +265,7 @@ class Fit:
         The model has the units of this fit (its standardisation): fits of it stay in them. What it learns beside the
         weights, such as a noise or c, starts at the values here, and has no memory of the data. Go on by
         `sps.fit(fit.as_prior(), new_x, new_y, start=fit)`, which starts at this posterior; without `start` fits start
-        anew.
+        anew. A file of that fit does not hold its prior: `sps.load(directory, net, prior=fit.as_prior().prior)`.
 
         Args:
             forgetting: Forgetting factor in (0, 1]; 1 forgets nothing.

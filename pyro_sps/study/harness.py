@@ -9,7 +9,7 @@ import platform
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ..base.cluster import dask_client
 from ..base.terminal import progress_bar
 from . import records
 from .methods import METHODS
@@ -231,18 +232,9 @@ def _workers(
     if jobs == 1 and scheduler is None:
         yield lambda left: (execute(job, progress=progress) for job in left)
         return
-    try:
-        from distributed import Client, LocalCluster, as_completed
-    except ImportError as error:
-        raise ImportError(
-            "several jobs or a scheduler need dask (pip install 'pyro-sps[study]'); one job does not"
-        ) from error
     threads = None if scheduler else max(1, (os.cpu_count() or 1) // jobs)
-    with ExitStack() as stack:
-        cluster = scheduler or stack.enter_context(
-            LocalCluster(n_workers=jobs, threads_per_worker=1, dashboard_address=None)
-        )
-        client = stack.enter_context(Client(cluster, timeout=10))
+    with dask_client(scheduler, jobs) as client:
+        from distributed import as_completed
 
         def distribute(left: Sequence[Job]) -> Iterator[dict[str, Any]]:
             job_of = {client.submit(execute, job, threads, pure=False, retries=0): job for job in left}

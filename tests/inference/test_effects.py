@@ -105,7 +105,7 @@ def test_bnn(options, words):
         small(**options)
 
 
-@pytest.mark.parametrize("large", [math.inf, 1e39, np.float64(1e300)])
+@pytest.mark.parametrize("large", [math.inf, 1e39, np.float64(1e300), 10**30])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_a_bound_of_gradients_beyond_the_dtype_means_none(large, dtype):
     def losses(bound):

@@ -1,0 +1,117 @@
+"""The replicas of a fit on the workers of a dask cluster, each as a fit of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..base.cluster import dask_client
+from ..base.plain import plain_torch
+from ..base.process import warn_user
+from ..base.terminal import progress_bar
+from ..data.observed import Extras
+from ..model.bnn import BNN
+from ..model.checks import are_stacked
+from ..posterior.fit import Fit, Fits, NonFiniteLossError
+from .checkpoint import FILE
+from .effects import check_effects
+from .job import run_fit, warn_of_failures
+from .resume import resume
+from .settings import FitSettings
+from .warm_start import check_start, fits_of
+
+# How often a replica is tried again whose worker raised or was killed.
+RETRIES = 2
+
+
+def fit_on_cluster(
+    bnn: BNN,
+    x: Any,
+    y: Any,
+    validation: tuple[Any, Any] | None,
+    callbacks: Sequence[Any],
+    asked: FitSettings,
+    extras: Extras,
+    scheduler: Any,
+) -> Fits:
+    """`fit` with replicas, each of them on some worker.
+
+    Args:
+        bnn: The model.
+        x: Inputs.
+        y: Targets.
+        validation: As in `fit`.
+        callbacks: There must be none.
+        asked: The other options.
+        extras: Weights and error bars.
+        scheduler: As in `fit`.
+
+    Returns:
+        The fits that succeeded, in order.
+
+    Raises:
+        ValueError: If there are no replicas, or callbacks.
+    """
+    if asked.replicas is None:
+        raise ValueError("scheduler has no effect on a single fit: give replicas")
+    if callbacks:
+        raise ValueError("callbacks cannot be called on other machines: leave out scheduler or callbacks")
+    check_effects(bnn, validation, callbacks, asked, resumed=False)
+    check_start(bnn, asked)
+    count = asked.replicas
+    stacked = isinstance(bnn, BNN) and are_stacked(x, count, bnn)
+    starts = fits_of(asked.start)
+    done: dict[int, Fit] = {}
+    failed: dict[int, BaseException] = {}
+    broken: dict[int, int] = {}
+    with dask_client(scheduler) as client, progress_bar(count, "fit", asked.progress, unit="replica") as bar:
+        from distributed import as_completed
+
+        # As a result of work, which can be done again: what is scattered to a worker is lost with it.
+        whole = None if stacked else client.submit(tuple, [x, y, extras, validation], pure=False)
+        futures = {}
+        for index in range(count):
+            own = (x[index], y[index], extras.of_replica(index), validation) if stacked else whole
+            settings = replace(
+                asked,
+                replicas=None,
+                seed=asked.seed + index,
+                start=starts[index] if starts else None,
+                checkpoint=None if asked.checkpoint is None else Path(asked.checkpoint) / f"replica-{index}",
+                progress=False,
+            )
+            futures[client.submit(_one, bnn, own, settings, retries=RETRIES, pure=False)] = index
+        for future in as_completed(futures):
+            index, error = futures[future], future.exception()
+            if error is None:
+                done[index], step = future.result()
+                if step is not None:
+                    broken[index] = step
+            else:
+                failed[index] = error
+            future.release()
+            bar.update()
+    if broken:
+        warn_of_failures(broken)
+    if failed:
+        first = min(failed)
+        why = f"replica {first} failed on the cluster: {type(failed[first]).__name__}: {failed[first]}"
+        if not done:
+            raise failed[first]
+        warn_user(f"{why}; the {len(done)} of {count} that succeeded are the result", RuntimeWarning)
+    return Fits(done[index] for index in sorted(done))
+
+
+@plain_torch()
+def _one(bnn: BNN, data: tuple[Any, Any, Extras, Any], asked: FitSettings) -> tuple[Fit, int | None]:
+    """One replica, from a checkpoint where there is one already, and at which step its loss stopped being finite."""
+    x, y, extras, validation = data
+    try:
+        if asked.checkpoint is not None and (Path(asked.checkpoint) / FILE).exists():
+            options: Mapping[str, Any] = {"validation": validation, "progress": False}
+            return resume(asked.checkpoint, bnn, x, y, **extras._asdict(), **options), None
+        return run_fit(bnn, x, y, validation, (), asked, extras=extras), None
+    except NonFiniteLossError as error:
+        return error.fit, error.step
