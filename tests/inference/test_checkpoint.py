@@ -27,7 +27,7 @@ from pyro_sps.inference import job, loop
 from pyro_sps.inference.checkpoint import FILE, Checkpoint
 
 # More than the whole suite has time for: `PYRO_SPS_LONG_STEPS=200000 pytest tests/test_checkpoint.py -k memory`.
-LONG_STEPS = int(os.environ.get("PYRO_SPS_LONG_STEPS", "8000"))
+LONG_STEPS = int(os.environ.get("PYRO_SPS_LONG_STEPS", "5000"))
 
 
 def data(rows=40, seed=0):
@@ -256,8 +256,12 @@ def life(place, live, states, turn, dice):
     return left
 
 
-def test_killed_at_any_moment_it_goes_on_to_the_same_numbers(tmp_path):
-    series = ((1, 20), (7, 10))  # steps between checkpoints, and kills: 30 in all
+@pytest.mark.parametrize(
+    "series",  # steps between checkpoints, and kills
+    [((1, 6), (7, 2)), pytest.param(((1, 20), (7, 10)), marks=pytest.mark.slow)],
+    ids=["8 times", "30 times"],
+)
+def test_killed_at_any_moment_it_goes_on_to_the_same_numbers(tmp_path, series):
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         results = pool.apply(keep_killing, (str(tmp_path), series))
     for (every, times), (found, equal, files) in zip(series, results, strict=True):
@@ -271,7 +275,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_numbers(tmp_path):
             assert left["done"] >= left["last"] - every  # at most the steps since the last one are lost
             before = left["done"]
         assert 0 < before < 400  # it was killed at work
-    assert sum(left["writing"] for left in results[0][0]) >= 3  # also within writes
+    assert sum(left["writing"] for left in results[0][0]) >= series[0][1] // 6  # also within writes
 
 
 # --- interrupted -----------------------------------------------------------------------------------
