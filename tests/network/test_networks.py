@@ -66,6 +66,16 @@ def test_sets_of_weights_equal_a_loop_over_them(name):
         )
 
 
+def test_large_convolutions_run_one_set_of_weights_after_the_other(monkeypatch):
+    net, x = build("residual, group norm"), example("residual, group norm")
+    topology, function = trace(net, x)
+    weights = {t.name: torch.randn(3, 2, *t.shape, dtype=torch.float64) for t in topology.tensors}
+    together = function(weights, x)
+    monkeypatch.setattr("pyro_sps.network.record._LARGE_INPUT", 1)
+    monkeypatch.setattr(torch.func, "vmap", None)
+    torch.testing.assert_close(function(weights, x), together, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("name", ["conv, flatten", "lstm", "small gpt", "residual, group norm"])
 def test_gradients_equal_those_of_the_network(name):
     net, x = build(name), example(name)
