@@ -31,6 +31,8 @@ from .langevin import (
     follow_error,
     follow_gradients,
     leapfrog,
+    longest_step,
+    noise_of,
     rescale,
     unadjusted,
 )
@@ -124,12 +126,13 @@ class ChainRun:
 
     # --- programs ---------------------------------------------------------------------------------
 
-    def _evaluate(self, position: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients and energies of all chains, once."""
+    def _evaluate(self, position: Tensor, batch: tuple[Any, Any] | None = None) -> tuple[Tensor, Tensor]:
+        """Gradients and energies of all chains, once; on a minibatch where one is given."""
         target = self.coordinates.target
-        function = self.coordinates.gradient(target.num_data)
+        function = self.coordinates.gradient(target.num_data if batch is None else target.rows)
+        x, y = (target.x, target.y) if batch is None else batch
         with pyro_session():
-            parts = [function(part, target.x, target.y) for part in position.split(self.group)]
+            parts = [function(part, x, y) for part in position.split(self.group)]
         gradients, energies = zip(*parts, strict=True)
         return torch.cat(gradients).detach(), torch.cat(energies).detach()
 
@@ -195,6 +198,11 @@ class ChainRun:
         for rows in minibatches([self.seed], len(x), self.batch_size, start):
             yield rows_of((x, y), rows[0].to(x.device))
 
+    def _gradient_noise(self) -> Tensor:
+        """What a minibatch's gradients differ by from those of all rows, where the chains are; shape (K, d)."""
+        gradient, _ = self._evaluate(self.chains.position, next(self.looks))
+        return gradient - self.chains.gradient
+
     # --- one step ---------------------------------------------------------------------------------
 
     def _langevin(self, data: tuple[Any, Any], warm: bool) -> tuple[Tensor, Tensor]:
@@ -240,7 +248,8 @@ class ChainRun:
         done, tuning, coordinates = self.done, self.tuning, self.coordinates
         if done % LOOK_AT_GRADIENTS == 0 or self.kernel == "mams":
             spread = coordinates.spread[coordinates.blocks]
-            follow_gradients(tuning, self.chains.gradient, coordinates.blocks, coordinates.sizes, spread)
+            seen = self.chains.gradient if self.full else self._gradient_noise()
+            follow_gradients(tuning, seen, coordinates.blocks, coordinates.sizes, spread)
         judged = int(JUDGED_AT * self.warmup)
         if 0.75 * judged < done <= judged:
             self.early[:, 0] += ~good
@@ -310,6 +319,7 @@ class ChainRun:
         advance = self._langevin if self.kernel == "mclmc" else self._trajectory
         everything = self.coordinates.target.x, self.coordinates.target.y
         batches = self._batches(max(0, self.done - self.warmup))
+        self.looks = self._batches(self.done // LOOK_AT_GRADIENTS)
         if self.done > self.warmup:
             self._leave_warmup()
         begun, budget = time.monotonic(), deadline - time.monotonic()
@@ -356,6 +366,9 @@ class ChainRun:
             self.tuning.settle()
         if not self.full:
             self.program = self._make(full=False)
+            coordinates, dimensions = self.coordinates, self.coordinates.dimensions
+            noise = noise_of(self.tuning, coordinates.sizes, coordinates.spread)
+            self.tuning.step = self.tuning.step.clamp(max=longest_step(noise, dimensions, math.sqrt(dimensions)))
 
     def _cut_warmup(self) -> None:
         """End the warm-up here, for there is no time for all of it."""

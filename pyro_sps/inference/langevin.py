@@ -314,10 +314,40 @@ def follow_gradients(tuning: Tuning, gradient: Tensor, blocks: Tensor, sizes: Te
     tuning.seen = 1 - KEEP_OF_GRADIENTS * (1 - tuning.seen)
 
 
+def noise_of(tuning: Tuning, sizes: Tensor, prior: Tensor) -> float:
+    """Standard deviation of what `follow_gradients` was given, in scaled coordinates: of the noise of gradients.
+
+    Args:
+        tuning: What was seen.
+        sizes: Coordinates of each block, shape (blocks,).
+        prior: Scale of each block under the prior, shape (blocks,).
+    """
+    squares = (tuning.squares / tuning.seen.clamp_min(1e-6)).median(0).values
+    scaled = squares * (tuning.scale[0] / prior).square()
+    return math.sqrt((scaled * sizes).sum().item() / sizes.sum().item())
+
+
+def longest_step(noise: float, dimensions: int, length: float) -> float:
+    """The step at which noise of gradients turns velocities half as much as the refreshment does.
+
+    A step ε adds noise of variance (ε σ / (d - 1))² to each coordinate of a velocity, and the refreshment 2 ε / (L d).
+    Noise that is alike in all directions does no harm, and the rest of it the less, the smaller its part in what
+    turns velocities (Sommer et al. 2026, Can microcanonical Langevin dynamics leverage mini-batch gradient noise?).
+    It takes no refreshment's place: noises of batches that share no rows cancel over a pass through the data.
+
+    Args:
+        noise: σ, in scaled coordinates.
+        dimensions: d.
+        length: Distance L after which a velocity is forgotten.
+    """
+    return math.inf if noise == 0 else (dimensions - 1) ** 2 / (length * dimensions * noise**2)
+
+
 def rescale(tuning: Tuning, sizes: Tensor, prior: Tensor) -> None:
     """Set the scales of tensors from the squares of their gradients.
 
-    In a posterior, the mean square of the gradient is the mean curvature of the energy. Chains share the median of
+    In a posterior, the mean square of the gradient is the mean curvature of the energy. With minibatches the squares
+    are those of the noise of gradients, which the scales make alike in all tensors. Chains share the median of
     theirs: one that is still far away has gradients that say nothing of where it goes. The mean of 1/scale² over
     coordinates is that of the prior, so that a velocity that is forgotten over √d in these units goes far in the stiff
     ones. The steps shrink where the scales have grown.

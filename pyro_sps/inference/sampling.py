@@ -102,8 +102,10 @@ def sample(
             the bias falls as its cube root.
         target_accept: Acceptance probability that the step size aims at; default 0.9 for `mams`, 0.8 for `nuts`.
         max_tree_depth: For `nuts`: trajectories have at most 2 to this power leapfrog steps; default 10.
-        batch_size: For `mclmc`: rows of each gradient after the warm-up, which sees all rows. The draws then are
-            approximate: noise of the gradient heats the chains. None for all rows.
+        batch_size: For `mclmc`: rows of each gradient after the warm-up, which sees all rows; None for all rows. The
+            draws then are approximate. The warm-up measures the noise of such gradients: tensors are scaled such that
+            it is alike in all of them, and steps are so short that it turns velocities half as much as the refreshment
+            does, much shorter for small batches (Sommer et al. 2026).
         standardize: As in `fit`.
         weights: As in `fit`.
         y_scale: As in `fit`.
@@ -278,7 +280,7 @@ def _prepare(bnn: BNN, x: Any, y: Any, asked: SampleSettings, found: Checkpoint 
             constants = {tensor.name: estimate[tensor.name] for tensor in own.topology.tensors}
         else:
             constants = constants_of(member, found, 0)
-        own.set_fixed(Given(constants))
+        own.hold(Given(constants)(own.topology, own.masks))
     if own.likelihood.latents():
         own.likelihood.sampled = True
     target = _target_of(member, asked)

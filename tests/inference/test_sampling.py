@@ -413,13 +413,21 @@ def test_samples_can_be_pickled():
     torch.testing.assert_close(again.predict(x).mean, samples.predict(x).mean)
 
 
-def test_minibatches_are_told_and_near_the_posterior(linear):
-    bnn, x, y, mean, covariance = linear
-    options = {"chains": 4, "starts": "prior", "warmup": 600, "num_samples": 200, "thinning": 10}
-    noisy = draw(bnn, x, y, batch_size=15, energy_error=1e-3, **options)
+def test_minibatches_are_told_and_near_the_posterior():
+    """Means and variances of a linear model within a quarter; with steps as on all rows, variances were doubled."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 8, generator=generator, dtype=torch.float64)
+    y = x.sum(1, keepdim=True) + 0.6 * torch.randn(200, 1, generator=generator, dtype=torch.float64)
+    bnn = sps.BNN(nn.Linear(8, 1, bias=False).double(), sps.Unmasked(), likelihood=sps.Gaussian(0.6), prior_scale=1.0)
+    covariance = torch.linalg.inv(x.T @ x / 0.36 + torch.eye(8, dtype=torch.float64))
+    mean, spread = covariance @ x.T @ y[:, 0] / 0.36, covariance.diagonal().sqrt()
+    options = {"chains": 4, "starts": "prior", "warmup": 400, "num_samples": 100, "thinning": 10}
+    noisy = draw(bnn, x, y, batch_size=50, energy_error=1e-3, **options)
     assert "minibatches" in noisy.approximate
-    draws = torch.cat([noisy.samples["weight"], noisy.samples["bias"]], -1)
-    assert ((draws.mean((0, 1)) - mean).abs() < covariance.diagonal().sqrt()).all()
+    assert max(noisy.tuning["step_size"]) < min(noisy.tuning["largest_step"])
+    error = (noisy.samples["weight"] - mean) / spread
+    assert (error.mean((0, 1)).abs() < 0.25).all()
+    assert abs(error.square().mean() - 1) < 0.25
 
 
 def test_settings_tell_what_was_left_open():
