@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import os
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -137,7 +136,7 @@ class Images(Dataset[tuple[Tensor, int]]):
         return image
 
 
-def images(source: str | os.PathLike[str], augment: Sequence[str] = (), padding: int = 4) -> Images:
+def images(source: str | Path, augment: Sequence[str] = (), padding: int = 4) -> Images:
     """Images with labels from a Parquet file, or a known data set by its name.
 
     Give them to `pyro_sps.fit` as they are, or in a `DataLoader` with `num_workers=`, whose processes decode and change

@@ -6,6 +6,7 @@ import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,7 @@ def source_of(x: Any, y: Any, extras: Extras, num_data: int | None) -> Source | 
 
 def _source_of(x: Any, y: Any, extras: Extras) -> Source | None:
     if isinstance(x, str | os.PathLike | ParquetData):
-        given = x if isinstance(x, ParquetData) else ParquetData(x, () if y is None else y, None, *extras)
+        given = x if isinstance(x, ParquetData) else ParquetData(Path(x), () if y is None else y, None, *extras)
         if x is given and (y is not None or any(value is not None for value in extras)):
             raise ValueError("ParquetData says itself which columns are targets, weights and error bars")
         return parquet_source(given)
@@ -88,7 +89,7 @@ def data_set_of(x: Any, features: Sequence[str] | None) -> Source | None:
         features: Names of the columns to read of files and tables that do not say it themselves; None for all.
     """
     if isinstance(x, str | os.PathLike):
-        x = ParquetData(x, features=features)
+        x = ParquetData(Path(x), features=features)
     if isinstance(x, ParquetData) and x.features is None and features is not None:
         x = replace(x, features=features)
     if hasattr(x, "select_columns") and features is not None:

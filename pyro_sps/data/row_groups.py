@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +40,7 @@ class ParquetData:
         torch.Size([40, 1])
     """
 
-    path: str | os.PathLike[str]
+    path: str | Path
     targets: Sequence[str] = ()
     features: Sequence[str] | None = None
     weights: str | None = None
