@@ -9,8 +9,16 @@ import sys
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import TensorDataset
 
 import pyro_sps as sps
+from pyro_sps.data.observed import NO_EXTRAS
+from pyro_sps.data.opening import data_of
+from pyro_sps.inference import loop
+from pyro_sps.inference.distributed import Processes
+from pyro_sps.inference.job import prepare_job, run_of, starts_of
+from pyro_sps.inference.settings import FitSettings
+from pyro_sps.inference.step import Step
 
 SCRIPT = """
 import json, os, pathlib, signal, sys
@@ -100,6 +108,38 @@ def test_two_processes_equal_one_and_hear_of_each_others_ends(tmp_path):
     again = sps.resume(tmp_path / "dead", model(), *data(), progress=False)
     torch.testing.assert_close(again.guide.loc, single.guide.loc, rtol=1e-7, atol=1e-10)
     assert sps.resume(tmp_path / "run", model(), *data(), progress=False).settings["processes"] == 1
+
+
+@pytest.mark.parametrize("kind", ["minibatches", "full", "replicas of their own", "stream"])
+def test_every_row_of_a_step_is_some_process_s(monkeypatch, kind):
+    """Batches of three processes, put together, are those of one; none has more than a row more than another."""
+    monkeypatch.setattr(loop, "make_step", lambda *_: Step(print, "recorded"))
+    x = torch.arange(20.0).unsqueeze(1)
+    options = {"num_steps": 1, "progress": False, "standardize": False, "batch_size": 8}
+    if kind == "full":
+        options["batch_size"] = None
+    if kind == "replicas of their own":
+        options["replicas"] = 2
+        x = torch.stack([x, -x])
+    data = (TensorDataset(x, x), None) if kind == "stream" else (x, x)
+
+    def batches(processes):
+        monkeypatch.setattr(loop, "processes_of", lambda device: processes)
+        asked = FitSettings(**options)
+        source = data_of(*data, NO_EXTRAS, None, asked.batch_size, 128)[:2]
+        prepared = prepare_job(sps.BNN(sps.mlp([1, 2, 1]), sps.Unmasked(), sps.Zero()), *source, None, asked, None)
+        run = run_of(prepared, *starts_of(prepared, None), ended=False)
+        found = [own for own, _ in zip(run.batches(), range(3), strict=False)]
+        assert all(torch.equal(own_x, own_y) for own_x, own_y in found)
+        return [own_x.reshape(asked.replicas or 1, -1) for own_x, _ in found]
+
+    whole = batches(Processes())
+    shares = [batches(Processes(rank, 3)) for rank in range(3)]
+    for step, every in enumerate(whole):
+        parts = [own[step] for own in shares]
+        sizes = [part.shape[1] for part in parts]
+        assert max(sizes) - min(sizes) <= 1
+        torch.testing.assert_close(torch.cat(parts, dim=1).sort(dim=1).values, every.sort(dim=1).values)
 
 
 @pytest.mark.slow
