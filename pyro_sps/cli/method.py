@@ -32,6 +32,8 @@ def method_asked(context: click.Context) -> str:
         UsageError: If an option is of no use with it.
     """
     own = {"fit": given_of(context, OF_FITS), "sample": given_of(context, OF_CHAINS)}
+    if context.params["values"].startswith("learned"):
+        own["fit"].append(f"--values {context.params['values']}")  # chains hold c
     method: str = context.params["method"]
     if method == "auto":
         if own["fit"] and own["sample"]:

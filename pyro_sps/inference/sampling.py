@@ -281,6 +281,12 @@ def _prepare(bnn: BNN, x: Any, y: Any, asked: SampleSettings, found: Checkpoint 
         else:
             constants = constants_of(member, found, 0)
         own.hold(Given(constants)(own.topology, own.masks))
+    if found is None and (scale := own.constant_scale()) is not None:
+        shown = ", ".join(f"{one:.3g}" for one in scale.detach().flatten().tolist())
+        warn_user(
+            f"the learned c of the fixed values is not sampled: it is held at {shown}. To learn it, sample the "
+            "model of a fit, fit.bnn; values without learn=True are held without a word"
+        )
     if own.likelihood.latents():
         own.likelihood.sampled = True
     target = _target_of(member, asked)

@@ -317,3 +317,4 @@ def test_an_option_that_only_one_method_has_asks_for_it():
         return method_asked(context)
 
     assert [asked(), asked("--replicas", "3"), asked("--chains", "3")] == ["auto", "fit", "sample"]
+    assert asked("--scheme", "heavy", "--values", "learned-constant") == "fit"

@@ -491,3 +491,10 @@ def test_checkpoints_of_others_are_refused(tmp_path):
     (tmp_path / "checkpoint.safetensors").write_bytes(content[:-9] + b"123456789")
     with pytest.raises(sps.LoadError, match="damaged"):
         sps.resume(tmp_path, small(), x, y)
+
+
+def test_a_learned_c_that_is_held_is_told():
+    x = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(-1, 1)
+    bnn = sps.BNN(sps.mlp([1, 3, 1], dtype=torch.float64), sps.Rigid(), sps.Constant(0.7, learn=True))
+    with pytest.warns(UserWarning, match=r"the learned c of the fixed values is not sampled: it is held at 0\.7"):
+        sps.sample(bnn, x, x, chains=2, num_samples=2, thinning=1, warmup=5, map_steps=2, progress=False)
