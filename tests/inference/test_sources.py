@@ -173,6 +173,16 @@ def test_chains_see_minibatches_of_a_source(arrays, tmp_path):
     assert torch.equal(rest.samples["0.weight"], found[0].samples["0.weight"])
 
 
+def test_gaps_of_single_batches_are_those_of_the_whole(arrays):
+    """Batches without a gap, with gaps only and with weights of zero only are steps of one program."""
+    x, y = arrays
+    gaps = y.copy()
+    gaps[::3] = np.nan
+    weights = (np.arange(ROWS) < 10).astype(float)
+    options = {"missing": "ignore", "weights": weights, "batch_size": 2, "num_steps": 40}
+    same(quick(Numbered(x, gaps), **options), quick(x, gaps, **options))
+
+
 # --- order -----------------------------------------------------------------------------------------
 
 
