@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
 import pyro_sps as sps
 from pyro_sps.data.arrays import Standardizer
@@ -78,6 +79,8 @@ def test_new_rows_stay_in_the_units_of_the_start():
     second = sps.fit(bnn, x + 5, y - 7, start=first, num_steps=1, **QUICK)
     assert second.standardizer == first.standardizer
     assert second.settings["standardize"] is True
+    streamed = sps.fit(first.as_prior(), TensorDataset(x + 5, y - 7), start=first, num_steps=1, **QUICK)
+    assert streamed.standardizer == first.standardizer
     plain = replace(first, standardizer=Standardizer.identity(bnn.like))
     again = sps.fit(bnn, x + 5, y, start=plain, num_steps=1, **QUICK)
     torch.testing.assert_close(again.x, x + 5)

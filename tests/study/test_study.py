@@ -288,7 +288,7 @@ def test_a_scheduler_that_is_not_there_and_no_dask(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     run = CliRunner().invoke(main, [*options, "--jobs", "2"])
     assert run.exit_code == 1
-    assert "need dask (pip install 'pyro-sps[study]')" in run.output
+    assert "need dask (pip install 'pyro-sps[cluster]')" in run.output
 
 
 def test_arguments_are_checked(tmp_path):
