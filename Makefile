@@ -35,8 +35,9 @@ docs: $(STAMP)
 # Builds wheel and sdist and tries them in a clean environment: the README's first example, and `pyro-sps demo`.
 release-check: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'build>=1.2'
+	rm -rf dist
 	$(BIN)/python -m build --outdir dist
-	$(BIN)/python tools/release_check.py dist
+	$(BIN)/python tests/release_check.py dist
 
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
