@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -162,7 +163,14 @@ def test_the_command_line_under_torchrun(tmp_path):
         "--values",
         "zero",
     ]
-    command = ["pyro-sps", "fit", str(tmp_path / "table.csv"), *options, "--checkpoint-every", "10"]
+    command = [
+        str(Path(sys.executable).with_name("pyro-sps")),
+        "fit",
+        str(tmp_path / "table.csv"),
+        *options,
+        "--checkpoint-every",
+        "10",
+    ]
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
     done = subprocess.run([*start, *command, "--out", str(tmp_path / "two")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
