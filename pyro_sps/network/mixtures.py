@@ -78,8 +78,8 @@ class Mixture:
             values: Fixed values by name; None for zeros.
 
         Returns:
-            A pair. First the dimension. Then whether it is exact: of large systems a lower bound is given, the number
-            of entries of a map that may be other than zero whatever the free weights are.
+            The dimension and True if it is exact. Of large systems a lower bound is given, the number of entries of a
+            map that may be other than zero whatever the free weights are.
         """
         rows: list[list[Tensor]] = [[] for _ in range(self.size)]
         columns: list[list[Tensor]] = [[] for _ in range(self.size)]
