@@ -19,6 +19,13 @@ class Input(NamedTuple):
         shape: Its shape, rows first.
         kind: What it holds: `float`, `whole` (numbers of words and the like) or `bool` (masks).
         name: The argument's name, if the network was called with names.
+
+    Example:
+        >>> import torch
+        >>> from pyro_sps.network.inputs import inputs_of
+        >>> numbers, words = inputs_of((torch.zeros(2, 3), torch.zeros(2, 6, dtype=torch.int64)))
+        >>> words.kind, words.size
+        ('whole', 6)
     """
 
     shape: tuple[int, ...]

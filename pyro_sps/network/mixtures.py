@@ -20,6 +20,13 @@ class Part:
         index: The indices that are mixed, in the order of the units.
         dual: Whether the inverse of the transposed map acts: where the units are read, or on keys if it acts on
             queries.
+
+    Example:
+        >>> import torch, pyro_sps as sps
+        >>> net = torch.nn.Sequential(torch.nn.Conv1d(3, 2, 1), torch.nn.Conv1d(2, 4, 1), torch.nn.Tanh())
+        >>> (mixture,) = sps.Topology.of(net, torch.zeros(2, 3, 5)).mixtures
+        >>> [(part.tensor, part.axis, part.dual) for part in mixture.parts]
+        [('0.weight', 0, False), ('0.bias', 0, False), ('1.weight', 1, True)]
     """
 
     tensor: str
@@ -78,8 +85,8 @@ class Mixture:
             values: Fixed values by name; None for zeros.
 
         Returns:
-            A pair. First the dimension. Then whether it is exact: of large systems a lower bound is given, the number
-            of entries of a map that may be other than zero whatever the free weights are.
+            The dimension and True if it is exact. Of large systems a lower bound is given, the number of entries of a
+            map that may be other than zero whatever the free weights are.
         """
         rows: list[list[Tensor]] = [[] for _ in range(self.size)]
         columns: list[list[Tensor]] = [[] for _ in range(self.size)]
