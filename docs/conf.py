@@ -23,7 +23,7 @@ for folder in ("tutorials", "study"):
 
 # Notebooks are shown with the outputs that are committed in them.
 nb_execution_mode = "off"
-myst_enable_extensions = ["dollarmath"]
+myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3
 
 # In docstrings `name` is a link if there is such a name, else code.
