@@ -550,3 +550,5 @@ def test_demo_writes_its_table_and_figure(tmp_path, monkeypatch):
         assert all(math.isfinite(row[score]) for score in ("elbo", "rmse", "lpp", "rmse_data", "lpp_data"))
     assert (tmp_path / "demo" / "demo.png").read_bytes().startswith(b"\x89PNG")
     assert "demo.png" in output
+    assert (tmp_path / "demo" / "table.png").read_bytes().startswith(b"\x89PNG")
+    assert "on 88 held-out rows" in output
