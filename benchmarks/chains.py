@@ -215,12 +215,14 @@ def curve(options):
             {"rows": own.rows, "weights": weights, "chains": own.chains, "seconds": statistics.median(times)}
         )
         lines.append(f"| {own.rows:,} | {weights:,} | {own.chains} | {1e3 * statistics.median(times):.1f} |")
-    report("chains-curve", options, results, lines)
+    options.out = options.out and options.out / "curve"
+    report("chains", options, results, lines)
 
 
 def main():
     defaults = {"--repeats": 5, "--rows": 691, "--hidden": 50, "--chains": 10, "--steps": 40, "--jax": "", "--curve": 0}
     options = arguments(__doc__, defaults)
+    sys.argv = ["PYTHON" if options.jax and one == options.jax else one for one in sys.argv]  # of no use elsewhere
     if options.curve:
         return curve(options)
     recorded, _ = ours(options, False)

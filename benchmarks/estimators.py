@@ -87,7 +87,7 @@ def ours(x, y, x_test, y_test):
     classes = y.ndim == 1
     model = (sps.BNNClassifier if classes else sps.BNNRegressor)(random_state=0, progress=False).fit(x, y)
     prediction = model.prediction(x_test)
-    extra = {"method": model.method_, "likelihood": type(model.likelihood_).__name__}
+    extra = {"inference": model.method_, "likelihood": type(model.likelihood_).__name__}
     if model.method_ == "sample":
         posterior = model.posterior_
         extra |= {"energy_error": posterior.errors.mean().item(), "failures": posterior.failures.mean().item()}
