@@ -97,7 +97,14 @@ def plain(tmp_path_factory):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("state", "model"),
-    [(state, "MAP values") for state in STATES] + [("default dtype", name) for name in MODELS if name != "MAP values"],
+    [(state, "constants") for state in STATES]
+    + [("default dtype", "MAP values")]
+    + [pytest.param(state, "MAP values", marks=pytest.mark.slow) for state in STATES if state != "default dtype"]
+    + [
+        pytest.param("default dtype", name, marks=pytest.mark.slow)
+        for name in MODELS
+        if name not in ("MAP values", "constants")
+    ],
 )
 def test_a_fit_is_the_same_in_every_state(plain, tmp_path, state, model):
     expected = plain(model)

@@ -1,5 +1,7 @@
 """Samples on disk, and what is read of files that are not what they say."""
 
+import functools
+
 import pytest
 import torch
 
@@ -15,6 +17,9 @@ def make(**options):
     bnn = sps.BNN(net, options.pop("scheme", sps.Unmasked()), sps.Zero(), likelihood, **options)
     kernel = {"chains": 3, "num_samples": 4, "thinning": 2, "warmup": 20, "map_steps": 20, "progress": False}
     return net, x, y, sps.sample(bnn, x, y, **kernel)
+
+
+plain = functools.cache(make)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +49,7 @@ def test_samples_are_loaded_bit_for_bit(tmp_path, options):
 
 
 def test_a_fit_is_replaced_by_samples_and_back(tmp_path):
-    net, x, y, samples = make()
+    net, x, y, samples = plain()
     fit = sps.fit(sps.BNN(net, sps.Unmasked(), sps.Zero()), x, y, num_steps=5, progress=False)
     for one in (fit, samples, fit):
         one.save(tmp_path)
@@ -52,7 +57,7 @@ def test_a_fit_is_replaced_by_samples_and_back(tmp_path):
 
 
 def test_damaged_samples_are_refused(tmp_path):
-    net, _, _, samples = make()
+    net, _, _, samples = plain()
     samples.save(tmp_path)
     path = tmp_path / "fit.safetensors"
     content = path.read_bytes()
@@ -69,7 +74,7 @@ def test_forged_headers_are_refused(tmp_path, forged):
     """With a right checksum: whoever can write a file can write that."""
     from pyro_sps.base.files import seal, unseal
 
-    net, _, _, samples = make()
+    net, _, _, samples = plain()
     samples.save(tmp_path)
     path = tmp_path / "fit.safetensors"
     header, tensors = unseal(path, 1 << 30, "")
@@ -80,7 +85,7 @@ def test_forged_headers_are_refused(tmp_path, forged):
 
 
 def test_thinned_and_picked_chains():
-    _, x, _, samples = make()
+    _, x, _, samples = plain()
     assert samples.thinned(3).num_samples == 2
     assert torch.equal(samples.thinned(3).energies, samples.energies[:, [0, 3]])
     assert torch.equal(samples.chain(2, 0).energies, samples.energies[[2, 0]])
