@@ -283,8 +283,12 @@ def show():
     rows, lines = read(), [f"# Estimators\n\n```\n{__doc__.strip()}\n```\n"]
     lines += ["LPP, and of the others the difference to ours with a 95 % interval. Bold: surely better or worse.", ""]
     lines += ["| table | rows | splits | " + " | ".join(METHODS) + " |", "| --- |" + " ---: |" * (2 + len(METHODS))]
-    tails = ["", "Error: RMSE in standard deviations, or the share of rows whose class is wrong; seconds (median).", ""]
-    tails += lines[2:4]
+    tails = [
+        "",
+        "Error: RMSE in standard deviations, or the share of rows whose class is wrong; seconds (median, of the clock).",
+        "",
+    ]
+    tails += lines[3:5]
     for name in dict.fromkeys(row["table"] for row in rows):
         own = [row for row in rows if row["table"] == name]
         by = {m: {row["split"]: row for row in own if row["method"] == m} for m in METHODS}
