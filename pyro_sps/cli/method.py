@@ -93,17 +93,18 @@ def with_likelihood(
 
 def options_of(recipe: Recipe, options: Mapping[str, Any], standardize: bool) -> dict[str, Any]:
     """What `pyro_sps.sample` or `pyro_sps.fit` is asked for."""
-    asked: dict[str, Any] = {"standardize": standardize, "seed": options["seed"]}
+    always = {"standardize": standardize, "seed": options["seed"]}
     if recipe.method == "sample":
-        return asked | {"chains": recipe.chains, **recipe.chain()}
+        return {"chains": recipe.chains, **recipe.chain(), **always}
     steps, _ = recipe.steps(0)
-    return asked | {
+    return {
         "num_steps": steps,
         "num_particles": options["particles"],
         "batch_size": options["batch_size"],
         "learning_rate": options["learning_rate"],
         "init": options["init"],
         "replicas": options["replicas"],
+        **always,
     }
 
 

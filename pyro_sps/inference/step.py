@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..base.process import silenced
+from ..base.recording import record
 from ..model.density import Params, pyro_session
 from .distributed import ALONE, Processes
 from .optimizers import ADAM, Optimizer, State
@@ -250,7 +250,7 @@ def _record(step: Callable[..., Any], example: tuple[Any, ...], changes: int = 0
     changed = [tensor.clone() for tensor in example[:changes]]
     try:
         with pyro_session():
-            recorded = make_fx(step)(*changed, *example[changes:])
+            recorded = record(step, *changed, *example[changes:])
     except Exception as error:  # whatever a user's model does that tracing cannot follow
         return None, f"the model cannot be recorded ({type(error).__name__}: {str(error).splitlines()[0][:120]})"
     _fold_constants(recorded)
@@ -327,11 +327,8 @@ def _by_inductor(recorded: fx.GraphModule, example: tuple[Any, ...], changes: in
 
     copies = [tensor.clone() for tensor in example[:changes]]
     with torch.no_grad():
-        fast = make_fx(recorded, decomposition_table={torch.ops.aten.tanh.default: _rational_tanh})(
-            *copies, *example[changes:]
-        )
-        for node in fast.graph.nodes:  # inductor makes its own, of one family
-            node.meta.pop("val", None)
+        shorter = {torch.ops.aten.tanh.default: _rational_tanh}
+        fast = record(recorded, *copies, *example[changes:], decompositions=shorter)
         # Inductor without dynamo, whose guards cost more than the step of a small network takes: the recording
         # has no Python left to guard, and all its arguments keep their shapes.
         compiled: Callable[..., Any] = inductor_compile(

@@ -27,10 +27,10 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import biject_to, kl_divergence, transform_to
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..base.plain import plain_torch
 from ..base.process import process_lock
+from ..base.recording import record
 from ..data.observed import Observed
 from .bnn import BNN
 from .guides import AutoSPSNormal, Site, site_distribution
@@ -443,7 +443,7 @@ def recorded(function: Callable[..., Any], *examples: Tensor) -> Callable[..., A
     """
     with pyro_session(), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of TorchScript's deprecation: nothing else is as fast for tiny tensors
-        operations = make_fx(lambda *args: function(*args))(*examples)  # which cannot read bound methods
+        operations = record(lambda *args: function(*args), *examples)  # which cannot read bound methods
         try:
             return torch.jit.freeze(torch.jit.trace(operations.eval(), examples, check_trace=False))
         except Exception:  # on a Python without TorchScript

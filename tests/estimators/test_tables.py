@@ -222,6 +222,7 @@ def test_time_limit_ends_a_fit(table, y):
     assert np.isfinite(model.predict(table)).all()
 
 
+@pytest.mark.slow
 def test_noise_that_depends_on_inputs_is_found():
     rng = np.random.default_rng(0)
     x = rng.uniform(-1, 1, (400, 2))

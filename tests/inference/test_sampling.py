@@ -57,7 +57,7 @@ def linear():
 @pytest.mark.parametrize(
     "options",
     [
-        {"kernel": "mams", "warmup": 300, "num_samples": 200, "thinning": 1},
+        pytest.param({"kernel": "mams", "warmup": 300, "num_samples": 200, "thinning": 1}, marks=pytest.mark.slow),
         {"energy_error": 1e-5, "warmup": 1000, "num_samples": 300, "thinning": 10},
         {"starts": "map", "energy_error": 1e-5, "warmup": 1000, "num_samples": 300, "thinning": 10},
     ],
@@ -97,6 +97,7 @@ def test_large_steps_bias_unadjusted_chains_and_not_adjusted_ones(linear):
     assert abs(spread[1][0] - 1) < 4 * spread[1][1]
 
 
+@pytest.mark.slow
 def test_a_single_weight_can_be_sampled():
     """Microcanonical dynamics needs more dimensions, which are added."""
     x = torch.linspace(-1, 1, 20, dtype=torch.float64).unsqueeze(1)

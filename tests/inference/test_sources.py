@@ -144,6 +144,7 @@ def test_replicas_map_values_and_weights_of_numbered_rows(arrays):
         assert torch.allclose(one.bnn.fixed["0.weight"], other.bnn.fixed["0.weight"])
 
 
+@pytest.mark.slow
 def test_chains_see_minibatches_of_a_source(arrays, tmp_path):
     x, y = arrays
     options = {"chains": 2, "num_samples": 3, "thinning": 2, "warmup": 20, "starts": "prior", "progress": False}

@@ -271,6 +271,7 @@ def test_kill_9_loses_nothing_that_was_there(tmp_path):
     assert records.read(path) == [*rows, {"n": -1}]
 
 
+@pytest.mark.slow
 def test_dask_gives_the_same_rows(done, tmp_path):
     pytest.importorskip("distributed", reason="dask is in the extra `study`")
     there = run_study(TINY, tmp_path, quick=True, progress=False, jobs=2)

@@ -195,6 +195,7 @@ def test_records_survive_a_line_that_was_cut_off(tmp_path):
         records.read(path)
 
 
+@pytest.mark.slow
 def test_a_study_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
     monkeypatch.setattr(true_posterior, "EXPERIMENTS", SOME)
     said = []
