@@ -36,6 +36,8 @@ def record(function: Callable[..., Any], *arguments: Any, decompositions: Mappin
     """
     with _no_values():
         recorded: fx.GraphModule = proxy_tensor.make_fx(function, decomposition_table=decompositions)(*arguments)
+    for node in recorded.graph.nodes:  # of this torch, None
+        node.meta.pop("val", None)
     return recorded
 
 
