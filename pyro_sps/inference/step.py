@@ -291,7 +291,10 @@ _KEPT, _KEPT_BYTES = 32, 2**24
 
 def _compile(recorded: fx.GraphModule, example: tuple[Any, ...], changes: int) -> tuple[Callable[..., Any] | None, str]:
     """The recorded step compiled, or None and why that failed; the same step is compiled once a process."""
-    key = _key_of(recorded, example)
+    try:
+        key = _key_of(recorded, example)
+    except (RuntimeError, TypeError):  # of constants that are no plain numbers
+        key = ""
     if key in _COMPILED:
         _COMPILED.move_to_end(key)
         return _COMPILED[key], ""
@@ -318,7 +321,9 @@ def _key_of(recorded: fx.GraphModule, example: tuple[Any, ...]) -> str:
         told.append((one.shape, one.stride(), one.dtype, one.device) if isinstance(one, Tensor) else one)
     digest = hashlib.sha256(repr(told).encode())
     for one in constants:
-        digest.update(one.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        # A copy, for the stride of a single number may be anything.
+        own = one.detach().cpu().clone(memory_format=torch.contiguous_format)
+        digest.update(own.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 

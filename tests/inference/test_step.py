@@ -157,6 +157,10 @@ def test_the_same_step_is_compiled_once_a_process(monkeypatch):
     for other in ((one + 1, 2.0, 3), (one, 3.0, 3), (one, 2.0, 4), (one, 2.0, 3, 2)):
         run(*other)
     assert len(made) == 5
+    # Numbers that are spread out, single ones too, whose strides may be anything.
+    spread = [torch.tensor(2.0, dtype=torch.float64).expand(n) for n in (1, 3)] + [torch.zeros(0).double().sum()]
+    for constant in (*spread, torch.full((1, 1), 2.0).double().as_strided((1,), (0,))):
+        run(constant, 2.0, 3)
     for factor in range(40):  # what is kept has a bound
         run(one, float(factor), 3)
     assert len(step_module._COMPILED) == step_module._KEPT
