@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -85,7 +86,10 @@ def test_two_processes_equal_one_and_hear_of_each_others_ends(tmp_path):
         for rank in range(2)
     ]
     errors = [process.communicate(timeout=200)[1].decode() for process in processes]
-    assert processes[0].returncode == 0, errors[0]
+    # Once a process was killed, a thread of gloo's in the other may outlive the interpreter, which aborts then; what the
+    # script had to do is done, as the files tell that are looked at below.
+    aborted = "terminate called without an active exception" in errors[0]
+    assert processes[0].returncode == (-signal.SIGABRT if aborted else 0), errors[0]
 
     common = {}
     exec(COMMON, common)
