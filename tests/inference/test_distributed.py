@@ -86,8 +86,8 @@ def test_two_processes_equal_one_and_hear_of_each_others_ends(tmp_path):
         for rank in range(2)
     ]
     errors = [process.communicate(timeout=200)[1].decode() for process in processes]
-    # Once a process was killed, a thread of gloo's in the other may outlive the interpreter, which aborts then; what the
-    # script had to do is done, as the files tell that are looked at below.
+    # Once a process was killed, a thread of gloo's in the other may outlive the interpreter, which then aborts; what
+    # the script had to do is done, as the files tell that are looked at below.
     aborted = "terminate called without an active exception" in errors[0]
     assert processes[0].returncode == (-signal.SIGABRT if aborted else 0), errors[0]
 
