@@ -21,7 +21,7 @@ from .files import (
     require_file,
     write_json,
 )
-from .method import limits_of, method_asked, options_of, predicted, resolved, with_likelihood
+from .method import method_asked, options_of, predicted, resolved, with_likelihood
 from .network import LIKELIHOODS, Settings
 from .options import (
     NAMES,
@@ -205,7 +205,7 @@ def fit(
     x, y, x_test = training.x, training.y, training.x_test
     for line in _about(training, options["seed"]):
         say(line)
-    settings = with_likelihood(settings, recipe, training, options["time_limit"], say)
+    settings = with_likelihood(settings, recipe, training, say)
     model = settings.model(training) | {"reading": reading}
     if settings.likelihood == "gaussian" and (labels := _yes_no(training)):
         say(f"target {', '.join(labels)} holds zeros and ones only: --likelihood bernoulli is for such targets")
@@ -233,9 +233,8 @@ def fit(
         if first:
             (out / FILE).unlink(missing_ok=True)  # of a fit that --force overwrites
         engine = sps.fit if recipe.method == "fit" else sps.sample
-        limits = limits_of(recipe, limit)
         told = {"checkpoint": out if checkpoint_every else None, "progress": not quiet}
-        result = engine(bnn, x, own, **asked, **extras, **limits, **told)
+        result = engine(bnn, x, own, **asked, **extras, **recipe.limits(limit), **told)
     if not first:  # of several processes that torchrun has started
         return
     result = result_of(result)

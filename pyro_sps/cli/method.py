@@ -13,8 +13,6 @@ from .options import given_of
 from .table import Training
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from ..estimators.methods import Recipe
     from ..posterior.fit import Fit, Fits
     from ..posterior.predict import Prediction
@@ -73,9 +71,7 @@ def resolved(
     return replace(settings, scheme=recipe.scheme, values=recipe.values, method=recipe.method), recipe
 
 
-def with_likelihood(
-    settings: Settings, recipe: Recipe, training: Training, seconds: float | None, say: Callable[[str], None]
-) -> Settings:
+def with_likelihood(settings: Settings, recipe: Recipe, training: Training, say: Callable[[str], None]) -> Settings:
     """Settings with a likelihood, which for chains is that of the estimators."""
     chosen = settings.of(training)
     plain = training.weights is None and training.noise is None
@@ -84,7 +80,7 @@ def with_likelihood(
     from ..estimators.methods import choose_likelihood
     from ..model.likelihoods import HeteroscedasticGaussian
 
-    found = choose_likelihood(recipe, _scaled(training), training.y, None if seconds is None else 0.1 * seconds)
+    found = choose_likelihood(recipe, training.x, training.y, None)  # of chains, by their rows alone
     if not isinstance(found, HeteroscedasticGaussian):
         return chosen
     say("the noise may depend on the inputs; --likelihood gaussian has one for all rows")
@@ -108,18 +104,6 @@ def options_of(recipe: Recipe, options: Mapping[str, Any], standardize: bool) ->
     }
 
 
-def limits_of(recipe: Recipe, seconds: float | None) -> dict[str, Any]:
-    """What ends `pyro_sps.sample` or `pyro_sps.fit` after so many seconds; without a limit long chains are told of."""
-    import time
-
-    from ..estimators.methods import Forecast
-
-    if recipe.method == "sample":
-        return {"time_limit": seconds, "callbacks": [Forecast(recipe.chain())] if seconds is None else []}
-    end = time.monotonic() + (seconds or 0)
-    return {"callbacks": [] if seconds is None else [lambda *_: time.monotonic() > end]}
-
-
 def predicted(result: Fit | Fits | Samples, x: Any, num_samples: int, seed: int, y_scale: Any = None) -> Prediction:
     """The predictive distribution at new inputs; of chains as the estimators have it."""
     from ..estimators.methods import members_of
@@ -131,13 +115,3 @@ def predicted(result: Fit | Fits | Samples, x: Any, num_samples: int, seed: int,
     labels = result.bnn.likelihood.event_dim == 0
     members, draws = members_of(result, num_samples, labels)
     return Prediction.of(members, x, draws, seed) if labels else result.predict(x, draws, seed, y_scale=y_scale)
-
-
-def _scaled(training: Training) -> np.ndarray:
-    """Inputs of a standard deviation of 1."""
-    if training.encoder is not None:
-        return training.x
-    spread = training.x.std(0)
-    spread[spread == 0] = 1.0
-    scaled: np.ndarray = (training.x - training.x.mean(0)) / spread
-    return scaled

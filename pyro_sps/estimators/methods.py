@@ -109,6 +109,12 @@ class Recipe:
         epochs = math.ceil(EPOCHS * rows / batch) if rows > MANY_ROWS else 0
         return self.num_steps or max(FitSettings.num_steps, min(epochs, MOST_STEPS)), batch
 
+    def limits(self, seconds: float | None) -> dict[str, Any]:
+        """Options of `sample` or `fit` that end it after so many seconds; without a limit long chains are told of."""
+        if self.method == "sample":
+            return {"time_limit": seconds, "callbacks": [Forecast(self.chain())] if seconds is None else []}
+        return {"callbacks": [] if seconds is None else [_stop_after(seconds)]}
+
     def bnn(self, features: int, targets: int, likelihood: Likelihood) -> BNN:
         """The model."""
         outputs = targets * (2 if isinstance(likelihood, HeteroscedasticGaussian) else 1)
@@ -164,8 +170,7 @@ def infer(
             seed=recipe.seed,
             device=recipe.device,
             progress=recipe.progress,
-            time_limit=seconds,
-            callbacks=[Forecast(recipe.chain())] if seconds is None else [],
+            **recipe.limits(seconds),
         )
         return dataclasses.replace(samples, standardizer=_units(mean, scale, samples.bnn.like))
     steps, batch = recipe.steps(len(x))
@@ -183,7 +188,7 @@ def infer(
         progress=recipe.progress,
         # What takes half a minute to compile does not pay where there is a minute.
         compile=None if seconds is None or seconds > SHORT else False,
-        callbacks=[] if seconds is None else [_stop_after(seconds)],
+        **recipe.limits(seconds),
     )
     return Fits(dataclasses.replace(one, standardizer=_units(mean, scale, one.bnn.like)) for one in fits)
 

@@ -49,32 +49,25 @@ def warn_of_underfit(fit: Fit, held_out: tuple[Tensor, Tensor] | None = None) ->
     learned = isinstance(likelihood, Gaussian) and likelihood.learn
     if not learned and held_out is None:
         return
-    if fit.y_scale is not None:  # the learned noise is not all there is
-        return
-    counts = ~fit.y.isnan().any(1)
-    if fit.row_weights is not None:
-        counts &= fit.row_weights > 0
-    every_x, y = (fit.x, fit.y) if counts.all() else (fit.x[counts], fit.y[counts])
-    x = every_x.reshape(len(every_x), -1)
+    inputs, y = fit.x, fit.y
+    x = inputs.reshape(len(inputs), -1)
     if len(x) < 3 * (x.shape[1] + 1):
         return
-    if held_out is None:
-        inputs, seen = every_x, (x.double(), y.double())
-    else:
-        if not (known := ~held_out[1].isnan().any(1)).all():
-            held_out = (held_out[0][known], held_out[1][known])
-        if not len(held_out[0]):
+    seen = x.double(), y.double()
+    if held_out is not None:
+        known = ~held_out[1].isnan().any(1)
+        if not known.any():
             return
-        inputs = fit.standardizer.inputs(held_out[0])
-        seen = inputs.reshape(len(inputs), -1).double(), fit.standardizer.targets(held_out[1]).double()
+        inputs = fit.standardizer.inputs(held_out[0][known])
+        targets = fit.standardizer.targets(held_out[1][known])
+        seen = inputs.reshape(len(inputs), -1).double(), targets.double()
     every = max(1, len(inputs) // ROWS)
     inputs, seen = inputs[::every], (seen[0][::every], seen[1][::every])
     scale = y.double().std(0).clamp_min(torch.finfo(torch.float32).tiny)
     step = max(1, len(x) // ROWS)
     training = x[::step].double(), y[::step].double()
-    line = (
-        _linear(*training) / scale if held_out is None else _residuals(training, seen).square().mean(0).sqrt() / scale
-    )
+    left = _residuals(training, seen)
+    line = _deviation(left, x.shape[1] + 1 if held_out is None else 0) / scale
     noise = scale.new_zeros(y.shape[1])
     if learned:
         noise = (likelihood.noise_scale.detach().double() / scale).expand(y.shape[1])
@@ -84,10 +77,10 @@ def warn_of_underfit(fit: Fit, held_out: tuple[Tensor, Tensor] | None = None) ->
             return
     member = Member(fit.bnn, fit.guide, Standardizer.identity(fit.bnn.like))
     errors = Prediction.of([member], inputs, 100, 0).mean.double() - seen[1]
-    own = errors.square().mean(0).sqrt() / scale
+    own = _deviation(errors, 0) / scale
     if _told(noise, own, "the posterior mean of the network leaves") or held_out is None:
         return
-    lead = errors.square() - _residuals(training, seen).square()
+    lead = errors.square() - left.square()
     sure = lead.mean(0) > SURELY * lead.std(0) / len(lead) ** 0.5
     for target in (sure & (own > (1 + AHEAD) * line)).nonzero().flatten().tolist()[:1]:
         warn_user(
@@ -102,10 +95,9 @@ def _residuals(training: tuple[Tensor, Tensor], seen: tuple[Tensor, Tensor]) -> 
     return seen[1] - others @ (torch.linalg.pinv(design) @ training[1])
 
 
-def _linear(x: Tensor, y: Tensor) -> Tensor:
-    """Residual standard deviation of each target after least squares."""
-    left = _residuals((x, y), (x, y)).square().sum(0)
-    return (left / max(1, len(x) - x.shape[1] - 1)).sqrt()
+def _deviation(left: Tensor, coefficients: int) -> Tensor:
+    """Standard deviation of what so many coefficients leave of each target."""
+    return (left.square().sum(0) / max(1, len(left) - coefficients)).sqrt()
 
 
 _TRY = (
