@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.preprocessing import StandardScaler
+from small_estimators import TINY
 
 import pyro_sps as sps
 from pyro_sps.base.files import seal, unseal
@@ -14,16 +15,6 @@ from pyro_sps.data.encoding import Encoder
 from pyro_sps.data.frames import typed
 from pyro_sps.estimators.preprocessing import default_preprocessing, encoder_of
 
-TINY = {
-    "hidden": (4,),
-    "scheme": "none",
-    "values": "zero",
-    "replicas": 2,
-    "num_steps": 20,
-    "num_samples": 50,
-    "method": "fit",
-}
-TINY |= {"method": "fit", "random_state": 0, "progress": False}
 FILE = "fit.safetensors"
 
 

@@ -10,21 +10,12 @@ import pyarrow as pa
 import pytest
 from sklearn.compose import make_column_transformer
 from sklearn.preprocessing import StandardScaler
+from small_estimators import TINY
 
 import pyro_sps as sps
 from pyro_sps.data.frames import typed
 from pyro_sps.estimators import methods
 
-TINY = {
-    "hidden": (4,),
-    "scheme": "none",
-    "values": "zero",
-    "replicas": 2,
-    "num_steps": 20,
-    "num_samples": 50,
-    "method": "fit",
-}
-TINY |= {"method": "fit", "random_state": 0, "progress": False}
 ROWS = 60
 
 
