@@ -27,6 +27,24 @@ def arguments(doc, options):
     return parsed
 
 
+def fit_steps(bnn, x, y, rate, **options):
+    """What `fit` runs, by the same calls, with its step built once: the run, and what takes so many steps of it."""
+    from pyro_sps.inference.job import prepare_job, run_of, starts_of
+    from pyro_sps.inference.settings import FitSettings
+
+    fixed = {"num_steps": 1, "init": "random", "standardize": False, "progress": False}
+    asked = FitSettings(learning_rate=rate, final_learning_rate=rate, **fixed, **options)
+    prepared = prepare_job(bnn, x, y, None, asked, None)
+    run = run_of(prepared, *starts_of(prepared, None), ended=False)
+
+    def steps(count):
+        run.num_steps, run.done = count, 0
+        run.losses = run.losses.new_zeros((count, len(run.members)))
+        run((), None)
+
+    return run, steps
+
+
 def machine(threads):
     """One line about the machine and the versions."""
     from pyro_sps.study.harness import processor

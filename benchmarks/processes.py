@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-from common import arguments, report
+from common import arguments, fit_steps, report
 
 JOBS = {"energy": {"widths": [8, 50, 50, 2], "rows": 512}, "classes": {"widths": [784, 400, 400, 10], "rows": 512}}
 PARTICLES, RATE, SHARES = 4, 1e-3, (1.0, 0.5, 0.25)
@@ -28,8 +28,6 @@ def run_of_job(job, rows):
     import torch
 
     import pyro_sps as sps
-    from pyro_sps.inference.job import prepare_job, run_of, starts_of
-    from pyro_sps.inference.settings import FitSettings
 
     generator, outputs = torch.Generator().manual_seed(0), job["widths"][-1]
     x = torch.randn(rows, job["widths"][0], generator=generator)
@@ -37,26 +35,13 @@ def run_of_job(job, rows):
     y = torch.randint(0, 10, (rows,), generator=generator) if labels else x[:, :outputs].sin()
     likelihood = sps.Categorical() if labels else sps.Gaussian(0.1)
     bnn = sps.BNN(sps.mlp(job["widths"]), sps.Unmasked(), sps.Zero(), likelihood, prior_scale=1.0)
-    asked = FitSettings(
-        num_steps=1,
-        num_particles=PARTICLES,
-        batch_size=None,
-        learning_rate=RATE,
-        init="random",
-        standardize=False,
-        progress=False,
-        compile=False,
-    )
-    prepared = prepare_job(bnn, x, y, None, asked, None)
-    return run_of(prepared, *starts_of(prepared, None), ended=False), prepared
+    return fit_steps(bnn, x, y, RATE, num_particles=PARTICLES, batch_size=None, compile=False)
 
 
-def timed(run, steps):
+def timed(take, steps):
     """Milliseconds a step of a block of steps: of the wall clock, and of the processor."""
-    run.num_steps, run.done = steps, 0
-    run.losses = run.losses.new_zeros((steps, 1))
     begun, busy = time.perf_counter(), time.process_time()
-    run((), None)
+    take(steps)
     return (time.perf_counter() - begun) / steps * 1e3, (time.process_time() - busy) / steps * 1e3
 
 
@@ -70,11 +55,11 @@ def one_process(name, seconds, repeats):
     processes = processes_of(torch.device("cpu"))
     for share in SHARES if processes.count == 1 else (1.0,):
         rows = int(job["rows"] * share)
-        run, _ = run_of_job(job, rows)
+        run, take = run_of_job(job, rows)
         steps = (
-            int(processes.total(torch.tensor([seconds * 1e3 / repeats / timed(run, 5)[0]]))[0] / processes.count) + 1
+            int(processes.total(torch.tensor([seconds * 1e3 / repeats / timed(take, 5)[0]]))[0] / processes.count) + 1
         )
-        blocks = [timed(run, steps) for _ in range(repeats)]
+        blocks = [timed(take, steps) for _ in range(repeats)]
         found[f"rows {rows}"] = [statistics.median(own) for own in zip(*blocks, strict=True)]
     if processes.count > 1:
         flat, times = torch.zeros_like(run.state.params), []

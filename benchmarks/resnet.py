@@ -11,7 +11,7 @@ medians over the blocks, of wall time and of the process's CPU time, and of the 
 import statistics
 import time
 
-from common import arguments, report
+from common import arguments, fit_steps, report
 
 CLASSES, RATE = 10, 1e-3
 
@@ -80,32 +80,12 @@ def by_hand(options):
 def ours(options, scheme, particles, compile, precision=None):
     """What `fit` runs: the same calls, with its step built once."""
     import pyro_sps as sps
-    from pyro_sps.data.observed import Extras
-    from pyro_sps.inference.job import prepare_job, run_of, starts_of
-    from pyro_sps.inference.settings import FitSettings
 
     x, y = data(options)
     bnn = sps.BNN(network(options), scheme, sps.Zero(), sps.Categorical(), example=x[:2])
-    asked = FitSettings(
-        num_steps=1,
-        num_particles=particles,
-        batch_size=None,
-        learning_rate=RATE,
-        final_learning_rate=RATE,
-        init="random",
-        standardize=False,
-        progress=False,
-        compile=compile,
-        precision=precision,
+    run, steps = fit_steps(
+        bnn, x, y, RATE, num_particles=particles, batch_size=None, compile=compile, precision=precision
     )
-    prepared = prepare_job(bnn, x, y, None, asked, None, Extras())
-    run = run_of(prepared, *starts_of(prepared, None), ended=False)
-
-    def steps(count):
-        run.num_steps, run.done = count, 0
-        run.losses = run.losses.new_zeros((count, 1))
-        run((), None)
-
     return steps, run.step.mode
 
 

@@ -11,7 +11,7 @@ import math
 import statistics
 import time
 
-from common import arguments, report
+from common import arguments, fit_steps, report
 
 JOBS = {
     "energy": {"widths": [8, 50, 50, 2], "rows": 512, "steps": 100},
@@ -49,32 +49,16 @@ def network(job):
 
 def ours(job, compile, replicas=1, particles=PARTICLES, optimizer="adam"):
     """What `fit` runs: the same calls, with its step built once and timed block by block."""
-    from pyro_sps.data.observed import Extras
-    from pyro_sps.inference.job import prepare_job, run_of, starts_of
-    from pyro_sps.inference.settings import FitSettings
-
-    asked = FitSettings(
-        num_steps=1,
+    return fit_steps(
+        network(job),
+        *data(job),
+        RATE,
         num_particles=particles,
         batch_size=job.get("batch"),
-        learning_rate=RATE,
-        final_learning_rate=RATE,
-        init="random",
-        standardize=False,
-        progress=False,
         compile=compile,
         replicas=replicas,
         optimizer=optimizer,
-    )
-    prepared = prepare_job(network(job), *data(job), None, asked, None, Extras())
-    run = run_of(prepared, *starts_of(prepared, None), ended=False)
-
-    def block(steps):
-        run.num_steps, run.done = steps, 0
-        run.losses = run.losses.new_zeros((steps, replicas))
-        run((), None)
-
-    return block
+    )[1]
 
 
 def hand_written(job):
