@@ -3,7 +3,8 @@
     PYRO_SPS_DATA=... python benchmarks/estimators.py run [--tables energy concrete ...] [--splits 3 4 5] [--bde PYTHON]
     python benchmarks/estimators.py show
 
-A fifth of the rows is test. Contenders: `ours` with all defaults; `map`, the networks that its chains start from, as an
+A fifth of the rows is test. Contenders: `ours` with all defaults; `heavy`, the same with the paper's heavy mask, 40 % of
+the weights at zero, and `random`, as many at random places; `map`, the networks that its chains start from, as an
 ensemble; `linear` (least squares with its predictive normal, or logistic regression with C by cross-validation); `hgb`
 (scikit-learn's HistGradientBoosting, its learning rate and leaves by cross-validation; for numbers with a normal whose
 scale is that of cross-validated errors); `bde` (scikit-learn-contrib's, of another interpreter that has it, with the
@@ -34,7 +35,7 @@ RESULTS, PAGE = HERE / "results" / "estimators.jsonl", HERE / "RESULTS-estimator
 CLASSES = {"iris": "load_iris", "wine": "load_wine", "breast-cancer": "load_breast_cancer", "digits": "load_digits"}
 UCI = ["energy", "concrete", "wine-red", "power-plant", "kin8nm"]
 TABLES = ["linear-20", "linear-50", "linear-200", "diabetes", *CLASSES, *UCI[:3]]
-METHODS = ["ours", "map", "linear", "hgb", "bde", "exact"]
+METHODS = ["ours", "heavy", "random", "map", "linear", "hgb", "bde", "exact"]
 #: Test rows of a linear table, which is drawn anew for each split.
 FRESH = 1000
 
@@ -81,11 +82,12 @@ def _scaled(train, test):
 # --- contenders: each returns LPP, and RMSE or the share of errors ------------------------------------
 
 
-def ours(x, y, x_test, y_test):
+def ours(x, y, x_test, y_test, **options):
     import pyro_sps as sps
 
     classes = y.ndim == 1
-    model = (sps.BNNClassifier if classes else sps.BNNRegressor)(random_state=0, progress=False).fit(x, y)
+    estimator = sps.BNNClassifier if classes else sps.BNNRegressor
+    model = estimator(random_state=0, progress=False, **options).fit(x, y)
     prediction = model.prediction(x_test)
     extra = {"inference": model.method_, "likelihood": type(model.likelihood_).__name__}
     if model.method_ == "sample":
@@ -95,6 +97,16 @@ def ours(x, y, x_test, y_test):
         return {**_of_classes(model.predict_proba(x_test), y_test), **extra}
     inside = np.mean([(y_test >= a) & (y_test <= b) for a, b in [[_np(v) for v in prediction.interval(0.95)]]])
     return {"lpp": prediction.lpp(y_test), "error": prediction.rmse(y_test), "coverage": float(inside), **extra}
+
+
+def heavy(*parts):
+    return ours(*parts, scheme="heavy", values="zero")
+
+
+def as_many_at_random(*parts):
+    import pyro_sps as sps
+
+    return ours(*parts, scheme=sps.Random(like=sps.Heavy()), values="zero")
 
 
 def starts_as_ensemble(x, y, x_test, y_test):
@@ -255,7 +267,8 @@ def run(options):
     import torch
 
     torch.set_num_threads(options.threads)
-    contenders = {"linear": linear, "exact": exact, "hgb": boosting, "ours": ours, "map": starts_as_ensemble}
+    contenders = {"linear": linear, "exact": exact, "hgb": boosting, "ours": ours, "heavy": heavy}
+    contenders |= {"random": as_many_at_random, "map": starts_as_ensemble}
     if options.bde:
         contenders["bde"] = lambda *parts: bde(options.bde, *parts)
     done = {(row["table"], row["split"], row["method"]) for row in read()}
