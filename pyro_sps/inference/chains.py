@@ -48,6 +48,10 @@ MOST_FAILURES = 0.25
 # A chain whose energy is above the others' median by this many times their spread stands apart.
 FAR = 10.0
 
+# While energies fall, by more than so many standard errors between the last quarter of a warm-up whose length was left
+# open and the quarter before it, the warm-up goes on for half its length, up to twice it.
+FALLING, LONGER, LONGEST_WARMUP = 3.0, 0.5, 2.0
+
 # Longest trajectory of adjusted chains, in steps.
 LONGEST = 64
 
@@ -64,6 +68,7 @@ class ChainRun:
         kernel: `mclmc` or `mams`.
         starts: Positions, shape (K, n).
         warmup: Steps before the first draw, in which it is tuned.
+        most_warmup: What that may grow to while energies fall; not at all if it is no more.
         num_samples: Draws of each chain.
         thinning: Steps from one draw to the next.
         batch_size: Rows of a step's gradient after the warm-up.
@@ -86,6 +91,7 @@ class ChainRun:
     compile: bool
     progress: bool
     stream: Stream | None = None
+    most_warmup: int = 0
     done: int = 0
     drawn: int = 0
     length: int = 1
@@ -116,6 +122,8 @@ class ChainRun:
         self.times = torch.zeros_like(self.energies)  # since the draw before
         self.recent = torch.zeros((3, count), dtype=like.dtype, device=like.device)
         self.early = like.new_zeros((count, 2))  # failures and energy, for the judgement in the warm-up
+        self.late = like.new_zeros((count, 2))  # energy in the last two windows of the warm-up
+        self.window = max(1, self.warmup // 4)
         self.programs: dict[bool, Program] = {}
         gradient, energy = self._evaluate(position)
         self.chains = Chains(position, self._velocities(), gradient, energy)
@@ -264,8 +272,23 @@ class ChainRun:
                 self.length = max(1, min(LONGEST, round(reach)))
         if done > AVERAGE_FROM * self.warmup:
             tuning.average()
-        if done == self.warmup:
+        if 0 <= (left := self.warmup - done) < 2 * self.window:
+            self.late[:, int(left < self.window)] += self.chains.energy
+        if done == self.warmup and not self._goes_on():
             tuning.settle()
+
+    def _goes_on(self) -> bool:
+        """Make the warm-up longer if energies still fall, in the mean of chains and surely."""
+        longer = min(self.most_warmup, self.warmup + round(LONGER * 4 * self.window))
+        if longer <= self.warmup or len(self.late) < 3:
+            return False
+        fall = (self.late[:, 0] - self.late[:, 1]) / self.window
+        if not fall.mean() > FALLING * fall.std() / math.sqrt(len(fall)):  # false of NaN
+            return False
+        self.warmup = longer
+        self.late.zero_()
+        self.tuning.begin_average()
+        return True
 
     def _judge(self, steps: int) -> None:
         """Let chains that are stuck or stand apart begin again, each once."""
@@ -338,6 +361,7 @@ class ChainRun:
                     else:
                         self._note(error, good)
                     if self.done % 20 == 0:
+                        bar.total = self.num_steps
                         bar.update(self.done - bar.n)
                         if not bar.disable:
                             bar.set_postfix(energy=f"{self.chains.energy.mean().item():.1f}")

@@ -24,7 +24,7 @@ from ..model.density import Target, pyro_session
 from ..posterior.fit import Fit
 from ..posterior.samples import Samples
 from .chain_snapshot import header_of, restore, tensors_of
-from .chains import ChainRun, stands_apart
+from .chains import LONGEST_WARMUP, ChainRun, stands_apart
 from .checkpoint import Checkpoint, Writer, digest_of, environment, marks_of
 from .coordinates import Coordinates
 from .langevin import equal_times
@@ -92,7 +92,8 @@ def sample(
         chains: Number of chains.
         num_samples: Draws that are kept of each chain: 4 bytes for each of them and of all stochastic weights.
         thinning: Steps (for `mams` and `nuts` trajectories) from one draw to the next; default: 40, 4 or 1.
-        warmup: Steps (trajectories) before the first draw; default: 2,000, 400 or 1,000.
+        warmup: Steps (trajectories) before the first draw; default: 400 or 1,000, and for `mclmc` 2,000, which become
+            up to 4,000 while the energies of three chains or more surely fall.
         starts: Where chains start. `"map"`: at early-stopped MAP networks, one a chain from random weights. `"prior"`:
             at draws of the prior. Fits: chain i at a draw of fit i, in turn. Earlier samples: at their last draws.
             Or values of the sample sites by name, of shape (chains, entries).
@@ -229,6 +230,7 @@ def run_sample(
         compile=compile,
         progress=asked.progress,
         stream=job.member.stream,
+        most_warmup=round(LONGEST_WARMUP * warmup) if asked.warmup is None and asked.kernel == "mclmc" else 0,
     )
     if found is not None:
         job.seconds = {name: job.seconds.get(name, 0.0) + spent for name, spent in found.seconds.items()}
