@@ -343,6 +343,20 @@ def minibatches(seeds: Sequence[int], rows: int, batch_size: int, start: int = 0
         block, skip = block + 1, 0
 
 
+def some_of(rows: int, most: int) -> Tensor:
+    """Numbers of at most `most` rows: all in their order, or some drawn at random, always the same.
+
+    Memory is that of `most` numbers, however many rows there are.
+
+    Args:
+        rows: Number of rows.
+        most: Number of them that can be looked at.
+    """
+    if rows <= most:
+        return torch.arange(rows)
+    return torch.from_numpy(np.random.default_rng([rows, 9]).choice(rows, most, replace=False))
+
+
 def noise_stream(seeds: Sequence[int], shape: tuple[int, ...], like: Tensor, start: int = 0) -> Iterator[Tensor]:
     """Endless standard normal draws, (streams, *shape), each to be used before the next is asked for.
 

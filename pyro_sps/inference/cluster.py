@@ -12,6 +12,7 @@ from ..base.plain import plain_torch
 from ..base.process import warn_user
 from ..base.terminal import progress_bar
 from ..data.observed import Extras
+from ..data.sources import Indexed, Streamed
 from ..model.bnn import BNN
 from ..model.checks import are_stacked
 from ..posterior.fit import Fit, Fits, NonFiniteLossError
@@ -30,7 +31,7 @@ def fit_on_cluster(
     bnn: BNN,
     x: Any,
     y: Any,
-    validation: tuple[Any, Any] | None,
+    validation: Any,
     callbacks: Sequence[Any],
     asked: FitSettings,
     extras: Extras,
@@ -86,7 +87,8 @@ def fit_on_cluster(
         for future in as_completed(futures):
             index, error = futures[future], future.exception()
             if error is None:
-                done[index], step = future.result()
+                found, step = future.result()
+                done[index] = replace(found, source=x) if isinstance(x, Indexed | Streamed) else found
                 if step is not None:
                     broken[index] = step
             else:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..base.process import interrupts_deferred, warn_user
 from ..base.terminal import progress_bar
 from ..data.arrays import Standardizer, minibatches, noise_stream
-from ..data.observed import Observed
+from ..data.observed import Observed, fields_of
 from ..data.trees import leaves, rebuilt, rows_of, stacked
 from ..masks.values import MAP
 from ..model.bnn import BNN
@@ -56,6 +56,13 @@ class Replica:
     def rows(self) -> int:
         """Number of rows of the data."""
         return len(self.x) if self.stream is None else self.stream.num_rows
+
+
+def data_fields(member: Replica) -> dict[str, Any]:
+    """The fields of a result that say what it is of: the data, or where it is read from."""
+    if member.stream is not None:
+        return {"source": member.stream.source}
+    return {"x": member.x, **fields_of(member.y)}
 
 
 def with_params(bnn: BNN, params: Mapping[str, Tensor]) -> BNN:

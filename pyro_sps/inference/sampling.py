@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..base.plain import plain_torch
 from ..base.process import is_first, warn_user
-from ..data.observed import NO_EXTRAS, Extras, fields_of
+from ..data.observed import NO_EXTRAS, Extras
 from ..data.opening import data_of
 from ..data.trees import rows_of
 from ..masks.values import MAP, Given
@@ -28,7 +28,7 @@ from .chains import ChainRun, stands_apart
 from .checkpoint import Checkpoint, Writer, digest_of, environment, marks_of
 from .coordinates import Coordinates
 from .langevin import equal_times
-from .loop import Callback, Replica, pays_to_compile
+from .loop import Callback, Replica, data_fields, pays_to_compile
 from .maximum import map_weights
 from .members import members_of, training_tensors
 from .nuts import run_nuts
@@ -359,7 +359,7 @@ def _by_nuts(job: _Job, points: Tensor) -> Samples:
         settings=asked.to_dict(),
         mode="recorded",
         starts=job.target.sites(points),
-        **({} if job.member.stream is not None else {"x": job.member.x, **fields_of(job.member.y)}),
+        **data_fields(job.member),
         input_shape=tuple(job.member.x.shape[1:]),
         features=job.member.features,
         targets=job.member.targets,
@@ -395,7 +395,7 @@ def _result(job: _Job, run: ChainRun) -> Samples:
         stopped=run.stopped or run.paused,
         mode=run.program.mode,
         starts=job.target.sites(run.starts),
-        **({} if job.member.stream is not None else {"x": job.member.x, **fields_of(job.member.y)}),
+        **data_fields(job.member),
         input_shape=tuple(job.member.x.shape[1:]),
         features=job.member.features,
         targets=job.member.targets,

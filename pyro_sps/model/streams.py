@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..data.arrays import Standardizer
-from ..data.observed import Observed, plain, without_gaps
+from ..data.arrays import Standardizer, some_of
+from ..data.observed import Observed, observed_of, plain, without_gaps
 from ..data.rows import DataError
 from ..data.sources import Piece, Source
 from ..data.trees import leaves, map_tree, num_rows, rows_of, stacked
@@ -62,6 +62,22 @@ class Stream:
     def in_order(self) -> Iterator[Any]:
         """All rows once, in pieces, in the units of the user."""
         return self.source.in_order(self.checked)
+
+    def some(self, most: int, most_bytes: int) -> tuple[tuple[Tensor, Tensor | Observed], bool]:
+        """All rows, or some drawn at random, in the units of the user; and whether they are all.
+
+        Args:
+            most: Number of rows that may be in memory.
+            most_bytes: Bytes of them, at most.
+        """
+        first = next(iter(self.source.in_order(self.checked)), None)
+        if first is None:
+            raise DataError(f"{self.source.name} has no rows")
+        numbers = some_of(self.num_rows, max(1, min(most, most_bytes // self.row_bytes(first))))
+        x, y = self.source.rows(numbers, self.checked)
+        if isinstance(y, Observed):  # without saying that all were measured, where all were
+            y = observed_of(y.shown, y.weights, y.y_scale)
+        return (x, y), len(numbers) == self.num_rows
 
     def example(self) -> tuple[Tensor, Tensor | Observed]:
         """The first rows, in the units of the user."""
@@ -132,9 +148,19 @@ class Stream:
         return plain(Observed(targets, weights, bars, there))
 
 
-def stream_of(source: Source, bnn: BNN, missing: str) -> Stream:
-    """A source for a network, in the units that it comes in."""
-    return Stream(source, bnn, missing, Standardizer.identity(bnn.like))
+def stream_of(source: Source, bnn: BNN, missing: str, units: Standardizer | None = None) -> Stream:
+    """A source for a network; where it has none of its own, rows are counted by one pass.
+
+    Args:
+        source: The source.
+        bnn: The network.
+        missing: What gaps in targets are.
+        units: Those of the network; None for those that the rows come in.
+    """
+    stream = Stream(source, bnn, missing, Standardizer.identity(bnn.like) if units is None else units)
+    if source.num_rows is None:
+        stream.source = replace(source, num_rows=sum(num_rows(data) for data in stream.in_order()))
+    return stream
 
 
 def moments_of(stream: Stream, targets: bool) -> Standardizer:
