@@ -195,8 +195,8 @@ class ChainRun:
         x, y = self.coordinates.target.x, self.coordinates.target.y
         if self.full:
             yield from itertools.repeat((x, y))
-        for rows in minibatches([self.seed], len(x), self.batch_size, start):
-            yield rows_of((x, y), rows[0].to(x.device))
+        for rows in minibatches([self.seed], len(x), self.batch_size, start, x.device):
+            yield rows_of((x, y), rows[0])
 
     def _gradient_noise(self) -> Tensor:
         """What a minibatch's gradients differ by from those of all rows, where the chains are; shape (K, d)."""
@@ -337,7 +337,7 @@ class ChainRun:
                         self._tune(good)
                     else:
                         self._note(error, good)
-                    if self.done % 20 == 0:
+                    if self.done % 50 == 0:
                         bar.update(self.done - bar.n)
                         if not bar.disable:
                             bar.set_postfix(energy=f"{self.chains.energy.mean().item():.1f}")

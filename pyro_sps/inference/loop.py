@@ -33,6 +33,10 @@ Callback = Callable[[int, "np.ndarray"], object]
 COMPILE_SECONDS, SAVED_A_STEP, SAVED_A_WEIGHT = 8.0, 0.9e-3, 5e-11
 
 
+# Steps between two looks at the losses, by kind of device: looking waits for an accelerator. Nothing else in the loop
+# does, but what is asked for: callbacks, validation, checkpoints.
+LOOK_EVERY = {"cpu": 1}
+
 # Steps between two times at which processes hear of each other whether to stop.
 AGREE_EVERY = 50
 
@@ -244,9 +248,9 @@ class Run:
             yield from itertools.repeat((x, y) if self.processes.count == 1 else (rows_of(x, own), rows_of(y, own)))
         device = self.state.params.device
         replicas = torch.arange(len(self.seeds), device=device).unsqueeze(1)
-        for rows in minibatches(self.seeds, self.members[0].rows, self.batch_size, start):
+        for rows in minibatches(self.seeds, self.members[0].rows, self.batch_size, start, device):
             rows = rows[:, self._own]
-            where = rows.to(device) if self.shared else (replicas, rows.to(device))
+            where = rows if self.shared else (replicas, rows)
             yield rows_of(x, where), rows_of(y, where)
 
     def __call__(
@@ -266,8 +270,7 @@ class Run:
             save_every: Steps between two calls of it.
         """
         losses, rows, count = self.losses, self.members[0].rows, self.num_steps
-        # On an accelerator, looking at a loss waits for it; there failures are looked for now and then.
-        interval = 1 if losses.device.type == "cpu" else 50
+        interval = LOOK_EVERY.get(losses.device.type, 50)
         scalars = self.optimizer.scalars([self.rates(step) for step in range(count)], self.state.params, self.before)
         arguments = self.arguments(self.done)
         bar = progress_bar(count, self.label, self.progress and self.processes.first, initial=self.done)
