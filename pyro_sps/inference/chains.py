@@ -72,6 +72,7 @@ class ChainRun:
         compile: Whether to compile the step.
         progress: Whether to show a bar.
         stream: Where minibatches come from, if the target has some rows only; None for the target's rows.
+        numbers: Of the chains, if they are some of those of a run, whose warm-up is over; None for all.
     """
 
     coordinates: Coordinates
@@ -86,6 +87,7 @@ class ChainRun:
     compile: bool
     progress: bool
     stream: Stream | None = None
+    numbers: Sequence[int] | None = None
     done: int = 0
     drawn: int = 0
     length: int = 1
@@ -97,7 +99,8 @@ class ChainRun:
         coordinates, target = self.coordinates, self.coordinates.target
         like, rows = self.starts, target.rows
         count, dimensions = len(self.starts), coordinates.dimensions
-        self.seeds = [make_generator("cpu", self.seed, 21, chain).initial_seed() for chain in range(count)]
+        numbers = range(count) if self.numbers is None else self.numbers
+        self.seeds = [make_generator("cpu", self.seed, 21, chain).initial_seed() for chain in numbers]
         outputs = target.bnn.likelihood.num_targets(target.bnn.num_outputs)
         if target.bnn.likelihood.event_dim == 0:
             outputs = target.bnn.num_outputs
@@ -302,6 +305,7 @@ class ChainRun:
         save: Callable[[], str] | None = None,
         save_every: int = 1,
         deadline: float = math.inf,
+        until: int | None = None,
     ) -> None:
         """Run from where it stands to the end, a stop or a pause.
 
@@ -311,7 +315,9 @@ class ChainRun:
                 pause, if there is a reason.
             save_every: Steps between two calls of it.
             deadline: When to stop, by `time.monotonic`.
+            until: The step to run to; default: the last one.
         """
+        last = self.num_steps if until is None else until
         self.noise = self._noise(self.done)
         self.scale = self.tuning.scale[:, self.coordinates.blocks]
         bar = progress_bar(self.num_steps, self.kernel, self.progress, initial=self.done)
@@ -327,7 +333,7 @@ class ChainRun:
             with bar, torch.no_grad(), interrupts_deferred() as interrupted:
                 if save is not None and self.done == 0:
                     self.paused, saved = save() or self.paused, 0
-                while self.done < self.num_steps and not (self.stopped or self.paused):
+                while self.done < last and not (self.stopped or self.paused):
                     warm = self.done < self.warmup
                     if self.done == self.warmup:
                         self._leave_warmup()
@@ -366,6 +372,7 @@ class ChainRun:
             self.tuning.settle()
         if not self.full:
             self.program = self._make(full=False)
+        if not self.full and self.numbers is None:
             coordinates, dimensions = self.coordinates, self.coordinates.dimensions
             noise = noise_of(self.tuning, coordinates.sizes, coordinates.spread)
             self.tuning.step = self.tuning.step.clamp(max=longest_step(noise, dimensions, math.sqrt(dimensions)))
