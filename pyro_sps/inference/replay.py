@@ -70,8 +70,10 @@ class Replay:
             if len(self.graphs) >= MOST_GRAPHS:
                 self.graphs.clear()
             self.graphs[key] = changed, self._recorded(changed)  # kept, so that nothing else comes to their place
+        outputs = self.graphs[key][1]()
+        torch.autograd.graph.increment_version(changed)  # which nobody else notes of what a device does by itself
         # What comes out is in memory that the next call writes to.
-        return map_tree(torch.clone, self.graphs[key][1]())
+        return map_tree(torch.clone, outputs)
 
     def _recorded(self, changed: tuple[Tensor, ...]) -> Callable[[], Any]:
         """What does the program once more on these tensors."""

@@ -235,6 +235,19 @@ def test_a_replayed_program_copies_only_what_is_new():
     assert (total.tolist(), other.tolist()) == ([14.0] * 3, [6.0] * 3)
 
 
+def test_what_a_device_changes_by_itself_is_copied_again():
+    """Programs that share a tensor: torch does not see that a graph, here NumPy, writes to it."""
+
+    def change(total):
+        total.numpy()[:] += 1
+
+    first, second = replay.Replay(change, 1), replay.Replay(lambda total: 2 * total, 0)
+    total = torch.zeros(3)
+    for count in range(1, 4):
+        first(total)
+        assert second(total).tolist() == [2.0 * count] * 3
+
+
 class Copies(TorchDispatchMode):
     """Counts copies from one tensor to another."""
 
