@@ -1,6 +1,11 @@
 """What must be the same on an accelerator; on a CPU the same lines, against themselves. Marked `gpu`: needs one."""
 
+import json
+import subprocess
+import sys
 import warnings
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -140,24 +145,48 @@ def waits_of(device, run):
     return sum("synchronizing" in str(one.message) for one in found)
 
 
-@pytest.mark.parametrize(
-    "options", [{"batch_size": 8, "average_steps": 40}, {"batch_size": 8, "accumulate": 2, "replicas": 2}]
-)
-def test_nothing_waits_more_than_every_fifty_steps(device, monkeypatch, options):
-    """Of 100 steps more, 2 looks at the losses more; on a CPU one a step, which shows that they are counted."""
+def test_nothing_waits_more_than_every_fifty_steps(device, monkeypatch):
+    """Of 50 steps more, one look at the losses more; on a CPU one a step, which shows that they are counted."""
     bnn = sps.BNN(torch.nn.Linear(2, 1, device=device), sps.Unmasked(), sps.Zero())
+    options = {"batch_size": 4, "accumulate": 2, "replicas": 2, "average_steps": 1, "num_particles": 1}
     x, y = data()
 
     def more(steps):
         counts = []
-        for count in (50, 50 + steps):
+        for count in (2, 2 + steps):
             options["num_steps"] = count
-            counts.append(
-                waits_of(device, lambda: sps.fit(bnn, x, y, num_particles=1, progress=False, compile=False, **options))
-            )
+            run = partial(sps.fit, bnn, x, y, progress=False, compile=False, **options)
+            counts.append(waits_of(device, run))
         return counts[1] - counts[0]
 
     if device.type == "cpu":
-        assert more(10) == 10
+        assert more(5) == 5
         monkeypatch.setattr(loop, "LOOK_EVERY", {})
-    assert more(100) == 2
+    assert more(50) == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is an accelerator")
+def test_without_an_accelerator_the_page_says_so_and_nothing_else(tmp_path):
+    folder = Path(sps.__file__).parent.parent / "benchmarks"
+    page = folder / "RESULTS-gpu.md"
+    before = page.read_text()
+    done = subprocess.run([sys.executable, folder / "device.py"], capture_output=True, text=True, check=True)
+    assert done.stdout == "not run: there is no accelerator\n"
+    assert page.read_text() == before
+    told = before.splitlines()
+    assert told == ["# On an accelerator", "", "Not run."] or told[2].startswith("`python benchmarks/device.py")
+    assert not [one for one in folder.iterdir() if one.name == "results-gpu.json" and told[2] == "Not run."]
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs_on_a_cpu(tmp_path):
+    """A part of it, made small, by the lines that an accelerator runs."""
+    script = Path(sps.__file__).parent.parent / "benchmarks" / "device.py"
+    small = ["--seconds", "0.02", "--width", "2", "--rows", "256", "--epochs", "1", "--parts", "epochs"]
+    command = [sys.executable, script, "--device", "cpu", *small, "--out", tmp_path]
+    subprocess.run(command, capture_output=True, text=True, check=True)
+    results = json.loads((tmp_path / "results-gpu.json").read_text())["results"]
+    assert 0 <= results["epochs"]["one particle, held-out accuracy"] <= 1
+    assert "| deterministic, 1 epochs, s |" in (tmp_path / "RESULTS-gpu.md").read_text()
+    words = [value for part in results.values() for name, value in part.items() if isinstance(value, str)]
+    assert not any("failed" in value or "not run" in value for value in words)

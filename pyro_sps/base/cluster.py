@@ -45,7 +45,8 @@ def gathered(
 ) -> dict[int, Any]:
     """What a function returns for each of several tasks, each on some worker.
 
-    A task whose worker raised or was killed is tried again. Those that fail for good are left out.
+    A task whose worker raised or was killed is tried again. Those that fail for good are left out, and those that have
+    not ended at Ctrl-C, which is raised only where none has.
 
     Args:
         client: A client of dask's.
@@ -61,7 +62,7 @@ def gathered(
         Exception: Of the first task, if all fail.
 
     Warns:
-        RuntimeWarning: If some do.
+        RuntimeWarning: If some do, or at Ctrl-C.
     """
     from distributed import as_completed
 
@@ -69,14 +70,20 @@ def gathered(
     futures = {
         client.submit(function, *arguments, retries=RETRIES, pure=False): index for index, arguments in enumerate(tasks)
     }
-    for future in as_completed(futures):
-        index, error = futures[future], future.exception()
-        if error is None:
-            found[index] = future.result()
-        else:
-            failed[index] = error
-        future.release()
-        done()
+    try:
+        for future in as_completed(futures):
+            index, error = futures[future], future.exception()
+            if error is None:
+                found[index] = future.result()
+            else:
+                failed[index] = error
+            future.release()
+            done()
+    except KeyboardInterrupt:
+        client.cancel(list(futures))
+        if not found:
+            raise
+        warn_user(f"interrupted: the {len(found)} of {len(tasks)} that had ended are the result", RuntimeWarning)
     if failed:
         first = min(failed)
         if not found:

@@ -71,7 +71,8 @@ class Replay:
                 self.graphs.clear()
             self.graphs[key] = changed, self._recorded(changed)  # kept, so that nothing else comes to their place
         outputs = self.graphs[key][1]()
-        torch.autograd.graph.increment_version(changed)  # which nobody else notes of what a device does by itself
+        for tensor in changed:  # nobody else notes what a device does by itself
+            torch.autograd.graph.increment_version(tensor)
         # What comes out is in memory that the next call writes to.
         return map_tree(torch.clone, outputs)
 

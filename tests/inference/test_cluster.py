@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import pyro_sps as sps
+from pyro_sps.base.cluster import gathered
 
 distributed = pytest.importorskip("distributed")
 
@@ -61,6 +62,18 @@ def test_what_fails_is_left_out_and_told(client, monkeypatch):
         sps.fit(model(), *data(), **{**QUICK, "replicas": None}, scheduler=client)
     with pytest.raises(ValueError, match="callbacks cannot be called on other machines"):
         sps.fit(model(), *data(), **QUICK, scheduler=client, callbacks=[print])
+
+
+def test_what_has_ended_at_an_interrupt_is_kept(client):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.warns(RuntimeWarning, match="interrupted: the 1 of 3 that had ended are the result"):
+        found = gathered(client, int, [("0",), ("1",), ("2",)], "task", interrupted)
+    assert all(index == value for index, value in found.items())
+    assert len(found) == 1
+    with pytest.raises(ValueError, match="invalid literal"):
+        gathered(client, int, [("a",), ("b",)], "task", lambda: None)
 
 
 SAMPLED = {"num_samples": 3, "thinning": 2, "starts": "prior", "progress": False}
