@@ -31,6 +31,17 @@ def client():
 
 
 @pytest.mark.slow
+def test_replicas_on_data_read_in_pieces_know_where_it_is(client):
+    source = torch.utils.data.TensorDataset(*data())
+    options = {**QUICK, "batch_size": 8}
+    there = sps.fit(model(), source, **options, scheduler=client, validation=source, validate_every=5)
+    here = sps.fit(model(), *data(), **options, validation=data(), validate_every=5)
+    for one, other in zip(there, here, strict=True):
+        assert one.elbo == pytest.approx(other.elbo)
+        assert one.validation == [pytest.approx(check) for check in other.validation]
+
+
+@pytest.mark.slow
 def test_replicas_equal_those_of_one_process(client, tmp_path):
     here = sps.fit(model(), *data(), **QUICK)
     there = sps.fit(model(), *data(), **QUICK, scheduler=client, checkpoint=tmp_path)
