@@ -1,6 +1,7 @@
 """The recorded step against torch.optim and against the plain objective."""
 
 from collections import OrderedDict
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -246,6 +247,48 @@ def test_what_a_device_changes_by_itself_is_copied_again():
     for count in range(1, 4):
         first(total)
         assert second(total).tolist() == [2.0 * count] * 3
+
+
+def test_a_graph_is_recorded_without_a_step(monkeypatch):
+    """With stand-ins for what torch has on accelerators: while a graph is recorded, kernels do not run."""
+    arguments, graphs = [], []
+
+    def program(total, x):
+        arguments.append((total, x))
+        return total.add_(x).sum()
+
+    class Stream:
+        def wait_stream(self, other):
+            assert isinstance(other, Stream)
+
+    class Graph:
+        def replay(self):
+            self.outputs.copy_(program(*self.held))
+
+    @contextmanager
+    def recording(graph, pool, capture_error_mode):
+        before = total.clone()
+        yield
+        graph.held = arguments[-1]
+        assert graph.held[0] is total
+        total.copy_(before)
+        graphs.append((pool, capture_error_mode))
+
+    for name, fake in {"Stream": Stream, "current_stream": Stream, "CUDAGraph": Graph, "graph": recording}.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+    monkeypatch.setattr(Graph, "outputs", torch.zeros(()), raising=False)
+    again = replay.Replay(program, 1)
+    again.held = [torch.full((3,), 2.0)]
+    for total in (torch.zeros(3), torch.ones(3)):
+        before = total.clone()
+        run = again._graph((total,))
+        assert torch.equal(total, before)
+        run()
+        assert torch.equal(total, before + 2)
+    assert len({pool for pool, _ in graphs}) == 1  # of the whole program
+    assert {mode for _, mode in graphs} == {"thread_local"}
 
 
 class Copies(TorchDispatchMode):
