@@ -77,6 +77,7 @@ class ChainRun:
         compile: Whether to compile the step.
         progress: Whether to show a bar.
         stream: Where minibatches come from, if the target has some rows only; None for the target's rows.
+        numbers: Of the chains, if they are some of those of a run, whose warm-up is over; None for all.
     """
 
     coordinates: Coordinates
@@ -92,6 +93,7 @@ class ChainRun:
     progress: bool
     stream: Stream | None = None
     most_warmup: int = 0
+    numbers: Sequence[int] | None = None
     done: int = 0
     drawn: int = 0
     length: int = 1
@@ -103,7 +105,8 @@ class ChainRun:
         coordinates, target = self.coordinates, self.coordinates.target
         like, rows = self.starts, target.rows
         count, dimensions = len(self.starts), coordinates.dimensions
-        self.seeds = [make_generator("cpu", self.seed, 21, chain).initial_seed() for chain in range(count)]
+        numbers = range(count) if self.numbers is None else self.numbers
+        self.seeds = [make_generator("cpu", self.seed, 21, chain).initial_seed() for chain in numbers]
         outputs = target.bnn.likelihood.num_targets(target.bnn.num_outputs)
         if target.bnn.likelihood.event_dim == 0:
             outputs = target.bnn.num_outputs
@@ -203,8 +206,8 @@ class ChainRun:
         x, y = self.coordinates.target.x, self.coordinates.target.y
         if self.full:
             yield from itertools.repeat((x, y))
-        for rows in minibatches([self.seed], len(x), self.batch_size, start):
-            yield rows_of((x, y), rows[0].to(x.device))
+        for rows in minibatches([self.seed], len(x), self.batch_size, start, x.device):
+            yield rows_of((x, y), rows[0])
 
     def _gradient_noise(self) -> Tensor:
         """What a minibatch's gradients differ by from those of all rows, where the chains are; shape (K, d)."""
@@ -325,6 +328,7 @@ class ChainRun:
         save: Callable[[], str] | None = None,
         save_every: int = 1,
         deadline: float = math.inf,
+        only_warmup: bool = False,
     ) -> None:
         """Run from where it stands to the end, a stop or a pause.
 
@@ -334,6 +338,7 @@ class ChainRun:
                 pause, if there is a reason.
             save_every: Steps between two calls of it.
             deadline: When to stop, by `time.monotonic`.
+            only_warmup: Whether to stop at the end of the warm-up.
         """
         self.noise = self._noise(self.done)
         self.scale = self.tuning.scale[:, self.coordinates.blocks]
@@ -350,7 +355,9 @@ class ChainRun:
             with bar, torch.no_grad(), interrupts_deferred() as interrupted:
                 if save is not None and self.done == 0:
                     self.paused, saved = save() or self.paused, 0
-                while self.done < self.num_steps and not (self.stopped or self.paused):
+                while self.done < (self.warmup if only_warmup else self.num_steps) and not (
+                    self.stopped or self.paused
+                ):
                     warm = self.done < self.warmup
                     if self.done == self.warmup:
                         self._leave_warmup()
@@ -360,7 +367,7 @@ class ChainRun:
                         self._tune(good)
                     else:
                         self._note(error, good)
-                    if self.done % 20 == 0:
+                    if self.done % 50 == 0:
                         bar.total = self.num_steps
                         bar.update(self.done - bar.n)
                         if not bar.disable:
@@ -390,6 +397,7 @@ class ChainRun:
             self.tuning.settle()
         if not self.full:
             self.program = self._make(full=False)
+        if not self.full and self.numbers is None:
             coordinates, dimensions = self.coordinates, self.coordinates.dimensions
             noise = noise_of(self.tuning, coordinates.sizes, coordinates.spread)
             self.tuning.step = self.tuning.step.clamp(max=longest_step(noise, dimensions, math.sqrt(dimensions)))

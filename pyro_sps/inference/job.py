@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..base.process import warn_user
-from ..data.observed import NO_EXTRAS, Extras, Observed, fields_of
+from ..data.observed import NO_EXTRAS, Extras, Observed
 from ..data.trees import leaves, rows_of
 from ..masks.values import MAP, Given
 from ..model.bnn import BNN
@@ -23,14 +23,15 @@ from ..posterior.fit import Fit, Fits, NonFiniteLossError, OptimizerState
 from .checkpoint import Checkpoint, Writer, digest_of, environment, marks_of, plain
 from .distributed import ALONE, Processes, own_device, processes_of
 from .effects import NEEDS_NORMAL_PRIORS, check_effects
-from .loop import Callback, Replica, Run, decaying_rates, pays_to_compile, replicas_at_once, with_params
+from .loop import Callback, Replica, Run, data_fields, decaying_rates, pays_to_compile, replicas_at_once, with_params
 from .maximum import free_entries, initial_params, map_weights, maximise_posterior
 from .members import members_of, training_tensors
 from .optimizers import ADAM, Optimizer, ivon
 from .settings import LEARNING_RATES, FitSettings
 from .snapshot import constants_of, has_map_values, restore, tensors_of
 from .underfit import warn_of_underfit
-from .validation import Validation, guide_with, validation_data
+from .validation import Check, Validation, example_of, guide_with, validation_data
+from .validation import tensors_of as tensors_of_checks
 from .warm_start import check_start, constants_of_start, continue_optimiser, fits_of, params_of_start, with_units
 
 
@@ -56,7 +57,7 @@ class Job:
 
     asked: FitSettings
     members: list[Replica]
-    checks: list[tuple[Tensor, Tensor]]
+    checks: list[Check]
     guide: AutoSPSNormal
     problem: Problem
     own: Params
@@ -133,7 +134,7 @@ def run_fit(
     bnn: BNN,
     x: Any,
     y: Any,
-    validation: tuple[Any, Any] | None,
+    validation: Any,
     callbacks: Sequence[Callback],
     asked: FitSettings,
     found: Checkpoint | None = None,
@@ -197,7 +198,7 @@ def prepare_job(
     bnn: BNN,
     x: Any,
     y: Any,
-    validation: tuple[Any, Any] | None,
+    validation: Any,
     asked: FitSettings,
     found: Checkpoint | None,
     extras: Extras = NO_EXTRAS,
@@ -215,7 +216,7 @@ def prepare_job(
         processes.require_same(_work_of(bnn, members, asked), members[0].bnn.like)
     writer = None
     if asked.checkpoint is not None:
-        marks |= {"data": digest_of(training_tensors(members)), "validation": digest_of(leaves(checks))}
+        marks |= {"data": digest_of(training_tensors(members)), "validation": digest_of(tensors_of_checks(checks))}
         if found is not None:
             found.require(marks)
         # The result of one that has ended can be had without writing.
@@ -388,7 +389,7 @@ def _results(job: Job, run: Run, watcher: Validation | None, told: Mapping[str, 
             validation=watcher.history[index] if watcher else (),
             stopped=run.stopped or run.paused,
             mode=mode,
-            **({} if member.stream is not None else {"x": member.x, **fields_of(member.y)}),
+            **data_fields(member),
             input_shape=tuple(member.x.shape[1:]),
             features=member.features,
             targets=member.targets,
@@ -399,7 +400,8 @@ def _results(job: Job, run: Run, watcher: Validation | None, told: Mapping[str, 
     many = job.asked.replicas is not None
     _report_failures(fits, job, run, many)
     if not run.paused and 0 not in run.failed:
-        warn_of_underfit(fits[0], job.checks[0] if job.checks else None)
+        held_out = example_of(job.checks[0]) if job.checks and fits[0].x is not None else None
+        warn_of_underfit(fits[0], held_out)
     return fits if many else fits[0]
 
 

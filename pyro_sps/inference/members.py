@@ -43,7 +43,7 @@ def members_of(
 
     Raises:
         TypeError: If `bnn` is no BNN.
-        ValueError: If it has nothing to infer, or the data does not fit it.
+        ValueError: If it has nothing to infer, the data does not fit it, or there is no such device.
     """
     if not isinstance(bnn, BNN):
         raise TypeError(f"bnn must be a pyro_sps.BNN, got {type(bnn).__name__}")
@@ -51,8 +51,11 @@ def members_of(
         raise ValueError("bnn has no stochastic weight: every weight is fixed, so that nothing is left to infer")
     copies = [bnn.copy() for _ in range(asked.replicas or 1)]
     if asked.device is not None:
-        for copy in copies:
-            copy.to(asked.device)
+        try:
+            for copy in copies:
+                copy.to(asked.device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise ValueError(f"device={asked.device!r} cannot be used here: {str(error).splitlines()[0]}") from error
     if isinstance(x, Indexed | Streamed):
         return _streamed(copies, x, asked, found)
     like = copies[0].like

@@ -21,6 +21,7 @@ from ..base.recording import record
 from ..model.density import Params, pyro_session
 from .distributed import ALONE, Processes
 from .optimizers import ADAM, Optimizer, State
+from .replay import Replay, held_of, is_replayed
 
 # (parameters, noise or None, *data) -> scalar loss
 Objective = Callable[..., Tensor]
@@ -61,7 +62,8 @@ class Step:
     Attributes:
         run: `(state, scalars, noise, *data) -> losses` with a row of the optimiser's `scalars`. Changes the state in
             place and returns the losses before the step, shape (replicas,).
-        mode: `compiled`, `recorded` (the recorded operations one by one) or `traced` (the model runs in each step).
+        mode: `compiled` (on an accelerator a CUDA graph), `recorded` (the recorded operations one by one) or `traced`
+            (the model runs in each step).
         reason: Why it is not compiled although that was asked for; empty otherwise.
     """
 
@@ -187,13 +189,17 @@ def _program(
     function: Callable[..., Any], changes: int, example: tuple[Any, ...], compile: bool
 ) -> tuple[Callable[..., Any], str, str]:
     """A function of tensors, of which it changes the first few, as fast as it could be made; how, and why so."""
+    replays = compile and is_replayed(example)
+    if replays:
+        example = held_of(example, changes)
     recorded, reason = _record(function, example, changes)
     if recorded is None:
         return _in_session(function), "traced", reason
     if compile:
         compiled, reason = _compile(recorded, example, changes)
         if compiled is not None:
-            return _on_same_threads(compiled, recorded), "compiled", ""
+            program = _on_same_threads(compiled, recorded)
+            return Replay(program, changes) if replays else program, "compiled", ""
     return recorded, "recorded", reason
 
 

@@ -410,13 +410,16 @@ class BNN(PyroModule):
             The network's outputs, shape B + (rows, outputs) where B are batch dimensions of the sampled weights.
 
         Raises:
-            ValueError: If `num_data` is smaller than the number of rows, or `y` has another shape.
+            ValueError: If `num_data` is smaller than the number of rows, `y` has another shape, or `x` is on another
+                device than the model.
 
         Warns:
             UserWarning: If `y` is given and the fixed weights have no MAP values yet.
         """
         if are_several(self.topology.inputs) and not isinstance(x, Tensor):
             x = pack(self.topology.inputs, [part for _, part in named_parts(x)], self.like)
+        if x.device != self.like.device:
+            raise ValueError(f"x is on {x.device} and the model on {self.like.device}: move one of them, by .to(...)")
         rows = len(x)
         if y is not None and self._awaits_map:
             warn_user(
