@@ -11,6 +11,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import getitem
 from typing import Any
 
 import torch
@@ -265,7 +266,8 @@ def _fold_constants(module: fx.GraphModule) -> None:
             values[node] = getattr(module, str(node.target))
         elif node.op == "call_function" and all(inner in values for inner in node.all_input_nodes):
             operator: Any = node.target
-            if torch.Tag.nondeterministic_seeded in operator.tags or operator._schema.is_mutable:
+            takes_one = operator is getitem  # of several results, which is no operation of torch's
+            if not takes_one and (torch.Tag.nondeterministic_seeded in operator.tags or operator._schema.is_mutable):
                 continue
             arguments: Any = fx.map_arg((node.args, node.kwargs), values.__getitem__)
             with torch.no_grad():

@@ -120,6 +120,22 @@ def test_what_cannot_be_recorded_runs_all_the_same_and_says_why():
     torch.testing.assert_close(losses[0], objective(params[0], noise[0], x, y))
 
 
+def test_constants_of_which_several_parts_are_taken():
+    """As of deterministic weights, where a large step runs a network with one set of weights after the other."""
+    several = torch.arange(6.0, dtype=torch.float64).reshape(2, 3)
+
+    def parts(params, noise, x, y):
+        first, second = (several * 2).unbind()
+        return objective(params, noise, x * first, y) + (second * params["a"].sum()).sum()
+
+    params, layout, state, noise = start(1)
+    x, y = torch.ones(3, dtype=torch.float64), TARGET[0]
+    step = make_step(parts, layout, (state, noise, x, y), (0, None, None), 1e9, compile=False)
+    assert step.mode == "recorded"
+    losses = step.run(state, adam_scalars([0.1], state.params)[0], noise, x, y)
+    torch.testing.assert_close(losses[0], parts(params[0], noise[0], x, y))
+
+
 def test_compiled_step_equals_recorded_step():
     results = []
     for compile in (False, True):
