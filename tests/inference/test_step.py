@@ -1,10 +1,13 @@
 """The recorded step against torch.optim and against the plain objective."""
 
+import io
+import sys
 from collections import OrderedDict
 
 import pytest
 import torch
 
+import pyro_sps as sps
 import pyro_sps.inference.step as step_module
 from pyro_sps.inference.optimizers import State, adam_scalars
 from pyro_sps.inference.step import Layout, _rational_tanh, make_step
@@ -180,6 +183,20 @@ def test_the_same_step_is_compiled_once_a_process(monkeypatch):
     for factor in range(40):  # what is kept has a bound
         run(one, float(factor), 3)
     assert len(step_module._COMPILED) == step_module._KEPT
+
+
+@pytest.mark.parametrize(("terminal", "progress", "lines"), [(True, True, 1), (True, False, 0), (False, True, 0)])
+def test_that_it_is_compiled_is_said_once_where_there_is_a_bar(monkeypatch, terminal, progress, lines):
+    said = io.StringIO()
+    said.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stderr", said)
+    monkeypatch.setattr(step_module, "_COMPILED", OrderedDict())
+    monkeypatch.setattr(step_module, "_by_inductor", lambda recorded, *_: recorded)
+    x = torch.linspace(-1, 1, 6).unsqueeze(1)
+    bnn = sps.BNN(sps.mlp([1, 3, 1]), sps.Unmasked(), sps.Zero())
+    for _ in range(2):
+        sps.fit(bnn, x, x, num_steps=2, compile=True, progress=progress)
+    assert said.getvalue().count("fit: compiling the step") == lines
 
 
 def test_layout_packs_and_unpacks():
