@@ -168,7 +168,7 @@ class ChainRun:
 
         some = data if full else rows_of(data, slice(self.batch_size))
         example = [*(tensor[: self.group] for tensor in self._state()), *leaves(some)]
-        program = make_program(on_tensors, tuple(example), self.compile)
+        program = make_program(on_tensors, tuple(example), self.compile, self.kernel if self.progress else "")
         group = self.group
 
         def run(*args: Any) -> tuple[Tensor, ...]:

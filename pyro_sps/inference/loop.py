@@ -197,6 +197,7 @@ class Run:
             self.group,
             self.optimizer,
             parts,
+            self.label if self.progress and self.processes.first else "",
         )
         if self.step.reason:
             warn_user(f"{self.label} runs without the fast path: {self.step.reason}", RuntimeWarning)

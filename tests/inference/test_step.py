@@ -1,5 +1,7 @@
 """The recorded step against torch.optim and against the plain objective."""
 
+import io
+import sys
 from collections import OrderedDict
 from contextlib import contextmanager, nullcontext
 
@@ -122,6 +124,22 @@ def test_what_cannot_be_recorded_runs_all_the_same_and_says_why():
     assert step.mode == "traced" or step.reason
     losses = step.run(state, adam_scalars([0.1], state.params)[0], noise, x, y)
     torch.testing.assert_close(losses[0], objective(params[0], noise[0], x, y))
+
+
+def test_constants_of_which_several_parts_are_taken():
+    """As of deterministic weights, where a large step runs a network with one set of weights after the other."""
+    several = torch.arange(6.0, dtype=torch.float64).reshape(2, 3)
+
+    def parts(params, noise, x, y):
+        first, second = (several * 2).unbind()
+        return objective(params, noise, x * first, y) + (second * params["a"].sum()).sum()
+
+    params, layout, state, noise = start(1)
+    x, y = torch.ones(3, dtype=torch.float64), TARGET[0]
+    step = make_step(parts, layout, (state, noise, x, y), (0, None, None), 1e9, compile=False)
+    assert step.mode == "recorded"
+    losses = step.run(state, adam_scalars([0.1], state.params)[0], noise, x, y)
+    torch.testing.assert_close(losses[0], parts(params[0], noise[0], x, y))
 
 
 def test_compiled_step_equals_recorded_step():
@@ -299,6 +317,20 @@ class Copies(TorchDispatchMode):
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         self.count += operation is torch.ops.aten.copy_.default
         return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("terminal", "progress", "lines"), [(True, True, 1), (True, False, 0), (False, True, 0)])
+def test_that_it_is_compiled_is_said_once_where_there_is_a_bar(monkeypatch, terminal, progress, lines):
+    said = io.StringIO()
+    said.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stderr", said)
+    monkeypatch.setattr(step_module, "_COMPILED", OrderedDict())
+    monkeypatch.setattr(step_module, "_by_inductor", lambda recorded, *_: recorded)
+    x = torch.linspace(-1, 1, 6).unsqueeze(1)
+    bnn = sps.BNN(sps.mlp([1, 3, 1]), sps.Unmasked(), sps.Zero())
+    for _ in range(2):
+        sps.fit(bnn, x, x, num_steps=2, compile=True, progress=progress)
+    assert said.getvalue().count("fit: compiling the step") == lines
 
 
 def test_layout_packs_and_unpacks():
