@@ -231,3 +231,48 @@ def test_what_a_scheme_leaves_is_what_numbers_show(name, scheme):
     masks = scheme(own.topology)
     zeros = {t.name: torch.zeros(t.shape, dtype=torch.float64) for t in own.topology.tensors}
     assert counts(own.topology, masks, zeros) == own.left(masks, zeros)
+
+
+@pytest.mark.parametrize("name", ["grouped", "depthwise, twice as many"])
+@pytest.mark.parametrize("values", [None, sps.Ladder()], ids=["equal", "distinct"])
+def test_rigid_leaves_nothing_of_grouped_convolutions(name, values):
+    """What is fixed is rigid by all relabellings tried, and with equal constants no part of it is."""
+    own = case(name)
+    topology = own.topology
+    masks = sps.Rigid()(topology, values=values)
+    constants = {t.name: torch.zeros(t.shape, dtype=torch.float64) for t in topology.tensors}
+    left = own.left(masks, constants if values is None else values(topology, masks).tensors(torch.float64))
+    assert left[0] == 1
+    if values is None:
+        for key, mask in masks.items():
+            for index in torch.nonzero(~mask).tolist():
+                fewer = {**masks, key: mask.clone()}
+                fewer[key][tuple(index)] = True
+                assert own.left(fewer, constants)[0] > 1
+
+
+GROUPED = {
+    "shuffled": (nn.Sequential(conv(2, 4, 1), nn.ReLU(), conv(4, 4, 1, groups=2), nn.ReLU(), nn.ChannelShuffle(2), conv(4, 4, 1, groups=2), nn.Flatten(), nn.Linear(4, 2)), (2, 1, 1)),
+    "on the input": (nn.Sequential(conv(2, 4, 2, groups=2), nn.Tanh(), nn.Flatten(), nn.Linear(4, 2)), (2, 2, 2)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GROUPED)
+@pytest.mark.parametrize("entries", ["one", "connection"])
+@pytest.mark.parametrize("values", [None, sps.Ladder()], ids=["equal", "distinct"])
+def test_rigid_fixes_whole_connections_of_grouped_convolutions(name, entries, values):
+    net, shape = GROUPED[name]
+    topology = sps.Topology.of(net, torch.zeros(2, *shape))
+    masks = sps.Rigid(entries=entries)(topology, values=values)
+    constants = None if values is None else values(topology, masks)
+    assert sps.certify(topology, masks, constants).permutations.is_rigid
+    if entries == "connection":
+        for mask in (masks[t.name] for t in topology.matrices if len(t.shape) > 2):
+            kernels = mask.flatten(2)
+            assert (kernels.all(-1) | ~kernels.any(-1)).all()
+
+
+def test_rigid_says_where_no_mask_of_a_grouped_convolution_was_found():
+    net = nn.Sequential(conv(1, 6, 1), nn.ReLU(), conv(6, 6, 1, groups=6), nn.Flatten(), nn.Linear(6, 1))
+    with pytest.raises(ValueError, match="cannot tell the 6 units of layer 1 apart with equal constants"):
+        sps.Rigid()(sps.Topology.of(net, torch.zeros(2, 1, 1, 1)))
