@@ -276,3 +276,34 @@ def test_rigid_says_where_no_mask_of_a_grouped_convolution_was_found():
     net = nn.Sequential(conv(1, 6, 1), nn.ReLU(), conv(6, 6, 1, groups=6), nn.Flatten(), nn.Linear(6, 1))
     with pytest.raises(ValueError, match="cannot tell the 6 units of layer 1 apart with equal constants"):
         sps.Rigid()(sps.Topology.of(net, torch.zeros(2, 1, 1, 1)))
+
+
+@pytest.mark.parametrize("name", ["residual, group norm", "layer norm", "attention block", "lstm"])
+def test_vertices_that_are_held_do_not_change_what_is_counted(name, monkeypatch):
+    """The way of large networks, on small ones."""
+    monkeypatch.setattr("pyro_sps.symmetry.automorphisms._LARGE", 2)
+    own = case(name)
+    rng = np.random.default_rng(11)
+    for _ in range(60):
+        masks, values = random_masks(own.topology, rng)
+        assert counts(own.topology, masks, values) == own.left(masks, values)
+
+
+@pytest.mark.filterwarnings("ignore::pyro_sps.masks.schemes.SymmetryWarning")
+def test_held_vertices_and_one_search_agree(monkeypatch):
+    topology = sps.Topology.of(sps.networks.resnet20(norm="group", blocks=1, width=8), torch.zeros(2, 3, 8, 8))
+    masks = sps.Light()(topology)
+    found = certify(topology, masks).signed_permutations.after
+    monkeypatch.setattr("pyro_sps.symmetry.automorphisms._LARGE", 10**9)
+    assert found == certify(topology, masks).signed_permutations.after > 2**60
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pyro_sps.masks.schemes.SymmetryWarning")
+def test_signs_of_a_large_residual_network_are_counted():
+    """Each block of group norms has signs that hold another's: holding both ways of each took for ever."""
+    bnn = sps.BNN(sps.networks.resnet20(norm="group"), sps.Light(), sps.Zero(), example=torch.zeros(2, 3, 8, 8))
+    report = bnn.symmetry(time_limit=300)
+    assert report.signed_permutations.after % report.permutations.after == 0
+    assert len(report.signed_permutations.generators) > 100
+    assert report.verify(bnn, most=20).ok
