@@ -16,7 +16,7 @@ from pyro.distributions import constraints
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
-from ..base.checks import require_positive
+from ..base.checks import require_flag, require_positive
 from ..base.plain import plain_torch
 from ..base.process import warn_user
 from ..data.arrays import Standardizer
@@ -493,11 +493,12 @@ class BNN(PyroModule):
             pyro.sample("obs", observation, obs=y)
         return outputs
 
-    def symmetry(self, time_limit: float | None = None) -> SymmetryReport:
+    def symmetry(self, time_limit: float | None = None, verify: bool = False) -> SymmetryReport:
         """Which symmetries the masks leave; see `pyro_sps.certify`.
 
         Args:
             time_limit: Seconds after which the search gives up; what it did not determine is None in the report.
+            verify: Whether to try what is claimed on numbers; the report's `verification` says what was tried.
 
         Example:
             >>> import pyro_sps as sps
@@ -513,7 +514,9 @@ class BNN(PyroModule):
         if unknown:  # values that an optimisation finds are all different with probability one
             stand_in = RandomConstant()(self.topology, self.masks, torch.Generator().manual_seed(0))
             pattern |= {name: value for name, value in stand_in.tensors(self.like.dtype).items() if name in unknown}
-        report = certify(self.topology, self.masks, pattern, time_limit=time_limit, ordered=self._ordered)
+        require_flag("verify", verify)
+        function = self.function if verify else None
+        report = certify(self.topology, self.masks, pattern, time_limit, self._ordered, verify=function)
         if self._awaits_map:
             note = "The fixed weights have no MAP values yet; they are counted as all different."
             report = dataclasses.replace(report, notes=(*report.notes, note))

@@ -258,7 +258,7 @@ def _by_holding(graph: Graph, deadline: float | None) -> Group | None:
     if not connected_components(len(colour), *_arcs(_drop_uniform(held[0])[0])).any():
         return None
     first = automorphisms(held[0], deadline)
-    best, image = first, _isomorphism(*held, deadline)
+    best, image = first, _isomorphism(held[0], held[1], deadline)
     if image is None:
         second = automorphisms(held[1], deadline)
         best = min((first, second), key=lambda group: group.form)

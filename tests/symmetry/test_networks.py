@@ -307,3 +307,29 @@ def test_signs_of_a_large_residual_network_are_counted():
     assert report.signed_permutations.after % report.permutations.after == 0
     assert len(report.signed_permutations.generators) > 100
     assert report.verify(bnn, most=20).ok
+
+
+def test_a_certificate_is_tried_on_numbers_on_request():
+    net = nn.Sequential(conv(1, 4, 2), nn.BatchNorm2d(4), nn.Tanh(), nn.Flatten(), nn.Linear(16, 2))
+    topology, function = trace(net, torch.zeros(2, 1, 3, 3))
+    masks = topology.check_masks({"0.weight": torch.arange(16).reshape(4, 1, 2, 2) >= 8})
+    values = {t.name: torch.full(t.shape, 0.3) for t in topology.tensors}
+    assert certify(topology, masks, values).verification is None
+    for verify in (net, function):
+        report = certify(topology, masks, values, verify=verify)
+        assert report.verification.ok
+        assert report.verification.checked > 10
+        assert "tried on numbers" in str(report)
+        assert report.to_dict()["verification"]["ok"]
+
+    def unlike(weights, x):
+        return function(weights, x) + weights["0.bias"][..., :1, None]
+
+    with pytest.warns(UserWarning, match="what is claimed is not true of the network's numbers"):
+        assert not certify(topology, masks, values, verify=unlike).verification.ok
+    with pytest.raises(ValueError, match="net has another topology"):
+        certify(topology, masks, values, verify=nn.Sequential(conv(1, 3, 2), nn.Flatten(), nn.Linear(12, 2)))
+    bnn = sps.BNN(sps.mlp([2, 4, 1]), sps.Rigid(), sps.Ladder())
+    assert bnn.symmetry(verify=True).verification.ok
+    with pytest.raises(ValueError, match="verify must be True or False"):
+        bnn.symmetry(verify=net)
