@@ -116,11 +116,11 @@ def _recorded(net: nn.Module, example: Any, dtype: torch.dtype) -> Topology:
     with process_lock(), torch.no_grad(), torch.random.fork_rng(devices=[]), plain_operations(), recorder:
         args, kwargs = arguments(dict(zip(example, tensors, strict=True)) if isinstance(example, Mapping) else tensors)
         out = net(*args, **kwargs)
-    if not isinstance(out, Tensor) or recorder.value(out) is None:
+    if not isinstance(out, Tensor):
+        raise UnsupportedLayerError(_several_outputs(out))
+    if recorder.value(out) is None:
         raise UnsupportedLayerError(
-            f"the network must return one tensor that its layers computed, it returns {type(out).__name__}; wrap it in "
-            "a module that picks one of its outputs, or puts several side by side, torch.cat(outputs, -1), where one "
-            "likelihood is to take them all"
+            "the network must return one tensor that its layers computed, it returns a constant"
         )
     known = recorder.value(out)
     assert known is not None
@@ -136,6 +136,22 @@ def _recorded(net: nn.Module, example: Any, dtype: torch.dtype) -> Topology:
         np.flatnonzero(np.isin(recorder.atoms.units.root, made)),
         out.shape[-1] if out.dim() > 1 else 1,
         inputs_of(example),
+    )
+
+
+def _several_outputs(out: Any) -> str:
+    """What to do about a network that returns something other than a tensor."""
+    parts = [(f"[{name!r}]", part) for name, part in named_parts(out) if name is not None]
+    found = [f"outputs{where} of shape {tuple(part.shape)}" for where, part in parts if isinstance(part, Tensor)]
+    told = f"the network must return one tensor that its layers computed, it returns a {type(out).__name__}"
+    if not found:
+        return f"{told}: wrap it in a module that returns a tensor"
+    picked = next(where for where, part in parts if isinstance(part, Tensor))
+    more = ", ..." if len(found) > 6 else ""
+    return (
+        f"{told} of {', '.join(found[:6])}{more}. One likelihood takes one tensor: wrap it in a module whose forward "
+        f"returns self.net(x){picked}, or that puts several side by side, torch.cat(..., -1), where one likelihood is to "
+        "take them all"
     )
 
 
