@@ -150,8 +150,8 @@ def _several_outputs(out: Any) -> str:
     more = ", ..." if len(found) > 6 else ""
     return (
         f"{told} of {', '.join(found[:6])}{more}. One likelihood takes one tensor: wrap it in a module whose forward "
-        f"returns self.net(x){picked}, or that puts several side by side, torch.cat(..., -1), where one likelihood is to "
-        "take them all"
+        f"returns self.net(x){picked}, or that puts several side by side, torch.cat(..., -1), where one likelihood is "
+        "to take them all"
     )
 
 
