@@ -84,6 +84,11 @@ class Job:
         """Size of the data set, where a step sees a part of it."""
         return None if self.batch == self.rows and self.processes.count == 1 else self.rows
 
+    @property
+    def num_draws(self) -> int:
+        """Numbers of a step's noise that the masks of dropout take, for each particle."""
+        return self.members[0].bnn.num_dropout_draws(self.members[0].x[: self.batch])
+
     def objective(self, params: Params, noise: Tensor, x: Tensor, y: Tensor | Observed, *constants: Tensor) -> Tensor:
         """Negative ELBO per row of the data set, the KL divergence times its weight."""
         return sum_terms(self._terms(params, F.softplus(params["rho"]), noise, x, y, *constants)) / self.rows
@@ -99,7 +104,10 @@ class Job:
         self, params: Params, scale: Tensor, noise: Tensor, x: Tensor, y: Tensor | Observed, *constants: Tensor
     ) -> dict[str, Tensor]:
         mixed = torch.autocast(x.device.type, torch.bfloat16, self.asked.precision is not None, cache_enabled=False)
-        with self.members[0].bnn.constants_as(constants), mixed:
+        bnn, draws = self.members[0].bnn, None
+        if noise.shape[-1] > self.problem.size:
+            noise, draws = noise.split([self.problem.size, noise.shape[-1] - self.problem.size], dim=-1)
+        with bnn.constants_as(constants), bnn.dropping(draws), mixed:
             terms = elbo_terms(
                 self.problem,
                 params["loc"],
@@ -337,7 +345,7 @@ def run_of(job: Job, starts: list[Params], interrupted: str, ended: bool) -> Run
         starts=starts,
         num_steps=asked.num_steps,
         batch_size=asked.accumulate * job.batch,
-        noise_shape=(asked.num_particles, job.problem.size),
+        noise_shape=(asked.num_particles, job.problem.size + job.num_draws),
         seeds=[asked.seed + index for index in range(count)],
         rates=decaying_rates(
             asked.rate,

@@ -277,6 +277,11 @@ def _prepare(bnn: BNN, x: Any, y: Any, asked: SampleSettings, found: Checkpoint 
     shared = FitSettings(**{name: getattr(asked, name) for name in names})
     member = members_of(bnn, x, y, shared, found, extras)[0]
     own = member.bnn
+    if own.dropout != "ignore":
+        raise ValueError(
+            f"sample needs one density, but with BNN(dropout={own.dropout!r}) it changes with every mask: use "
+            "dropout='ignore', or fit"
+        )
     if own.like.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"bnn must be of dtype float32 or float64 to be sampled, got {own.like.dtype}")
     _check_memory(own, asked)

@@ -35,6 +35,7 @@ from ..model.guides import AutoSPSNormal
 from ..model.hierarchy import Hierarchical
 from ..model.likelihoods import LIKELIHOODS, Likelihood
 from ..model.priors import Prior
+from ..network.dropping import DROPOUT
 from ..network.inputs import BOOL, FLOAT, WHOLE, Input, Inputs, are_several, dtype_of, with_names
 from ..network.probe import described, probe, same
 from ..network.select import replace_parameter
@@ -474,6 +475,14 @@ def _likelihood_of(directory: Path, header: Mapping[str, Any], given: Likelihood
     return family(**header["likelihood"]["arguments"])
 
 
+def _dropout_of(directory: Path, header: Mapping[str, Any]) -> str:
+    """What dropout does; versions before 0.2 knew nothing of it."""
+    how = header.get("dropout", DROPOUT[0])
+    if how not in DROPOUT:
+        raise LoadError(f"{directory} is damaged: dropout is {str(how)[:80]!r}")
+    return str(how)
+
+
 def _names_of(directory: Path, header: Mapping[str, Any], part: str, known: Collection[str]) -> list[str]:
     """Names of weight tensors; versions before 0.2 wrote none."""
     names = header.get(part, [])
@@ -517,9 +526,15 @@ def _model_of(
         prior=prior,
         **(own_scale if prior is None or isinstance(prior, Mapping) else {}),
         ordered_biases=header["ordered_biases"],
+        dropout=_dropout_of(directory, header),
         deterministic={name: Point() if name in points else None for name in deterministic},
         example=_example(header, net),
-    )
+    ).eval()
+    if list(bnn.drop_rates) != header.get("drop_rates", []):
+        raise LoadError(
+            f"net is not the network of {directory}: it has dropout of rates {list(bnn.drop_rates)}, the saved one of "
+            f"{str(header['drop_rates'])[:200]}"
+        )
     if header.get("values") == "MAP":  # known ones, of which a later fit should know where they are from
         bnn.values = MAP()
     known = {name: value for name, value in bnn.state_dict().items() if not name.startswith("partial.")}

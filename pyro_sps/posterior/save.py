@@ -97,6 +97,8 @@ def _header(fits: Sequence[Fit | Samples], replicas: int | None, extra: Mapping[
         },
         "prior": _prior_header(bnn),
         "ordered_biases": bnn.ordered_biases,
+        "dropout": bnn.dropout,
+        "drop_rates": list(bnn.drop_rates),
         "deterministic": list(bnn.deterministic),
         "points": list(bnn.points),
         "scheme": type(bnn.scheme).__name__,
