@@ -109,6 +109,8 @@ def pairs_of(
         targets: Likewise.
     """
     if isinstance(x, str | os.PathLike):
+        if not Path(x).exists():  # before what is wrong with y, which may be no names for the same reason
+            raise DataError(f"there is no file {x}")
         x, y = ParquetData(Path(x), names_of(y)), None
     if isinstance(x, ParquetData):
         own = x.features if x.features is not None else features
