@@ -272,6 +272,11 @@ def _fold_constants(module: fx.GraphModule) -> None:
     """Compute once what depends on no argument: priors, index arithmetic, fixed weights."""
     values: dict[fx.Node, Any] = {}
     for node in list(module.graph.nodes):
+        if (
+            node.target is torch.ops.aten.detach.default
+        ):  # which plain autograd leaves, and is nothing without gradients
+            node.replace_all_uses_with(node.args[0])
+            continue
         if node.op == "get_attr":
             values[node] = getattr(module, str(node.target))
         elif node.op == "call_function" and all(inner in values for inner in node.all_input_nodes):

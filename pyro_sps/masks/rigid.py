@@ -18,6 +18,7 @@ from .search import (
     SEEDS,
     VARIANTS,
     ImpossibleError,
+    Place,
     build,
     fix,
     joined,
@@ -220,15 +221,16 @@ class Rigid:
             relations = sorted(
                 relations, key=lambda relation: (relation[2] not in done, topology.joints[relation[0]].partly)
             )
-            sides = {
-                (t, axis): joined(topology, topology.joints[t]) if axis == 0 else joined(topology, topology.joints[t]).T
-                for t, axis, other in relations
-                if other != index
-            }
+            sides = {(t, axis): _joined_to(topology, t, axis) for t, axis, other in relations if other != index}
+            alike = not any(topology.joints[t].partly for t, _ in sides)  # all units have the same neighbours
+            own: list[Place] = []
             for unit in range(group.size - (0 if self.signs and group.odd else 1)):
-                own = [(t, axis, j) for (t, axis), side in sides.items() for j in np.flatnonzero(side[unit]).tolist()]
-                known = [place for place in own if other_group(topology, place) in done]
-                near = sum(not topology.joints[place[0]].partly for place in known) or len(known)
+                if not (alike and own):
+                    own = [
+                        (t, axis, j) for (t, axis), side in sides.items() for j in np.flatnonzero(side[unit]).tolist()
+                    ]
+                    known = [place for place in own if other_group(topology, place) in done]
+                    near = sum(not topology.joints[place[0]].partly for place in known) or len(known)
                 if self.strength > len(own):
                     raise ValueError(too_strong(topology, index, self.strength, len(own)))
                 # The first is among the neighbours that are done; the others follow.
@@ -261,6 +263,15 @@ class Rigid:
             if not one.is_rigid:
                 return f"10^{one.log10_after:.2f} {one.name} would be left, such as: {one.generators[0]}"
         return None
+
+
+def _joined_to(topology: Topology, number: int, axis: int) -> Any:
+    """Which units a joint joins with each unit of the group on one side of it, one a row."""
+    joint = topology.joints[number]
+    if joint.partly:
+        both = joined(topology, joint)
+        return both if axis == 0 else both.T
+    return np.ones([topology.groups[joint.groups[side]].size for side in (axis, 1 - axis)], dtype=bool)
 
 
 def _draw(values: Any, topology: Topology, masks: Masks, generator: Generator | None) -> FixedValues:
