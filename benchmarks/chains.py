@@ -27,11 +27,11 @@ def widths(options):
     return [INPUTS, options.hidden, options.hidden, OUTPUTS]
 
 
-def data(rows):
+def data(options):
     import torch
 
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(rows, INPUTS, generator=generator)
+    x = torch.randn(options.rows, INPUTS, generator=generator).to(getattr(options, "device", "cpu"))
     return x, torch.sin(x.sum(1, keepdim=True)).expand(-1, OUTPUTS).contiguous()
 
 
@@ -42,12 +42,13 @@ def ours(options, compile):
     from pyro_sps.inference.coordinates import Coordinates
     from pyro_sps.model.density import Target
 
-    x, y = data(options.rows)
-    bnn = sps.BNN(sps.mlp(widths(options)), sps.Unmasked(), sps.Zero(), sps.Gaussian(NOISE), prior_scale=1.0)
+    x, y = data(options)
+    net = sps.mlp(widths(options), device=x.device)
+    bnn = sps.BNN(net, sps.Unmasked(), sps.Zero(), sps.Gaussian(NOISE), prior_scale=1.0)
     coordinates = Coordinates.of(Target.of(bnn, x, y), 0)
     import torch
 
-    starts = 0.1 * torch.randn(options.chains, coordinates.size, generator=torch.Generator().manual_seed(1))
+    starts = 0.1 * torch.randn(options.chains, coordinates.size, generator=torch.Generator().manual_seed(1)).to(x)
     run = ChainRun(coordinates, "mclmc", starts, 10**6, 1, 1, options.rows, 0.01, 0, compile, False)
     run.scale = run.tuning.scale[:, coordinates.blocks]
 
@@ -63,8 +64,8 @@ def eager(options):
     """The same by hand: batched products, autograd, the formulas one by one."""
     import torch
 
-    x, y = data(options.rows)
-    generator = torch.Generator().manual_seed(1)
+    x, y = data(options)
+    generator = torch.Generator(x.device).manual_seed(1)
     shapes = [shape for a, b in itertools.pairwise(widths(options)) for shape in ((b, a), (b,))]
     sizes = [math.prod(shape) for shape in shapes]
     count = sum(sizes)
@@ -92,10 +93,10 @@ def eager(options):
         gained = (count - 1) * (delta - math.log(2) + torch.log(1 + along + (1 - along) * decay**2))
         return moved / moved.norm(dim=1, keepdim=True), gained
 
-    q = 0.1 * torch.randn(options.chains, count, generator=generator)
-    u = torch.randn(options.chains, count, generator=generator)
+    q = 0.1 * torch.randn(options.chains, count, generator=generator, device=x.device)
+    u = torch.randn(options.chains, count, generator=generator, device=x.device)
     state = [q, u / u.norm(dim=1, keepdim=True), *gradient(q)]
-    step, length, limit = torch.full((options.chains, 1), 0.01), math.sqrt(count), 2 * math.sqrt(count)
+    step, length, limit = x.new_full((options.chains, 1), 0.01), math.sqrt(count), 2 * math.sqrt(count)
 
     def steps(number):
         for _ in range(number):
@@ -108,7 +109,7 @@ def eager(options):
             good = error.abs() < limit
             position, velocity = torch.where(good, moved, position), torch.where(good, velocity, -state[1])
             force, before = torch.where(good, after_force, force), torch.where(good[:, 0], after, before)
-            noise = torch.randn(velocity.shape, generator=generator)
+            noise = torch.randn(velocity.shape, generator=generator, device=x.device)
             velocity = velocity + ((torch.exp(2 * step / length) - 1) / count).sqrt() * noise
             state[:] = [position, velocity / velocity.norm(dim=1, keepdim=True), force, before]
 

@@ -75,7 +75,7 @@ def hand_written(job):
     loc = (0.1 * torch.randn(start, device=x.device)).requires_grad_()
     rho = torch.full((start,), -3.0, device=x.device, requires_grad=True)
     log_c = torch.zeros((), device=x.device, requires_grad=True)
-    adam = torch.optim.Adam([loc, rho, log_c], lr=RATE, fused=True)
+    adam = torch.optim.Adam([loc, rho, log_c], lr=RATE, fused=True, capturable=x.is_cuda)  # as CUDA graphs want it
 
     def block(steps):
         for _ in range(steps):

@@ -1,12 +1,19 @@
 """What must be the same on an accelerator; on a CPU the same lines, against themselves. Marked `gpu`: needs one."""
 
+import json
+import subprocess
+import sys
 import warnings
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyro_sps as sps
+from pyro_sps.inference import loop, replay, step
 from pyro_sps.inference.job import prepare_job
 from pyro_sps.inference.settings import FitSettings
 
@@ -69,9 +76,117 @@ def test_fitted_here_loaded_there_and_gone_on_with(device, tmp_path):
 
 
 def test_sampled_here(device):
-    options = {"chains": 2, "num_samples": 5, "starts": "prior", "progress": False}
-    for kernel, more in {"mclmc": {}, "nuts": {"warmup": 20}}.items():
-        if kernel == "nuts" and device.type == "cpu":  # which has tests of its own
-            continue
+    options = {"chains": 2, "num_samples": 4, "starts": "prior", "progress": False}
+    for kernel, more in {"mclmc": {"warmup": 20}, "nuts": {"warmup": 4, "max_tree_depth": 2}}.items():
         samples = sps.sample(model(device), *data(), kernel=kernel, **options, **more)
         assert all(value.device.type == device.type and value.isfinite().all() for value in samples.samples.values())
+        assert samples.predict(data()[0], 10).mean.isfinite().all()
+
+
+def test_what_is_on_two_devices_is_refused(device):
+    other = torch.device("meta" if device.type == "cpu" else "cpu")
+    x, y = data()
+    with pytest.raises(ValueError, match=f"x is on {other} and the model on {device}"):
+        model(device)(x.to(other), y.to(device))
+    with pytest.raises(ValueError, match="device='xla' cannot be used here"):
+        sps.fit(model(device), x, y, device="xla", **QUICK)
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_size": 5, "accumulate": 2, "replicas": 2}])
+def test_compiled_steps_are_replayed_and_the_same(device, monkeypatch, options):
+    """On an accelerator as CUDA graphs; on a CPU the lines around them, of the recorded step."""
+    monkeypatch.setattr(replay, "REPLAYED", frozenset({device.type}))
+    if device.type == "cpu":  # where compiling has tests of its own
+        monkeypatch.setattr(step, "_compile", lambda recorded, *_: (recorded, ""))
+    graphs = []
+    monkeypatch.setattr(replay.Replay, "_recorded", noting(replay.Replay._recorded, graphs))
+    fits = [sps.fit(model(device), *data(), compile=compile, **QUICK, **options) for compile in (True, False)]
+    assert len(graphs) == (1 if not options else 2)  # of the step, or of the gradient and of the update
+    for one, other in zip(*(fit if isinstance(fit, sps.Fits) else [fit] for fit in fits), strict=True):
+        assert one.mode == "compiled"
+        torch.testing.assert_close(one.guide.loc, other.guide.loc, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(one.losses, other.losses, rtol=1e-3)
+
+
+def noting(function, calls):
+    """The function, which notes what it returned."""
+
+    def call(*args):
+        calls.append(function(*args))
+        return calls[-1]
+
+    return call
+
+
+class Waits(TorchDispatchMode):
+    """Counts what would wait for an accelerator: numbers that Python asks for, and shapes that depend on them."""
+
+    count = 0
+    names = frozenset({"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2"})
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.count += operation._overloadpacket._qualified_op_name.removeprefix("aten::") in self.names
+        return operation(*args, **(kwargs or {}))
+
+
+def waits_of(device, run):
+    """How often something waited for the device; of an accelerator torch tells it."""
+    if device.type == "cpu":
+        with Waits() as waits:
+            run()
+        return waits.count
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("synchronizing" in str(one.message) for one in found)
+
+
+def test_nothing_waits_more_than_every_fifty_steps(device, monkeypatch):
+    """Of 50 steps more, one look at the losses more; on a CPU one a step, which shows that they are counted."""
+    bnn = sps.BNN(torch.nn.Linear(2, 1, device=device), sps.Unmasked(), sps.Zero())
+    options = {"batch_size": 4, "accumulate": 2, "replicas": 2, "average_steps": 1, "num_particles": 1}
+    x, y = data()
+
+    def more(steps):
+        counts = []
+        for count in (2, 2 + steps):
+            options["num_steps"] = count
+            run = partial(sps.fit, bnn, x, y, progress=False, compile=False, **options)
+            counts.append(waits_of(device, run))
+        return counts[1] - counts[0]
+
+    if device.type == "cpu":
+        assert more(5) == 5
+        monkeypatch.setattr(loop, "LOOK_EVERY", {})
+    assert more(50) == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is an accelerator")
+def test_without_an_accelerator_the_page_says_so_and_nothing_else(tmp_path):
+    folder = Path(sps.__file__).parent.parent / "benchmarks"
+    page = folder / "RESULTS-gpu.md"
+    before = page.read_text()
+    done = subprocess.run([sys.executable, folder / "device.py"], capture_output=True, text=True, check=True)
+    assert done.stdout == "not run: there is no accelerator\n"
+    assert page.read_text() == before
+    told = before.splitlines()
+    assert told == ["# On an accelerator", "", "Not run."] or told[2].startswith("`python benchmarks/device.py")
+    assert not [one for one in folder.iterdir() if one.name == "results-gpu.json" and told[2] == "Not run."]
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs_on_a_cpu(tmp_path):
+    """A part of it, made small, by the lines that an accelerator runs."""
+    script = Path(sps.__file__).parent.parent / "benchmarks" / "device.py"
+    small = ["--seconds", "0.02", "--width", "2", "--rows", "256", "--epochs", "1", "--parts", "epochs"]
+    command = [sys.executable, script, "--device", "cpu", *small, "--out", tmp_path]
+    subprocess.run(command, capture_output=True, text=True, check=True)
+    results = json.loads((tmp_path / "results-gpu.json").read_text())["results"]
+    assert 0 <= results["epochs"]["one particle, held-out accuracy"] <= 1
+    assert "| deterministic, 1 epochs, s |" in (tmp_path / "RESULTS-gpu.md").read_text()
+    words = [value for part in results.values() for name, value in part.items() if isinstance(value, str)]
+    assert not any("failed" in value or "not run" in value for value in words)

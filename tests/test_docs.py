@@ -6,6 +6,8 @@ import inspect
 import re
 from pathlib import Path
 
+import pytest
+
 import pyro_sps
 
 ROOT = Path(__file__).parents[1]
@@ -55,7 +57,14 @@ def test_every_page_is_in_the_index():
     assert not [page.stem for page in PAGES if f"\napi/{page.stem}\n" not in index]
 
 
-def test_the_scheme_in_the_contributors_page():
-    found = doctest.testfile(str(ROOT / "CONTRIBUTING.md"), module_relative=False)
-    assert found.attempted > 3
+def test_that_all_name_the_same_version():
+    version = pyro_sps.__version__
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## [{version}] - 20" in (ROOT / "CHANGELOG.md").read_text()
+
+
+@pytest.mark.parametrize(("page", "least"), [("CONTRIBUTING.md", 3), ("docs/coming_from.md", 20)])
+def test_examples_of_pages(page, least):
+    found = doctest.testfile(str(ROOT / page), module_relative=False)
+    assert found.attempted > least
     assert found.failed == 0

@@ -35,6 +35,20 @@ def emit(text: str, err: bool = False) -> None:
         setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
 
 
+def note(text: str) -> None:
+    """Print a line on standard error where that is a terminal, as it is for a progress bar; else nothing.
+
+    Args:
+        text: The line.
+
+    Example:
+        >>> from pyro_sps.base.terminal import note
+        >>> note("this takes a while")
+    """
+    if sys.stderr is not None and _Careful(sys.stderr).isatty():
+        emit(text, err=True)
+
+
 def _writable(text: str, stream: Any) -> str:
     """Text that a stream can encode: what it has no characters for is escaped."""
     encoding = getattr(stream, "encoding", None) or "utf-8"

@@ -76,6 +76,7 @@ MOST_WORDS = 40
             "--replicas",
             "--particles",
             "--batch-size",
+            "--optimizer",
             "--learning-rate",
             "--init",
         ],
@@ -145,11 +146,16 @@ MOST_WORDS = 40
     help="Rows a step, at most.",
 )
 @click.option(
+    "--optimizer",
+    type=click.Choice(sorted(LEARNING_RATES)),
+    default=FitSettings.optimizer,
+    show_default=True,
+    help="Adam, or natural gradients (Shen et al. 2024).",
+)
+@click.option(
     "--learning-rate",
     type=float,
-    default=LEARNING_RATES["adam"],
-    show_default=True,
-    help="At the start; it decays to 0.3.",
+    help=f"At the start; it decays to 0.3.  [default: {LEARNING_RATES['adam']}, or {LEARNING_RATES['ivon']} with ivon]",
 )
 @click.option("--init", type=click.Choice(["random", "map"]), help="Start.  [default: map with --values map]")
 @click.option(
@@ -358,7 +364,7 @@ def _resumed(
 
     from ..inference.checkpoint import Checkpoint
 
-    before = Checkpoint.read(out).settings
+    before = {"optimizer": "adam", **Checkpoint.read(out).settings}  # which older ones do not say
     if ("kernel" in before) != ("chains" in asked):
         kinds = ("chains", "fits") if "kernel" in before else ("fits", "chains")
         raise click.UsageError(f"--resume: {out} was started by {kinds[0]}, not by {kinds[1]}; say the same --method")

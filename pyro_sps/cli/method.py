@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..inference.settings import LEARNING_RATES
 from .network import Settings
 from .options import given_of
 from .table import Training
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from ..posterior.samples import Samples
 
 #: Options that only one of the two ways has.
-OF_FITS = {"replicas", "particles", "batch_size", "learning_rate", "init"}
+OF_FITS = {"replicas", "particles", "batch_size", "optimizer", "learning_rate", "init"}
 OF_CHAINS = {"chains"}
 
 
@@ -93,11 +94,13 @@ def options_of(recipe: Recipe, options: Mapping[str, Any], standardize: bool) ->
     if recipe.method == "sample":
         return {"chains": recipe.chains, **recipe.chain(), **always}
     steps, _ = recipe.steps(0)
+    rate = options["learning_rate"]
     return {
         "num_steps": steps,
         "num_particles": options["particles"],
         "batch_size": options["batch_size"],
-        "learning_rate": options["learning_rate"],
+        "optimizer": options["optimizer"],
+        "learning_rate": LEARNING_RATES[options["optimizer"]] if rate is None else rate,
         "init": options["init"],
         "replicas": options["replicas"],
         **always,

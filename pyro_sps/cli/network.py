@@ -71,9 +71,12 @@ class Settings:
 
     def model(self, training: Training) -> dict[str, Any]:
         """What `predict` must know besides the fit."""
+        from ..estimators.methods import has_linear_path
+
         targets = len(training.classes) if training.classes else len(training.targets)
         outputs = targets * (2 if self.likelihood == "heteroscedastic" else 1)
-        widths = [training.x.shape[1], *self.hidden, outputs]
+        rows, features = training.x.shape
+        widths = [features, *self.hidden, outputs]
         if too_large(widths):
             raise click.UsageError(
                 f"networks of more than {MAX_LAYERS:,} layers or {MAX_WEIGHTS:,} weights are for the Python interface"
@@ -84,7 +87,7 @@ class Settings:
             "targets": list(training.targets),
             "widths": widths,
             "activation": self.activation,
-            "skip": self.method == "sample",
+            "skip": has_linear_path(self.method, rows, labels=training.classes is not None),
             "classes": list(training.classes) if training.classes else None,
             "encoder": None if training.encoder is None else training.encoder.to_json(),
             "fill": list(training.fill),

@@ -73,12 +73,19 @@ def as_tensor(name: str, value: Any, like: Tensor, integer: bool = False) -> Ten
         if tensor.is_floating_point() and not (tensor == tensor.round()).all():
             raise ValueError(f"{name} must hold integer labels, got fractions")
         return _own(tensor.to(device=like.device, dtype=torch.int64), value)
-    converted = _own(tensor.to(device=like.device, dtype=like.dtype), value)
+    converted = tensor.to(dtype=like.dtype)
     if not converted.isfinite().all():
         raise ValueError(
             f"{name} has values up to {tensor.abs().max():.3g}, out of the range of {like.dtype}; rescale it"
         )
-    return converted
+    return _own(converted.to(device=like.device), value)
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device, without waiting for what an accelerator is at: the copy takes its turn there."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _own(tensor: Tensor, value: Any) -> Tensor:
@@ -318,8 +325,12 @@ INDEX_BLOCK = 1 << 16
 
 NOISE_BLOCK = 1 << 18
 
+_CPU = torch.device("cpu")
 
-def minibatches(seeds: Sequence[int], rows: int, batch_size: int, start: int = 0) -> Iterator[Tensor]:
+
+def minibatches(
+    seeds: Sequence[int], rows: int, batch_size: int, start: int = 0, device: torch.device = _CPU
+) -> Iterator[Tensor]:
     """Endless row numbers of minibatches, shape (streams, batch_size).
 
     Every epoch of a stream has an order of its own, of which the incomplete last batch is left out.
@@ -329,6 +340,7 @@ def minibatches(seeds: Sequence[int], rows: int, batch_size: int, start: int = 0
         rows: Number of rows of the data.
         batch_size: Rows of a batch.
         start: Number of batches to leave out.
+        device: Where they are wanted.
     """
     in_epoch = rows // batch_size
     epochs = max(1, INDEX_BLOCK // rows)
@@ -339,8 +351,22 @@ def minibatches(seeds: Sequence[int], rows: int, batch_size: int, start: int = 0
             generator = make_generator("cpu", seed, 5, block)
             drawn = [torch.randperm(rows, generator=generator)[: in_epoch * batch_size] for _ in range(epochs)]
             orders.append(torch.cat(drawn).reshape(-1, batch_size))
-        yield from torch.stack(orders, dim=1)[skip:].unbind()
+        yield from sent(torch.stack(orders, dim=1)[skip:], device).unbind()
         block, skip = block + 1, 0
+
+
+def some_of(rows: int, most: int) -> Tensor:
+    """Numbers of at most `most` rows: all in their order, or some drawn at random, always the same.
+
+    Memory is that of `most` numbers, however many rows there are.
+
+    Args:
+        rows: Number of rows.
+        most: Number of them that can be looked at.
+    """
+    if rows <= most:
+        return torch.arange(rows)
+    return torch.from_numpy(np.random.default_rng([rows, 9]).choice(rows, most, replace=False))
 
 
 def noise_stream(seeds: Sequence[int], shape: tuple[int, ...], like: Tensor, start: int = 0) -> Iterator[Tensor]:

@@ -24,10 +24,12 @@ def as_table(value: Any) -> pd.DataFrame | None:
     """
     if isinstance(value, pd.DataFrame):
         table = value
-    elif hasattr(value, "__arrow_c_stream__") and hasattr(value, "columns"):
+    elif hasattr(value, "columns") and any(hasattr(value, name) for name in ("__arrow_c_stream__", "to_arrow")):
         import pyarrow
 
-        table = pyarrow.table(value).to_pandas(date_as_object=False)
+        # polars before 1.3 has the second only.
+        arrow = pyarrow.table(value) if hasattr(value, "__arrow_c_stream__") else value.to_arrow()
+        table = arrow.to_pandas(date_as_object=False)
     else:
         return None
     if twice := table.columns[table.columns.duplicated()].unique().tolist():

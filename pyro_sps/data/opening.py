@@ -97,6 +97,30 @@ def data_set_of(x: Any, features: Sequence[str] | None) -> Source | None:
     return _source_of(x, None, NO_EXTRAS)
 
 
+def pairs_of(
+    x: Any, y: Any = None, features: Sequence[str] | None = None, targets: Sequence[str] | None = None
+) -> Source | None:
+    """Inputs and targets that a fit is checked on as a source, whose size need not be known; None if they are arrays.
+
+    Args:
+        x: As in `source_of`.
+        y: Likewise.
+        features: Names of the columns that the fit was made with, to read of files and tables that do not say it.
+        targets: Likewise.
+    """
+    if isinstance(x, str | os.PathLike):
+        if not Path(x).exists():  # before what is wrong with y, which may be no names for the same reason
+            raise DataError(f"there is no file {x}")
+        x, y = ParquetData(Path(x), names_of(y)), None
+    if isinstance(x, ParquetData):
+        own = x.features if x.features is not None else features
+        x = replace(x, features=own, targets=names_of(x.targets) or tuple(targets or ()))
+    elif hasattr(x, "select_columns"):
+        y = names_of(y) or tuple(targets or ())
+        x = x if features is None else x.select_columns([*features, *y])
+    return _source_of(x, y, NO_EXTRAS)
+
+
 def data_of(
     x: Any, y: Any, extras: Extras, num_data: int | None, batch_size: int | None, default: int | None
 ) -> tuple[Any, Any, Extras, int | None]:

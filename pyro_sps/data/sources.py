@@ -4,7 +4,8 @@ A source gives rows as they are; what makes them tensors of a network is given t
 they come is a function of seed and step alone: a run can go on at any step, and processes can share a batch.
 
 `Indexed` and `Streamed` have the same methods. `in_order(convert, start)` gives all rows from `start` on, once, in
-pieces. `batches(seed, batch_size, convert, start, rank, world)` gives endless minibatches from the one numbered `start`
+pieces. `rows(numbers, convert)` gives the rows of these numbers together; where rows have no numbers, that takes one
+pass. `batches(seed, batch_size, convert, start, rank, world)` gives endless minibatches from the one numbered `start`
 on; every epoch has an order of its own, of which the incomplete last batch is left out; of each batch a process gets
 the rows `rank`, `rank + world`, ...
 """
@@ -18,10 +19,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from .arrays import make_generator, minibatches
 from .rows import DataError
-from .trees import leaves, map_tree, num_rows, rows_of
+from .trees import joined, leaves, map_tree, num_rows, rows_of
 
 #: Bytes of the rows that are shuffled together, of a file or a stream.
 WINDOW_BYTES = 1 << 25
@@ -91,6 +93,11 @@ class Indexed:
         for number, piece in enumerate(self._pieces(keys), start=start):
             yield convert(piece, f"{self.name}, batch {number}")
 
+    def rows(self, numbers: Tensor, convert: Convert) -> Any:
+        """See the top of this file."""
+        keys = ((-1, part.numpy()) for part in numbers.split(PASS_ROWS))
+        return joined([convert(piece, f"{self.name}, some rows") for piece in self._pieces(keys)])
+
     def _pieces(self, keys: Iterator[tuple[int, np.ndarray]]) -> Iterator[Piece]:
         if self.load is not None:
             return self.load(keys)
@@ -121,6 +128,23 @@ class Streamed:
     def in_order(self, convert: Convert, start: int = 0) -> Iterator[Any]:
         """See the top of this file."""
         return _ahead(self._all(convert, start))
+
+    def rows(self, numbers: Tensor, convert: Convert) -> Any:
+        """See the top of this file."""
+        ordered, order = numbers.sort()
+        found, first, last = [], 0, int(ordered[-1])
+        for data in self.in_order(convert):
+            count = num_rows(data)
+            own = ordered[(ordered >= first) & (ordered < first + count)] - first
+            first += count
+            if len(own):
+                found.append(rows_of(data, own.to(leaves(data)[0].device)))
+            if first > last:
+                break
+        if first <= last:
+            raise DataError(f"{self.name} has {first:,} rows, where there were {last + 1:,} before")
+        every = joined(found)
+        return rows_of(every, order.argsort().to(leaves(every)[0].device))
 
     def _all(self, convert: Convert, start: int) -> Iterator[Any]:
         left = start

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -56,6 +56,12 @@ def rows_of(tree: Any, rows: Any) -> Any:
 def num_rows(tree: Any) -> int:
     """Number of rows."""
     return len(leaves(tree)[0])
+
+
+def joined(trees: Sequence[Any]) -> Any:
+    """The rows of trees of one form, one behind another."""
+    first, *others = trees
+    return map_tree(lambda *tensors: torch.cat(tensors), first, *others) if others else first
 
 
 def stacked(trees: Iterable[Any]) -> Any:

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from ..base.files import write_atomically
-from ..data.observed import Observed, shown_of
+from ..data.observed import shown_of
 from ..posterior.predict import Prediction
 from ..posterior.samples import Samples
 from ..symmetry.report import SymmetryReport
 from .convergence import RHAT
-from .density import chain_seed
+from .density import Data, chain_seed
 from .generations import bulk_ess, rank_rhat
 from .predictive import PredictiveCheck, check_predictions
 
@@ -146,8 +146,7 @@ def _number(values: np.ndarray, how: Any, form: str = ".2f") -> str:
 
 def diagnose_chains(
     samples: Samples,
-    inputs: Tensor,
-    targets: Tensor | Observed,
+    data: Data,
     held_out: bool,
     draws: int,
     time_limit: float,
@@ -157,15 +156,15 @@ def diagnose_chains(
 
     Args:
         samples: The samples.
-        inputs: Of the rows on which predictions are checked, in original units.
-        targets: Of these.
+        data: The rows on which predictions are checked.
         held_out: Whether they are no training rows.
         draws: Draws for these.
         time_limit: Seconds after which the symmetry certificate gives up.
         seed: Seeds predictive draws.
     """
     chain_seed(seed, 0)
-    shown, bars = shown_of(targets)
+    inputs = data.x
+    shown, bars = shown_of(data.y)
     weights = torch.cat([value.flatten(2) for value in samples.samples.values()], dim=2).double().cpu().numpy()
     chosen = np.unique(np.linspace(0, weights.shape[2] - 1, _MOST_WEIGHTS).astype(int))
     functions = _functions(samples, inputs)

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.observed import Observed, fields_of
+from ..data.observed import fields_of
 from ..posterior.fit import Fit
 from ..posterior.outputs import Member
 from ..posterior.predict import Prediction
-from .density import Draws
+from .density import Data, Draws
 from .generations import rank_rhat
 
 #: Fewest steps of which the last two tenths say anything.
@@ -75,22 +75,23 @@ class Convergence:
         return None if math.isnan(self.spread) else self.spread < SPREAD
 
 
-def convergence(
-    fit: Fit, data: tuple[Tensor, Tensor | Observed] | None, seed: int, num_draws: int = 256
-) -> Convergence:
+def convergence(fit: Fit, data: Data | None, seed: int, num_draws: int = 256) -> Convergence:
     """How the optimisation of a fit ended.
 
     Args:
         fit: The fit.
-        data: Training data in original units, or None.
+        data: Training data, or None. Where some rows stand for all, the ELBO is `Fit.elbo`.
         seed: Seeds the fresh draws.
         num_draws: Number of fresh draws.
     """
     elbo = error = single = math.nan
-    if data is not None:
+    if data is not None and data.whole is not None:
+        told = replace(fit, source=data.whole.source)
+        elbo, error = told.elbo, told.elbo_error
+    elif data is not None:
         if fit.x is None:
-            x, y = data
-            fit = replace(fit, x=fit.standardizer.inputs(x), **fields_of(fit.standardizer.targets(y)))
+            units = fit.standardizer
+            fit = replace(fit, x=units.inputs(data.x), source=None, **fields_of(units.targets(data.y)))
         values = fit.elbo_draws(num_draws, seed).cpu().numpy()
         elbo, single = float(values.mean()), float(values.std(ddof=1))
         error = single / math.sqrt(num_draws)
@@ -105,7 +106,8 @@ def convergence(
     full = fit.x is not None and (not isinstance(batch, int) or batch >= len(fit.x))
     # A guide at rest scatters as its draws do; minibatches add a scatter of their own, which is not known.
     spread = scatter / (single / math.sqrt(fit.settings["num_particles"])) if full and single > 0 else math.nan
-    size = max(abs(float(before.mean())), float(fit.y.numel()) if fit.y is not None else 0.0)
+    observed = fit.y.numel() if fit.y is not None else 0 if data is None else data.num_entries
+    size = max(abs(float(before.mean())), float(observed))
     relative = change / max(size, np.finfo(float).tiny)
     return Convergence(elbo, error, change, relative, noise, spread)
 

@@ -22,7 +22,7 @@ from ..posterior.outputs import Member
 from ..posterior.predict import Prediction
 from ..posterior.samples import Samples
 from ..version import __version__
-from .density import chain_seed, check_data, draw, log_joint, prior_draws, training_data
+from .density import Data, chain_seed, check_data, draw, log_joint, prior_draws, training_data
 from .generations import Variable, inference_data
 
 if TYPE_CHECKING:
@@ -84,8 +84,10 @@ def to_arviz(
             as `2.weight[3, 7]`. `"tensors"`: each weight tensor in its full shape, with a dimension for the units
             of each layer, in which fixed weights are constants (of which R-hat is NaN, or infinite where
             chains differ in them).
-        x: The training inputs in original units, for fits that do not hold them (those loaded from a file).
-        y: The training targets, likewise.
+        x: The training inputs in original units, for fits that do not hold them (those loaded from a file). Fits on
+            data that is read in pieces read it once more where it has at most 20,000 rows; of larger data give some
+            rows, of which `lp` and `elbo` then are too.
+        y: The training targets, likewise; nothing where `x` is a data set that has them.
         seed: Seeds the draws.
 
     Returns:
@@ -168,13 +170,14 @@ def from_mcmc(
     """
     if not isinstance(bnn, BNN):
         raise TypeError(f"bnn must be a pyro_sps.BNN, got {type(bnn).__name__}")
-    return _from_mcmc(mcmc, bnn, check_data(bnn, x, y), _check(1, groups, layout), layout, standardizer, seed)
+    data = _in_memory(check_data(bnn, x, y))
+    return _from_mcmc(mcmc, bnn, data, _check(1, groups, layout), layout, standardizer, seed)
 
 
 def _from_mcmc(
     mcmc: MCMC | Samples,
     bnn: BNN,
-    data: tuple[Tensor, Tensor | Observed] | None,
+    data: Data | None,
     wanted: tuple[str, ...],
     layout: str,
     standardizer: Standardizer | None,
@@ -286,15 +289,28 @@ def _check(draws: Any, groups: Sequence[str] | None, layout: str) -> tuple[str, 
     return tuple(group for group in GROUPS if group in wanted)
 
 
-def _data_for(
-    wanted: Sequence[str], fits: Sequence[Fit | Samples], x: Any, y: Any
-) -> tuple[Tensor, Tensor | Observed] | None:
+def _data_for(wanted: Sequence[str], fits: Sequence[Fit | Samples], x: Any, y: Any) -> Data | None:
     """The training data if some group needs it."""
     if set(wanted) - {"posterior", "prior"}:
-        return training_data(fits, x, y)
+        return _in_memory(training_data(fits, x, y))
     if x is not None or y is not None:
         warn_user(f"x and y have no effect: the groups {' and '.join(wanted)} need no data")
     return None
+
+
+def _in_memory(data: Data) -> Data:
+    """Refuse data of which not all rows can be looked at together.
+
+    Raises:
+        ValueError: If there are too many.
+    """
+    if data.whole is not None:
+        raise ValueError(
+            f"{data.whole.source.name} has {data.num_rows:,} rows, and most groups hold something of every row and "
+            f"draw: give some rows as x and y, of which lp and elbo then are too, or groups=('posterior', 'prior'), "
+            f"which need none. Up to {len(data.x):,} rows are read by themselves"
+        )
+    return data
 
 
 def _statistics(mcmc: MCMC | Samples, num_chains: int, draws: int) -> dict[str, np.ndarray]:
@@ -335,7 +351,7 @@ def _convert(
     draws: int,
     wanted: Sequence[str],
     layout: str,
-    data: tuple[Tensor, Tensor | Observed] | None,
+    data: Data | None,
     seed: int,
     attrs: Mapping[str, Any],
 ) -> Any:
@@ -354,11 +370,11 @@ def _convert(
     if "prior" in wanted:
         groups["prior"] = _weights(prior, layout, coords)
     if data is not None:
-        x, y = data
+        x, y = data.x, data.y
         shown, bars = shown_of(y)
         obs_dims = ("row", "target")[: shown.dim()]
         if "sample_stats" in wanted:
-            groups["sample_stats"] = _sample_stats(chains, draws, x, y)
+            groups["sample_stats"] = _sample_stats(chains, draws, data)
         for group, source in (
             ("prior_predictive", prior if "prior_predictive" in wanted else []),
             ("posterior_predictive", members),
@@ -441,9 +457,9 @@ def _axes(bnn: BNN, name: str, coords: _Coords) -> tuple[str, ...]:
     return tuple(dims)
 
 
-def _sample_stats(chains: Sequence[_Chain], draws: int, x: Tensor, y: Tensor | Observed) -> _Group:
+def _sample_stats(chains: Sequence[_Chain], draws: int, data: Data) -> _Group:
     stats = {name: np.stack([chain.stats[name] for chain in chains]) for name in chains[0].stats}
-    stats["lp"] = np.stack([_array(log_joint(chain.member, x, y, draws)) for chain in chains])
+    stats["lp"] = np.stack([_array(log_joint(chain.member, data, draws)) for chain in chains])
     if "lq" in stats:
         stats["elbo"] = stats["lp"] - stats["lq"]
     return {name: (("chain", "draw"), value) for name, value in stats.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,15 +15,50 @@ from torch import Tensor
 from ..data.arrays import Standardizer, make_generator
 from ..data.names import in_order, require_same_rows, row_names
 from ..data.observed import Observed
+from ..data.opening import pairs_of
+from ..data.sources import Source
 from ..data.trees import leaves
 from ..model.bnn import BNN
 from ..model.checks import check_inputs, check_observed
 from ..model.density import pyro_session
 from ..model.guides import AutoSPSNormal, site_distribution
+from ..model.streams import Stream, stream_of
 from ..posterior.fit import Fit
 from ..posterior.outputs import Member
 from ..posterior.predict import Prediction
 from ..posterior.samples import Samples
+
+# Data of data that is read in pieces which are looked at together, and bytes of them.
+MOST_ROWS, MOST_BYTES = 20_000, 1 << 28
+
+
+@dataclass(frozen=True)
+class Data:
+    """Inputs and targets in original units.
+
+    Attributes:
+        x: Inputs, of all rows, or of some that stand for all.
+        y: Targets of them.
+        whole: All rows, where these are some of them.
+    """
+
+    x: Tensor
+    y: Tensor | Observed
+    whole: Stream | None = None
+
+    def pieces(self) -> Iterator[tuple[Tensor, Tensor | Observed]]:
+        """All rows, in pieces that fit in memory."""
+        return iter([(self.x, self.y)]) if self.whole is None else self.whole.in_order()
+
+    @property
+    def num_rows(self) -> int:
+        """Number of all rows."""
+        return len(self.x) if self.whole is None else self.whole.num_rows
+
+    @property
+    def num_entries(self) -> int:
+        """Number of targets in all rows."""
+        return self.num_rows * leaves(self.y)[0][0].numel()
 
 
 @dataclass(frozen=True)
@@ -41,9 +76,9 @@ class Draws:
     def __len__(self) -> int:
         return len(self.log_guide)
 
-    def log_joint(self, x: Tensor, y: Tensor | Observed) -> Tensor:
+    def log_joint(self, data: Data) -> Tensor:
         """Log joint density of data and each draw; see `log_joint`."""
-        return log_joint(self.member, x, y, len(self))
+        return log_joint(self.member, data, len(self))
 
 
 def draw(fit: Fit, num_draws: int, seed: int) -> Draws:
@@ -106,13 +141,12 @@ def _entries(distribution: Any, value: Any) -> Tensor:
     return log_prob
 
 
-def log_joint(member: Member, x: Tensor, y: Tensor | Observed, num_draws: int) -> Tensor:
+def log_joint(member: Member, data: Data, num_draws: int) -> Tensor:
     """Log joint density of weights and data: the prior's of a member's draws, the likelihood's in original units.
 
     Args:
         member: A network with draws.
-        x: Inputs in original units.
-        y: Targets in original units.
+        data: The data, of which all rows count.
         num_draws: Number of draws S.
 
     Returns:
@@ -120,8 +154,9 @@ def log_joint(member: Member, x: Tensor, y: Tensor | Observed, num_draws: int) -
     """
     assert member.sites is not None
     total = log_prior(member.bnn, member.sites)
-    for _, logs in Prediction.of([member], x, num_draws, 0).log_likelihoods_by_rows(y):
-        total = total + logs.reshape(num_draws, -1).sum(-1)
+    for x, y in data.pieces():
+        for _, logs in Prediction.of([member], x, num_draws, 0).log_likelihoods_by_rows(y):
+            total = total + logs.reshape(num_draws, -1).sum(-1)
     return total
 
 
@@ -162,30 +197,39 @@ def chain_seed(seed: int, index: int) -> int:
     return make_generator("cpu", seed, 8, index).initial_seed()
 
 
-def check_data(
-    bnn: BNN, x: Any, y: Any, prefix: str = "", fit: Fit | Samples | None = None
-) -> tuple[Tensor, Tensor | Observed]:
-    """Inputs and targets as tensors that fit a network.
+def check_data(bnn: BNN, x: Any, y: Any, prefix: str = "", fit: Fit | Samples | None = None) -> Data:
+    """Inputs and targets as tensors that fit a network; of what is read in pieces some, where it has many rows.
 
     Args:
         bnn: The network.
-        x: Inputs.
-        y: Targets.
+        x: Inputs, or a data set as `fit` takes it.
+        y: Targets; of files and tables the names of their columns, where they are not those of the fit.
         prefix: What to call them in errors: `prefix` + x.
         fit: A fit whose names of columns they must have, if it has some.
 
     Raises:
         ValueError: If they do not fit.
     """
+    names = (None, None) if fit is None else (fit.features, fit.targets)
+    missing = "error" if fit is None else str(fit.settings.get("missing", "error"))
+    if (source := pairs_of(x, y, *names)) is not None:
+        return _of_source(source, bnn, missing)
+    if y is None:
+        raise ValueError(f"{prefix}x and y must be given together, got x alone")
     require_same_rows(f"{prefix}x", row_names(x), f"{prefix}y", row_names(y))
     if fit is not None:
         x, y = in_order(f"{prefix}x", x, fit.features), in_order(f"{prefix}y", y, fit.targets)
     inputs = check_inputs(f"{prefix}x", x, bnn)
-    missing = "error" if fit is None else str(fit.settings.get("missing", "error"))
-    return inputs, check_observed(f"{prefix}y", y, bnn, len(inputs), missing=missing)
+    return Data(inputs, check_observed(f"{prefix}y", y, bnn, len(inputs), missing=missing))
 
 
-def training_data(fits: Sequence[Fit | Samples], x: Any, y: Any) -> tuple[Tensor, Tensor | Observed]:
+def _of_source(source: Source, bnn: BNN, missing: str) -> Data:
+    stream = stream_of(source, bnn, missing)
+    data, whole = stream.some(MOST_ROWS, MOST_BYTES)
+    return Data(*data, None if whole else stream)
+
+
+def training_data(fits: Sequence[Fit | Samples], x: Any, y: Any) -> Data:
     """The data that all of some fits were made with, in original units, with its weights, error bars and gaps.
 
     Args:
@@ -198,20 +242,25 @@ def training_data(fits: Sequence[Fit | Samples], x: Any, y: Any) -> tuple[Tensor
             fit the network.
     """
     bnn = fits[0].bnn
-    if (x is None) != (y is None):
-        raise ValueError(f"x and y must be given together, got {'y' if x is None else 'x'} alone")
+    if x is None and y is not None:
+        raise ValueError("x and y must be given together, got y alone")
     if x is not None:
         return check_data(bnn, x, y, fit=fits[0])
-    every = []
+    every: list[Data] = []
     for fit in fits:
+        if fit.source is not None:  # which replicas share
+            again = bool(every) and fit.source is fits[0].source
+            missing = str(fit.settings.get("missing", "error"))
+            every.append(every[0] if again else _of_source(fit.source, fit.bnn, missing))
+            continue
         targets = fit.observed
         if fit.x is None or targets is None:
             what = "fit holds" if isinstance(fit, Fit) else "samples hold"
             raise ValueError(f"the {what} no training data (loaded from a file): give it as x and y")
-        every.append(_original(fit.standardizer, fit.x, targets))
+        every.append(Data(*_original(fit.standardizer, fit.x, targets)))
     for other in every[1:]:
-        own, first = leaves(other), leaves(every[0])
-        if len(own) != len(first) or not all(map(_same, own, first)):
+        own, first = (leaves((data.x, data.y)) for data in (other, every[0]))
+        if other.num_rows != every[0].num_rows or len(own) != len(first) or not all(map(_same, own, first)):
             raise ValueError("the fits have different training data: give the data that they are to be judged on, x, y")
     return every[0]
 

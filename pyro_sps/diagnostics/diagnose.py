@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ..base.checks import require_count
 from ..base.process import warn_user
-from ..data.observed import Observed, shown_of
+from ..data.observed import shown_of
+from ..data.opening import pairs_of
 from ..posterior.fit import Fit
 from ..posterior.predict import Prediction
 from ..posterior.samples import Samples
 from .chains import diagnose_chains
 from .convergence import Convergence, Replicas, compare_replicas, convergence
 from .convert import check_fits
-from .density import Draws, chain_seed, check_data, draw, training_data
+from .density import Data, Draws, chain_seed, check_data, draw, training_data
 from .diagnosis import Baseline, Diagnosis
 from .findings import warnings_of
 from .importance import importance
 from .predictive import check_predictions, is_label, row_means
+
+# Log densities (of a row under a draw) that importance sampling takes of data that is read in pieces.
+MOST_LOGS = 200_000_000
 
 
 def diagnose(
@@ -29,7 +34,7 @@ def diagnose(
     x: Any = None,
     y: Any = None,
     *,
-    held_out: tuple[Any, Any] | None = None,
+    held_out: Any = None,
     baseline: Fit | Sequence[Fit] | None = None,
     draws: int = 1000,
     time_limit: float = 10.0,
@@ -48,10 +53,13 @@ def diagnose(
     Args:
         fits: A fit, or several: replicas, or fits made one by one of networks with the same masks. Or what `sample`
             returned: then R-hat and effective sample sizes of weights and of predictions, energies and steps.
-        x: The training inputs in original units, for fits that do not hold them (those loaded from a file).
-        y: The training targets, likewise.
+        x: The training inputs in original units, for fits that do not hold them (those loaded from a file). Data that
+            is read in pieces is read again: predictions are checked on 20,000 rows of it, drawn at random where there
+            are more, the ELBO is `Fit.elbo`, and importance sampling sees all rows (where there are not more than
+            2 · 10⁸ rows times draws).
+        y: The training targets, likewise; nothing where `x` is a data set that has them.
         held_out: Inputs and targets that the network was not fitted to, in original units, for the checks of
-            predictions. Without them they are made on the training data.
+            predictions, or a data set of them, likewise. Without them they are made on the training data.
         baseline: A fit to compare predictions with: one of the same data with nothing fixed.
         draws: Posterior draws of each fit, and of the predictions.
         time_limit: Seconds after which the symmetry certificate gives up.
@@ -81,7 +89,7 @@ def diagnose(
             x = y = None
         require_count("draws", draws)
         rows = training_data([fits], x, y) if held_out is None else _held_out(fits, held_out)
-        return diagnose_chains(fits, *rows, held_out is not None, draws, time_limit, seed)
+        return diagnose_chains(fits, rows, held_out is not None, draws, time_limit, seed)
     every = check_fits(fits)
     others = None if baseline is None else check_fits(baseline)
     require_count("draws", draws, 10)
@@ -92,20 +100,27 @@ def diagnose(
     left_out: list[str] = []
     if data is None:
         left_out.append("ELBO and importance sampling: they need the training data, x and y")
+    judged = data
+    if data is not None and data.whole is not None and data.num_rows * draws > MOST_LOGS:
+        judged = None
+        left_out.append(
+            f"importance sampling: it needs each of {data.num_rows:,} rows under each of {draws:,} draws, more than "
+            f"{MOST_LOGS:,} in all; fewer draws may do"
+        )
 
     sources = [draw(fit, draws, chain_seed(seed, index)) for index, fit in enumerate(every)]
     endings = tuple(convergence(fit, data, seed) for fit in every)
-    weighted = () if data is None else tuple(importance(source, *data) for source in sources)
-    replicas = _replicas(sources, checked[0], endings, left_out)
-    shown, bars = shown_of(checked[1])
-    prediction = _prediction(every, checked[0], draws, seed, bars)
+    weighted = () if judged is None else tuple(importance(source, judged) for source in sources)
+    replicas = _replicas(sources, checked.x, endings, left_out)
+    shown, bars = shown_of(checked.y)
+    prediction = _prediction(every, checked.x, draws, seed, bars)
     predictive = check_predictions(prediction, shown, held_out is not None, seed)
     likelihood = every[0].bnn.likelihood
     if is_label(likelihood):
         left_out.append(
             f"intervals, PIT, sharpness and CRPS: they are not defined for labels ({type(likelihood).__name__})"
         )
-    comparison = None if others is None else _compare(prediction, others, (checked[0], shown), draws, seed)
+    comparison = None if others is None else _compare(prediction, others, (checked.x, shown), draws, seed)
     symmetry = every[0].bnn.symmetry(time_limit=time_limit)
     return Diagnosis(
         fits=tuple(every),
@@ -125,17 +140,19 @@ def diagnose(
 # --- the checks ------------------------------------------------------------------------------------
 
 
-def _training(fits: Sequence[Fit], x: Any, y: Any, required: bool) -> tuple[Tensor, Tensor | Observed] | None:
-    unknown = x is None and y is None and any(fit.x is None for fit in fits)
+def _training(fits: Sequence[Fit], x: Any, y: Any, required: bool) -> Data | None:
+    unknown = x is None and y is None and any(fit.num_data is None for fit in fits)
     if unknown and not required:
         return None
     return training_data(fits, x, y)
 
 
-def _held_out(fit: Fit | Samples, held_out: tuple[Any, Any]) -> tuple[Tensor, Tensor | Observed]:
-    if not isinstance(held_out, tuple | list) or len(held_out) != 2:
-        raise ValueError("held_out must be a pair (x, y)")
-    return check_data(fit.bnn, held_out[0], held_out[1], "held_out ", fit)
+def _held_out(fit: Fit | Samples, held_out: Any) -> Data:
+    pair = isinstance(held_out, tuple | list) and len(held_out) == 2
+    x, y = held_out if pair else (held_out, None)
+    if not pair and not isinstance(x, str | Path) and pairs_of(x, y, fit.features, fit.targets) is None:
+        raise ValueError("held_out must be a pair (x, y), or a data set of such pairs")
+    return check_data(fit.bnn, x, y, "held_out ", fit)
 
 
 def _prediction(fits: Sequence[Fit], x: Tensor, draws: int, seed: int, y_scale: Tensor | None) -> Prediction:

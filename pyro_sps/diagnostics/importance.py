@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.observed import Observed
 from ..posterior.outputs import Member
 from ..posterior.predict import Prediction
-from .density import Draws
+from .density import Data, Draws
 from .generations import pareto_smoothed
 
 
@@ -97,14 +96,13 @@ class Importance:
         return torch.cat([self.expectation(draws) for _, draws in prediction.function_draws_by_rows()])
 
 
-def importance(draws: Draws, x: Tensor, y: Tensor | Observed) -> Importance:
+def importance(draws: Draws, data: Data) -> Importance:
     """Smoothed importance weights of a fit's draws.
 
     Args:
         draws: Draws from its guide.
-        x: Training inputs in original units.
-        y: Training targets in original units.
+        data: The training data.
     """
-    log_ratios = (draws.log_joint(x, y) - draws.log_guide).cpu().numpy()
+    log_ratios = (draws.log_joint(data) - draws.log_guide).cpu().numpy()
     log_weights, khat = pareto_smoothed(log_ratios)
     return Importance(khat, log_ratios, log_weights, draws.member)

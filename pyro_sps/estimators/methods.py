@@ -63,8 +63,22 @@ MANY_ROWS, LARGE_BATCH, EPOCHS, MOST_STEPS = 20_000, 1024, 20, 20_000
 #: With fewer rows no likelihood is chosen on rows held out: it would be a guess.
 ROWS_TO_CHOOSE, TRIAL_STEPS = 100, 1_500
 
+#: Networks for labels have a linear path up to so many rows.
+LINEAR_ROWS = 500
+
 #: With fewer seconds nothing is compiled.
 SHORT = 60.0
+
+
+def has_linear_path(method: str, rows: int, labels: bool) -> bool:
+    """Whether networks have a path from inputs to outputs beside their layers, as those of chains can have.
+
+    It brings chains to the linear model that a few rows ask for. For numbers it does no harm to more of them, for the
+    prior lets it vanish. For labels of many inputs it overfits by itself, and is learned before the layers are: on the
+    digits of scikit-learn (1,438 rows of 64 columns) the error is 5.6 % with it and 3.6 % without, log loss 0.177 and
+    0.123; on tables of 120 to 456 rows log loss is lower by 0.003 to 0.011 with it.
+    """
+    return method == "sample" and (not labels or rows <= LINEAR_ROWS)
 
 
 @dataclass(frozen=True)
@@ -115,22 +129,22 @@ class Recipe:
             return {"time_limit": seconds, "callbacks": [Forecast(self.chain())] if seconds is None else []}
         return {"callbacks": [] if seconds is None else [_stop_after(seconds)]}
 
-    def bnn(self, features: int, targets: int, likelihood: Likelihood) -> BNN:
+    def bnn(self, rows: int, features: int, targets: int, likelihood: Likelihood) -> BNN:
         """The model."""
         outputs = targets * (2 if isinstance(likelihood, HeteroscedasticGaussian) else 1)
         values = VALUES[self.values]() if isinstance(self.values, str) else self.values
         if self.values == "map" and self.num_steps is not None:
             values = MAP(num_steps=min(MAP.num_steps, self.num_steps))
         # On no device: its weights are a skeleton, and to draw them would move torch's random state.
-        samples = self.method == "sample"
-        net = mlp([features, *self.hidden, outputs], self.activation, device="meta", skip=samples)
+        skip = has_linear_path(self.method, rows, likelihood.event_dim == 0)
+        net = mlp([features, *self.hidden, outputs], self.activation, device="meta", skip=skip)
         return BNN(
             net,
             scheme=SCHEMES[self.scheme]() if isinstance(self.scheme, str) else self.scheme,
             values=values,
             likelihood=likelihood,
             # Chains find how much each layer does, nothing but the linear path included; mean field does not.
-            prior=Hierarchical() if samples else None,
+            prior=Hierarchical() if self.method == "sample" else None,
             seed=self.seed,
         )
 
@@ -156,7 +170,7 @@ def infer(
         weights: How often each row counts, shape (rows,); None for once.
     """
     mean, scale = _moments(y, weights) if likelihood.real_valued else (np.zeros(()), np.ones(()))
-    bnn = recipe.bnn(x.shape[1], outputs, likelihood)
+    bnn = recipe.bnn(len(x), x.shape[1], outputs, likelihood)
     own = (y - mean) / scale if likelihood.real_valued else y
     if recipe.method == "sample":
         samples = sample(

@@ -94,6 +94,8 @@ class TableEstimator(BaseEstimator):
             weights = _check_sample_weight(sample_weight, frame, dtype=np.float64)
             if (weights < 0).any():
                 raise ValueError("Negative values in data passed to `sample_weight`")
+            if not weights.any():
+                raise ValueError("sample_weight must have at least one non-zero weight, got zeros only")
             if not (kept := weights > 0).all():  # nothing at all is learned of the others
                 given = given[kept] if isinstance(given, np.ndarray) else given.loc[kept]
                 frame, y, weights = frame.loc[kept].reset_index(drop=True), y[kept], weights[kept]

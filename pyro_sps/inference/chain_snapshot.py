@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..base.files import LoadError
-from .chains import ChainRun
+from .chains import LONGEST_WARMUP, ChainRun
 from .checkpoint import Checkpoint, environment, plain
 from .langevin import Chains, Tuning
 from .loop import Replica
@@ -33,12 +33,12 @@ def header_of(
 
 def tensors_of(run: ChainRun, member: Replica) -> dict[str, Tensor]:
     """The numbers of a checkpoint."""
-    tensors = {"starts": run.starts, "recent": run.recent, "early": run.early}
+    tensors = {"starts": run.starts, "recent": run.recent, "early": run.early, "late": run.late}
     tensors |= {f"chains.{one.name}": getattr(run.chains, one.name) for one in fields(Chains)}
     tensors |= {f"tuning.{name}": value for name, value in run.tuning.tensors().items()}
     for name in ("draws", "energies", "errors", "failures", "times"):
         tensors[name] = getattr(run, name)[:, : run.drawn]
-    tensors["numbers"] = torch.tensor([run.warmup, run.drawn, run.length, *run.restarted])
+    tensors["numbers"] = torch.tensor([run.warmup, run.most_warmup, run.drawn, run.length, *run.restarted])
     tensors |= {f"standardizer.0.{name}": getattr(member.standardizer, name) for name in SCALING}
     if has_map_values(member.bnn):
         tensors |= {f"constant.0.{weight.name}": weight.fixed for weight in member.bnn.weights}
@@ -49,13 +49,14 @@ def restore(found: Checkpoint, run: ChainRun) -> None:
     """Set a run to where its checkpoint was."""
     take, like = found.numbers.take, run.starts
     numbers = take("numbers", torch.int64).tolist()
-    if len(numbers) < 3 or not 0 <= numbers[1] <= run.num_samples or not 0 <= numbers[0] <= run.warmup:
+    most = round(LONGEST_WARMUP * run.warmup)
+    if len(numbers) < 4 or not (max(numbers[:2]) <= most and 0 <= numbers[2] <= run.num_samples) or min(numbers) < 0:
         raise LoadError(f"the checkpoint in {found.directory} is damaged: its numbers are {numbers[:9]}")
-    run.warmup, run.drawn, run.length, *run.restarted = numbers
+    run.warmup, run.most_warmup, run.drawn, run.length, *run.restarted = numbers
     if not 0 <= found.done <= run.num_steps:
         raise LoadError(f"the checkpoint in {found.directory} is damaged: {found.done} of {run.num_steps} steps done")
     run.done, run.stopped = found.done, ""
-    for name in ("recent", "early"):
+    for name in ("recent", "early", "late"):
         setattr(run, name, take(name, like.dtype, getattr(run, name).shape).to(like))
     state = {
         n: take(f"chains.{n}", like.dtype, v.shape)

@@ -48,6 +48,10 @@ MOST_FAILURES = 0.25
 # A chain whose energy is above the others' median by this many times their spread stands apart.
 FAR = 10.0
 
+# While energies fall, by more than so many standard errors between the last quarter of a warm-up whose length was left
+# open and the quarter before it, the warm-up goes on for half its length, up to twice it.
+FALLING, LONGER, LONGEST_WARMUP = 3.0, 0.5, 2.0
+
 # Longest trajectory of adjusted chains, in steps.
 LONGEST = 64
 
@@ -64,6 +68,7 @@ class ChainRun:
         kernel: `mclmc` or `mams`.
         starts: Positions, shape (K, n).
         warmup: Steps before the first draw, in which it is tuned.
+        most_warmup: What that may grow to while energies fall; not at all if it is no more.
         num_samples: Draws of each chain.
         thinning: Steps from one draw to the next.
         batch_size: Rows of a step's gradient after the warm-up.
@@ -72,6 +77,7 @@ class ChainRun:
         compile: Whether to compile the step.
         progress: Whether to show a bar.
         stream: Where minibatches come from, if the target has some rows only; None for the target's rows.
+        numbers: Of the chains, if they are some of those of a run, whose warm-up is over; None for all.
     """
 
     coordinates: Coordinates
@@ -86,6 +92,8 @@ class ChainRun:
     compile: bool
     progress: bool
     stream: Stream | None = None
+    most_warmup: int = 0
+    numbers: Sequence[int] | None = None
     done: int = 0
     drawn: int = 0
     length: int = 1
@@ -97,7 +105,8 @@ class ChainRun:
         coordinates, target = self.coordinates, self.coordinates.target
         like, rows = self.starts, target.rows
         count, dimensions = len(self.starts), coordinates.dimensions
-        self.seeds = [make_generator("cpu", self.seed, 21, chain).initial_seed() for chain in range(count)]
+        numbers = range(count) if self.numbers is None else self.numbers
+        self.seeds = [make_generator("cpu", self.seed, 21, chain).initial_seed() for chain in numbers]
         outputs = target.bnn.likelihood.num_targets(target.bnn.num_outputs)
         if target.bnn.likelihood.event_dim == 0:
             outputs = target.bnn.num_outputs
@@ -116,6 +125,8 @@ class ChainRun:
         self.times = torch.zeros_like(self.energies)  # since the draw before
         self.recent = torch.zeros((3, count), dtype=like.dtype, device=like.device)
         self.early = like.new_zeros((count, 2))  # failures and energy, for the judgement in the warm-up
+        self.late = like.new_zeros((count, 2))  # energy in the last two windows of the warm-up
+        self.window = max(1, self.warmup // 4)
         self.programs: dict[bool, Program] = {}
         gradient, energy = self._evaluate(position)
         self.chains = Chains(position, self._velocities(), gradient, energy)
@@ -157,7 +168,7 @@ class ChainRun:
 
         some = data if full else rows_of(data, slice(self.batch_size))
         example = [*(tensor[: self.group] for tensor in self._state()), *leaves(some)]
-        program = make_program(on_tensors, tuple(example), self.compile)
+        program = make_program(on_tensors, tuple(example), self.compile, self.kernel if self.progress else "")
         group = self.group
 
         def run(*args: Any) -> tuple[Tensor, ...]:
@@ -195,8 +206,8 @@ class ChainRun:
         x, y = self.coordinates.target.x, self.coordinates.target.y
         if self.full:
             yield from itertools.repeat((x, y))
-        for rows in minibatches([self.seed], len(x), self.batch_size, start):
-            yield rows_of((x, y), rows[0].to(x.device))
+        for rows in minibatches([self.seed], len(x), self.batch_size, start, x.device):
+            yield rows_of((x, y), rows[0])
 
     def _gradient_noise(self) -> Tensor:
         """What a minibatch's gradients differ by from those of all rows, where the chains are; shape (K, d)."""
@@ -264,8 +275,23 @@ class ChainRun:
                 self.length = max(1, min(LONGEST, round(reach)))
         if done > AVERAGE_FROM * self.warmup:
             tuning.average()
-        if done == self.warmup:
+        if 0 <= (left := self.warmup - done) < 2 * self.window:
+            self.late[:, int(left < self.window)] += self.chains.energy
+        if done == self.warmup and not self._goes_on():
             tuning.settle()
+
+    def _goes_on(self) -> bool:
+        """Make the warm-up longer if energies still fall, in the mean of chains and surely."""
+        longer = min(self.most_warmup, self.warmup + round(LONGER * 4 * self.window))
+        if longer <= self.warmup or len(self.late) < 3:
+            return False
+        fall = (self.late[:, 0] - self.late[:, 1]) / self.window
+        if not fall.mean() > FALLING * fall.std() / math.sqrt(len(fall)):  # false of NaN
+            return False
+        self.warmup = longer
+        self.late.zero_()
+        self.tuning.begin_average()
+        return True
 
     def _judge(self, steps: int) -> None:
         """Let chains that are stuck or stand apart begin again, each once."""
@@ -302,6 +328,7 @@ class ChainRun:
         save: Callable[[], str] | None = None,
         save_every: int = 1,
         deadline: float = math.inf,
+        only_warmup: bool = False,
     ) -> None:
         """Run from where it stands to the end, a stop or a pause.
 
@@ -311,6 +338,7 @@ class ChainRun:
                 pause, if there is a reason.
             save_every: Steps between two calls of it.
             deadline: When to stop, by `time.monotonic`.
+            only_warmup: Whether to stop at the end of the warm-up.
         """
         self.noise = self._noise(self.done)
         self.scale = self.tuning.scale[:, self.coordinates.blocks]
@@ -327,7 +355,9 @@ class ChainRun:
             with bar, torch.no_grad(), interrupts_deferred() as interrupted:
                 if save is not None and self.done == 0:
                     self.paused, saved = save() or self.paused, 0
-                while self.done < self.num_steps and not (self.stopped or self.paused):
+                while self.done < (self.warmup if only_warmup else self.num_steps) and not (
+                    self.stopped or self.paused
+                ):
                     warm = self.done < self.warmup
                     if self.done == self.warmup:
                         self._leave_warmup()
@@ -337,7 +367,8 @@ class ChainRun:
                         self._tune(good)
                     else:
                         self._note(error, good)
-                    if self.done % 20 == 0:
+                    if self.done % 50 == 0:
+                        bar.total = self.num_steps
                         bar.update(self.done - bar.n)
                         if not bar.disable:
                             bar.set_postfix(energy=f"{self.chains.energy.mean().item():.1f}")
@@ -366,6 +397,7 @@ class ChainRun:
             self.tuning.settle()
         if not self.full:
             self.program = self._make(full=False)
+        if not self.full and self.numbers is None:
             coordinates, dimensions = self.coordinates, self.coordinates.dimensions
             noise = noise_of(self.tuning, coordinates.sizes, coordinates.spread)
             self.tuning.step = self.tuning.step.clamp(max=longest_step(noise, dimensions, math.sqrt(dimensions)))

@@ -287,11 +287,12 @@ def marks_of(bnn: BNN) -> dict[str, Any]:
     priors: dict[str, Any] = {"scale": bnn.prior_scale, "by fan-in": bnn.scale_by_fan_in, "own": bnn.prior is not None}
     if isinstance(bnn.prior, Hierarchical):
         priors["hierarchical"] = bnn.prior.config()
+    dropout = "" if bnn.dropout == "ignore" else f" with dropout={bnn.dropout!r} at {list(bnn.drop_rates)}"
     return {
         "weights": [[tensor.name, list(tensor.shape)] for tensor in bnn.topology.tensors],
         "dtypes": str(bnn.like.dtype),
         "priors": {**priors, "ordered biases": bnn.ordered_biases},
-        "likelihoods": f"{type(likelihood).__name__}({likelihood.config()})",
+        "likelihoods": f"{type(likelihood).__name__}({likelihood.config()})" + dropout,
         "masks": digest_of(bnn.masks.values()),
         "constants": digest_of(bnn.fixed.values()),
     }

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..base.cluster import dask_client
+from ..base.cluster import dask_client, gathered
 from ..base.plain import plain_torch
-from ..base.process import warn_user
 from ..base.terminal import progress_bar
 from ..data.observed import Extras
+from ..data.sources import Indexed, Streamed
 from ..model.bnn import BNN
 from ..model.checks import are_stacked
 from ..posterior.fit import Fit, Fits, NonFiniteLossError
@@ -22,15 +22,12 @@ from .resume import resume
 from .settings import FitSettings
 from .warm_start import check_start, fits_of
 
-# How often a replica is tried again whose worker raised or was killed.
-RETRIES = 2
-
 
 def fit_on_cluster(
     bnn: BNN,
     x: Any,
     y: Any,
-    validation: tuple[Any, Any] | None,
+    validation: Any,
     callbacks: Sequence[Any],
     asked: FitSettings,
     extras: Extras,
@@ -63,15 +60,10 @@ def fit_on_cluster(
     count = asked.replicas
     stacked = isinstance(bnn, BNN) and are_stacked(x, count, bnn)
     starts = fits_of(asked.start)
-    done: dict[int, Fit] = {}
-    failed: dict[int, BaseException] = {}
-    broken: dict[int, int] = {}
     with dask_client(scheduler) as client, progress_bar(count, "fit", asked.progress, unit="replica") as bar:
-        from distributed import as_completed
-
         # As a result of work, which can be done again: what is scattered to a worker is lost with it.
         whole = None if stacked else client.submit(tuple, [x, y, extras, validation], pure=False)
-        futures = {}
+        tasks = []
         for index in range(count):
             own = (x[index], y[index], extras.of_replica(index), validation) if stacked else whole
             settings = replace(
@@ -82,26 +74,13 @@ def fit_on_cluster(
                 checkpoint=None if asked.checkpoint is None else Path(asked.checkpoint) / f"replica-{index}",
                 progress=False,
             )
-            futures[client.submit(_one, bnn, own, settings, retries=RETRIES, pure=False)] = index
-        for future in as_completed(futures):
-            index, error = futures[future], future.exception()
-            if error is None:
-                done[index], step = future.result()
-                if step is not None:
-                    broken[index] = step
-            else:
-                failed[index] = error
-            future.release()
-            bar.update()
+            tasks.append((bnn, own, settings))
+        done = gathered(client, _one, tasks, "replica", bar.update)
+    broken = {index: step for index, (_, step) in done.items() if step is not None}
     if broken:
         warn_of_failures(broken)
-    if failed:
-        first = min(failed)
-        why = f"replica {first} failed on the cluster: {type(failed[first]).__name__}: {failed[first]}"
-        if not done:
-            raise failed[first]
-        warn_user(f"{why}; the {len(done)} of {count} that succeeded are the result", RuntimeWarning)
-    return Fits(done[index] for index in sorted(done))
+    streamed = isinstance(x, Indexed | Streamed)
+    return Fits(replace(fit, source=x) if streamed else fit for fit, _ in done.values())
 
 
 @plain_torch()

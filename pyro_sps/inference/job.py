@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..base.process import warn_user
-from ..data.observed import NO_EXTRAS, Extras, Observed, fields_of
+from ..data.observed import NO_EXTRAS, Extras, Observed
 from ..data.trees import leaves, rows_of
 from ..masks.values import MAP, Given
 from ..model.bnn import BNN
@@ -23,14 +23,15 @@ from ..posterior.fit import Fit, Fits, NonFiniteLossError, OptimizerState
 from .checkpoint import Checkpoint, Writer, digest_of, environment, marks_of, plain
 from .distributed import ALONE, Processes, own_device, processes_of
 from .effects import NEEDS_NORMAL_PRIORS, check_effects
-from .loop import Callback, Replica, Run, decaying_rates, pays_to_compile, replicas_at_once, with_params
+from .loop import Callback, Replica, Run, data_fields, decaying_rates, pays_to_compile, replicas_at_once, with_params
 from .maximum import free_entries, initial_params, map_weights, maximise_posterior
 from .members import members_of, training_tensors
 from .optimizers import ADAM, Optimizer, ivon
 from .settings import LEARNING_RATES, FitSettings
 from .snapshot import constants_of, has_map_values, restore, tensors_of
 from .underfit import warn_of_underfit
-from .validation import Validation, guide_with, validation_data
+from .validation import Check, Validation, example_of, guide_with, validation_data
+from .validation import tensors_of as tensors_of_checks
 from .warm_start import check_start, constants_of_start, continue_optimiser, fits_of, params_of_start, with_units
 
 
@@ -56,7 +57,7 @@ class Job:
 
     asked: FitSettings
     members: list[Replica]
-    checks: list[tuple[Tensor, Tensor]]
+    checks: list[Check]
     guide: AutoSPSNormal
     problem: Problem
     own: Params
@@ -83,6 +84,11 @@ class Job:
         """Size of the data set, where a step sees a part of it."""
         return None if self.batch == self.rows and self.processes.count == 1 else self.rows
 
+    @property
+    def num_draws(self) -> int:
+        """Numbers of a step's noise that the masks of dropout take, for each particle."""
+        return self.members[0].bnn.num_dropout_draws(self.members[0].x[: self.batch])
+
     def objective(self, params: Params, noise: Tensor, x: Tensor, y: Tensor | Observed, *constants: Tensor) -> Tensor:
         """Negative ELBO per row of the data set, the KL divergence times its weight."""
         return sum_terms(self._terms(params, F.softplus(params["rho"]), noise, x, y, *constants)) / self.rows
@@ -98,7 +104,10 @@ class Job:
         self, params: Params, scale: Tensor, noise: Tensor, x: Tensor, y: Tensor | Observed, *constants: Tensor
     ) -> dict[str, Tensor]:
         mixed = torch.autocast(x.device.type, torch.bfloat16, self.asked.precision is not None, cache_enabled=False)
-        with self.members[0].bnn.constants_as(constants), mixed:
+        bnn, draws = self.members[0].bnn, None
+        if noise.shape[-1] > self.problem.size:
+            noise, draws = noise.split([self.problem.size, noise.shape[-1] - self.problem.size], dim=-1)
+        with bnn.constants_as(constants), bnn.dropping(draws), mixed:
             terms = elbo_terms(
                 self.problem,
                 params["loc"],
@@ -133,7 +142,7 @@ def run_fit(
     bnn: BNN,
     x: Any,
     y: Any,
-    validation: tuple[Any, Any] | None,
+    validation: Any,
     callbacks: Sequence[Callback],
     asked: FitSettings,
     found: Checkpoint | None = None,
@@ -197,7 +206,7 @@ def prepare_job(
     bnn: BNN,
     x: Any,
     y: Any,
-    validation: tuple[Any, Any] | None,
+    validation: Any,
     asked: FitSettings,
     found: Checkpoint | None,
     extras: Extras = NO_EXTRAS,
@@ -215,7 +224,7 @@ def prepare_job(
         processes.require_same(_work_of(bnn, members, asked), members[0].bnn.like)
     writer = None
     if asked.checkpoint is not None:
-        marks |= {"data": digest_of(training_tensors(members)), "validation": digest_of(leaves(checks))}
+        marks |= {"data": digest_of(training_tensors(members)), "validation": digest_of(tensors_of_checks(checks))}
         if found is not None:
             found.require(marks)
         # The result of one that has ended can be had without writing.
@@ -336,7 +345,7 @@ def run_of(job: Job, starts: list[Params], interrupted: str, ended: bool) -> Run
         starts=starts,
         num_steps=asked.num_steps,
         batch_size=asked.accumulate * job.batch,
-        noise_shape=(asked.num_particles, job.problem.size),
+        noise_shape=(asked.num_particles, job.problem.size + job.num_draws),
         seeds=[asked.seed + index for index in range(count)],
         rates=decaying_rates(
             asked.rate,
@@ -388,7 +397,7 @@ def _results(job: Job, run: Run, watcher: Validation | None, told: Mapping[str, 
             validation=watcher.history[index] if watcher else (),
             stopped=run.stopped or run.paused,
             mode=mode,
-            **({} if member.stream is not None else {"x": member.x, **fields_of(member.y)}),
+            **data_fields(member),
             input_shape=tuple(member.x.shape[1:]),
             features=member.features,
             targets=member.targets,
@@ -399,7 +408,8 @@ def _results(job: Job, run: Run, watcher: Validation | None, told: Mapping[str, 
     many = job.asked.replicas is not None
     _report_failures(fits, job, run, many)
     if not run.paused and 0 not in run.failed:
-        warn_of_underfit(fits[0], job.checks[0] if job.checks else None)
+        held_out = example_of(job.checks[0]) if job.checks and fits[0].x is not None else None
+        warn_of_underfit(fits[0], held_out)
     return fits if many else fits[0]
 
 

@@ -218,6 +218,11 @@ class Tuning:
         self.log_step += self.step.log()
         self.count += 1
 
+    def begin_average(self) -> None:
+        """Forget the step sizes of which the average would have been kept."""
+        self.log_step.zero_()
+        self.count.zero_()
+
     def settle(self) -> None:
         """Set the step size to the average of those that it had, which from here on is the largest."""
         if self.count > 0:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..base.process import interrupts_deferred, warn_user
 from ..base.terminal import progress_bar
 from ..data.arrays import Standardizer, minibatches, noise_stream
-from ..data.observed import Observed
+from ..data.observed import Observed, fields_of
 from ..data.trees import leaves, rebuilt, rows_of, stacked
 from ..masks.values import MAP
 from ..model.bnn import BNN
@@ -32,6 +32,10 @@ Callback = Callable[[int, "np.ndarray"], object]
 # machine is, or the same seed would give other roundings.
 COMPILE_SECONDS, SAVED_A_STEP, SAVED_A_WEIGHT = 8.0, 0.9e-3, 5e-11
 
+
+# Steps between two looks at the losses, by kind of device: looking waits for an accelerator. Nothing else in the loop
+# does, but what is asked for: callbacks, validation, checkpoints.
+LOOK_EVERY = {"cpu": 1}
 
 # Steps between two times at which processes hear of each other whether to stop.
 AGREE_EVERY = 50
@@ -56,6 +60,13 @@ class Replica:
     def rows(self) -> int:
         """Number of rows of the data."""
         return len(self.x) if self.stream is None else self.stream.num_rows
+
+
+def data_fields(member: Replica) -> dict[str, Any]:
+    """The fields of a result that say what it is of: the data, or where it is read from."""
+    if member.stream is not None:
+        return {"source": member.stream.source}
+    return {"x": member.x, **fields_of(member.y)}
 
 
 def with_params(bnn: BNN, params: Mapping[str, Tensor]) -> BNN:
@@ -186,6 +197,7 @@ class Run:
             self.group,
             self.optimizer,
             parts,
+            self.label if self.progress and self.processes.first else "",
         )
         if self.step.reason:
             warn_user(f"{self.label} runs without the fast path: {self.step.reason}", RuntimeWarning)
@@ -237,9 +249,9 @@ class Run:
             yield from itertools.repeat((x, y) if self.processes.count == 1 else (rows_of(x, own), rows_of(y, own)))
         device = self.state.params.device
         replicas = torch.arange(len(self.seeds), device=device).unsqueeze(1)
-        for rows in minibatches(self.seeds, self.members[0].rows, self.batch_size, start):
+        for rows in minibatches(self.seeds, self.members[0].rows, self.batch_size, start, device):
             rows = rows[:, self._own]
-            where = rows.to(device) if self.shared else (replicas, rows.to(device))
+            where = rows if self.shared else (replicas, rows)
             yield rows_of(x, where), rows_of(y, where)
 
     def __call__(
@@ -259,8 +271,7 @@ class Run:
             save_every: Steps between two calls of it.
         """
         losses, rows, count = self.losses, self.members[0].rows, self.num_steps
-        # On an accelerator, looking at a loss waits for it; there failures are looked for now and then.
-        interval = 1 if losses.device.type == "cpu" else 50
+        interval = LOOK_EVERY.get(losses.device.type, 50)
         scalars = self.optimizer.scalars([self.rates(step) for step in range(count)], self.state.params, self.before)
         arguments = self.arguments(self.done)
         bar = progress_bar(count, self.label, self.progress and self.processes.first, initial=self.done)

@@ -86,9 +86,12 @@ def maximise_posterior(
     rows = members[0].rows
     plates = {"num_data": rows}
 
-    def objective(params: Params, noise: None, x: Tensor, y: Tensor | Observed, *constants: Tensor) -> Tensor:
+    bnn = members[0].bnn
+    count = bnn.num_dropout_draws(members[0].x[:batch])
+
+    def objective(params: Params, noise: Tensor | None, x: Tensor, y: Tensor | Observed, *constants: Tensor) -> Tensor:
         params = {name: value.detach() if name in held else value for name, value in params.items()}
-        with members[0].bnn.constants_as(constants):
+        with bnn.constants_as(constants), bnn.dropping(noise):
             return negative_log_joint(problem, params["loc"], (x, y), plates, problem.constrain(params)) / rows
 
     run = Run(
@@ -97,7 +100,7 @@ def maximise_posterior(
         starts=[_point(start) for start in starts],
         num_steps=steps,
         batch_size=batch,
-        noise_shape=None,
+        noise_shape=(1, count) if count else None,
         seeds=[seed + index for index in range(len(members))],
         rates=decaying_rates(rate, rate / 10, steps),
         max_grad_norm=1e3,

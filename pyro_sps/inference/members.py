@@ -21,6 +21,7 @@ from ..model.links import warn_of_limits
 from ..model.streams import moments_of, stream_of
 from ..network.inputs import measured
 from .checkpoint import Checkpoint
+from .distributed import processes_of
 from .loop import Replica
 from .settings import FitSettings
 from .snapshot import SCALING, scaling_of
@@ -43,16 +44,21 @@ def members_of(
 
     Raises:
         TypeError: If `bnn` is no BNN.
-        ValueError: If it has nothing to infer, or the data does not fit it.
+        ValueError: If it has nothing to infer, the data does not fit it, or there is no such device.
     """
     if not isinstance(bnn, BNN):
         raise TypeError(f"bnn must be a pyro_sps.BNN, got {type(bnn).__name__}")
     if bnn.num_stochastic == 0:
         raise ValueError("bnn has no stochastic weight: every weight is fixed, so that nothing is left to infer")
-    copies = [bnn.copy() for _ in range(asked.replicas or 1)]
+    # In evaluation mode, in which masks of dropout are only those that a step asks for.
+    copies = [bnn.copy().eval() for _ in range(asked.replicas or 1)]
+    _check_dropout(copies[0], asked)
     if asked.device is not None:
-        for copy in copies:
-            copy.to(asked.device)
+        try:
+            for copy in copies:
+                copy.to(asked.device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise ValueError(f"device={asked.device!r} cannot be used here: {str(error).splitlines()[0]}") from error
     if isinstance(x, Indexed | Streamed):
         return _streamed(copies, x, asked, found)
     like = copies[0].like
@@ -91,6 +97,21 @@ def members_of(
         copy.likelihood.adapt(leaves(members[0].y)[0] if members else targets)
         members.append(Replica(copy, inputs, observed, scaling, *names))
     return members
+
+
+def _check_dropout(bnn: BNN, asked: FitSettings) -> None:
+    """Refuse to divide the rows of a step whose masks of dropout are made for all of them at once."""
+    if bnn.dropout == "ignore":
+        return
+    if asked.accumulate > 1:
+        raise ValueError(
+            f"accumulate must be 1 with BNN(dropout={bnn.dropout!r}), got {asked.accumulate}: minibatches of a step "
+            "would share their masks; use a larger batch_size"
+        )
+    if processes_of(torch.device(asked.device or bnn.like.device)).count > 1:
+        raise ValueError(
+            f"BNN(dropout={bnn.dropout!r}) is for one process: those that torchrun has started would share their masks"
+        )
 
 
 def _streamed(copies: list[BNN], source: Source, asked: FitSettings, found: Checkpoint | None) -> list[Replica]:

@@ -46,6 +46,7 @@ def run_nuts(
     max_tree_depth: int,
     seed: int,
     progress: bool,
+    first: int = 0,
 ) -> tuple[Tensor, Tensor, list[tuple[int, ...]], list[float], list[float]]:
     """Draw from a posterior with Pyro's NUTS, in several chains one after another.
 
@@ -60,6 +61,7 @@ def run_nuts(
         max_tree_depth: Trajectories have at most 2 to this power leapfrog steps.
         seed: Seeds the chains.
         progress: Whether to show a progress bar (on a terminal).
+        first: Number of the first of these chains, if they are some of several.
 
     Returns:
         Draws in unconstrained space (chains, draws, n), their energies (chains, draws), and for each chain the draws
@@ -79,7 +81,7 @@ def run_nuts(
 
     chains, divergences, rates, sizes = [], [], [], []
     with progress_bar(len(points) * (warmup + num_samples), "NUTS", progress) as bar:
-        for index, point in enumerate(points):
+        for index, point in enumerate(points, start=first):
             kernel = pyro.infer.NUTS(
                 potential_fn=potential, target_accept_prob=target_accept, max_tree_depth=max_tree_depth
             )

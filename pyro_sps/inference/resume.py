@@ -34,7 +34,7 @@ def resume(
     weights: Any = None,
     y_scale: Any = None,
     num_data: int | None = None,
-    validation: tuple[Any, Any] | None = None,
+    validation: Any = None,
     num_samples: int | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,

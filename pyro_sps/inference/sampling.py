@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..base.plain import plain_torch
 from ..base.process import is_first, warn_user
-from ..data.observed import NO_EXTRAS, Extras, fields_of
+from ..data.observed import NO_EXTRAS, Extras
 from ..data.opening import data_of
 from ..data.trees import rows_of
 from ..masks.values import MAP, Given
@@ -23,12 +23,13 @@ from ..model.bnn import BNN
 from ..model.density import Target, pyro_session
 from ..posterior.fit import Fit
 from ..posterior.samples import Samples
+from .chain_cluster import check_spread, draw_on_cluster, nuts_on_cluster
 from .chain_snapshot import header_of, restore, tensors_of
-from .chains import ChainRun, stands_apart
+from .chains import LONGEST_WARMUP, ChainRun, stands_apart
 from .checkpoint import Checkpoint, Writer, digest_of, environment, marks_of
 from .coordinates import Coordinates
 from .langevin import equal_times
-from .loop import Callback, Replica, pays_to_compile
+from .loop import Callback, Replica, data_fields, pays_to_compile
 from .maximum import map_weights
 from .members import members_of, training_tensors
 from .nuts import run_nuts
@@ -69,6 +70,7 @@ def sample(
     checkpoint_every: int = SampleSettings.checkpoint_every,
     checkpoint_errors: str = SampleSettings.checkpoint_errors,
     time_limit: float | None = SampleSettings.time_limit,
+    scheduler: Any = None,
 ) -> Samples:
     """Draw from the posterior of a network by several Markov chains, which run as one program.
 
@@ -83,7 +85,6 @@ def sample(
         bnn: The model. Constants of `values=MAP()` are sought first, once for all chains.
         x: Inputs, as in `fit`. Of data that is not in memory (`fit` says what that can be), which `mclmc` samples with
             `batch_size=`, 20,000 rows drawn at random stand for all in starts and warm-up.
-            dictionary by name.
         y: Targets, shape (rows, targets) or (rows,).
         kernel: `"mclmc"`: microcanonical Langevin dynamics (Robnik et al. 2023), unadjusted: fast in thousands of
             dimensions, with a bias that `energy_error` bounds. `"mams"`: the same with a Metropolis test (Robnik et al.
@@ -92,7 +93,8 @@ def sample(
         chains: Number of chains.
         num_samples: Draws that are kept of each chain: 4 bytes for each of them and of all stochastic weights.
         thinning: Steps (for `mams` and `nuts` trajectories) from one draw to the next; default: 40, 4 or 1.
-        warmup: Steps (trajectories) before the first draw; default: 2,000, 400 or 1,000.
+        warmup: Steps (trajectories) before the first draw; default: 400 or 1,000, and for `mclmc` 2,000, which become
+            up to 4,000 while the energies of three chains or more surely fall.
         starts: Where chains start. `"map"`: at early-stopped MAP networks, one a chain from random weights. `"prior"`:
             at draws of the prior. Fits: chain i at a draw of fit i, in turn. Earlier samples: at their last draws.
             Or values of the sample sites by name, of shape (chains, entries).
@@ -122,6 +124,10 @@ def sample(
         checkpoint_errors: As in `fit`.
         time_limit: Seconds after which it stops with the draws so far, starts included. The warm-up is cut to half of
             what is left after the starts.
+        scheduler: Address of a dask scheduler (`"tcp://..."`), or a client, whose workers draw after the warm-up, some
+            chains each (of `nuts`, which has no common warm-up, one chain each from its start). The draws are those of
+            one process but for rounding, which chains amplify. Chains whose worker is killed are drawn again; those
+            that failed for good are left out, with a warning. Default: all chains here, as one program.
 
     Returns:
         The draws. Ctrl-C ends it after the step at work, with the draws so far; before the first one it raises.
@@ -147,7 +153,10 @@ def sample(
     given = locals()
     asked = SampleSettings(**{name: given[name] for name in SampleSettings.names()})
     x, y, extras, batch_size = data_of(x, y, Extras(weights, y_scale), num_data, batch_size, None)
-    return run_sample(bnn, x, y, callbacks, replace(asked, batch_size=batch_size), extras=extras)
+    asked = replace(asked, batch_size=batch_size)
+    if scheduler is not None:
+        check_spread(asked, callbacks)
+    return run_sample(bnn, x, y, callbacks, asked, extras=extras, scheduler=scheduler)
 
 
 #: Of data that is not in memory, rows that stand for all in the warm-up, and bytes of them.
@@ -182,6 +191,7 @@ def run_sample(
     asked: SampleSettings,
     found: Checkpoint | None = None,
     extras: Extras = NO_EXTRAS,
+    scheduler: Any = None,
 ) -> Samples:
     """Sample from the start, or from where a checkpoint was found.
 
@@ -193,6 +203,7 @@ def run_sample(
         asked: The other options.
         found: The checkpoint; None for a new run.
         extras: Weights and error bars of the rows.
+        scheduler: As in `sample`.
     """
     if callbacks and asked.kernel == "nuts":
         raise ValueError("callbacks is of no use with kernel='nuts'")
@@ -208,7 +219,7 @@ def run_sample(
         points = found.numbers.take("starts", job.target.x.dtype, (asked.chains, job.coordinates.size)).to(job.target.x)
     job.note("starts", begun)
     if asked.kernel == "nuts":
-        return _by_nuts(job, points)
+        return _by_nuts(job, points, scheduler)
     warmup, thinning = asked.steps
     rows = job.target.rows
     batch = rows if asked.batch_size is None else min(asked.batch_size, rows)
@@ -229,6 +240,7 @@ def run_sample(
         compile=compile,
         progress=asked.progress,
         stream=job.member.stream,
+        most_warmup=round(LONGEST_WARMUP * warmup) if asked.warmup is None and asked.kernel == "mclmc" else 0,
     )
     if found is not None:
         job.seconds = {name: job.seconds.get(name, 0.0) + spent for name, spent in found.seconds.items()}
@@ -243,13 +255,16 @@ def run_sample(
         )
 
     deadline = math.inf if asked.time_limit is None else job.started + asked.time_limit
-    run(callbacks, None if job.writer is None else save, asked.checkpoint_every, deadline)
+    run(callbacks, None if job.writer is None else save, asked.checkpoint_every, deadline, scheduler is not None)
+    kept = None
+    if scheduler is not None and not run.paused:
+        kept = draw_on_cluster(run, scheduler, asked.progress)
     job.note("sample", begun)
     if run.drawn == 0:
         if run.paused.startswith("interrupted"):
             raise KeyboardInterrupt
         raise RuntimeError(f"there is no draw yet: {run.stopped or run.paused}")
-    return _result(job, run)
+    return _result(job, run, kept)
 
 
 def _prepare(bnn: BNN, x: Any, y: Any, asked: SampleSettings, found: Checkpoint | None, extras: Extras) -> _Job:
@@ -262,6 +277,11 @@ def _prepare(bnn: BNN, x: Any, y: Any, asked: SampleSettings, found: Checkpoint 
     shared = FitSettings(**{name: getattr(asked, name) for name in names})
     member = members_of(bnn, x, y, shared, found, extras)[0]
     own = member.bnn
+    if own.dropout != "ignore":
+        raise ValueError(
+            f"sample needs one density, but with BNN(dropout={own.dropout!r}) it changes with every mask: use "
+            "dropout='ignore', or fit"
+        )
     if own.like.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"bnn must be of dtype float32 or float64 to be sampled, got {own.like.dtype}")
     _check_memory(own, asked)
@@ -332,13 +352,17 @@ def _check_memory(bnn: BNN, asked: SampleSettings) -> None:
         )
 
 
-def _by_nuts(job: _Job, points: Tensor) -> Samples:
+def _by_nuts(job: _Job, points: Tensor, scheduler: Any) -> Samples:
     asked, begun = job.asked, time.perf_counter()
     warmup, thinning = asked.steps
     depth = 10 if asked.max_tree_depth is None else asked.max_tree_depth
-    draws, energies, divergences, rates, sizes = run_nuts(
-        job.target, points, asked.num_samples * thinning, warmup, asked.aim, depth, asked.seed, asked.progress
-    )
+    options = (asked.num_samples * thinning, warmup, asked.aim, depth, asked.seed)
+    if scheduler is None:
+        found: Any = run_nuts(job.target, points, *options, asked.progress)
+    else:
+        kept, found = nuts_on_cluster(job.target, points, scheduler, asked.progress, *options)
+        points = points[kept]
+    draws, energies, divergences, rates, sizes = found
     job.note("sample", begun)
     failures = torch.zeros_like(energies)
     for index, chain in enumerate(divergences):
@@ -359,15 +383,15 @@ def _by_nuts(job: _Job, points: Tensor) -> Samples:
         settings=asked.to_dict(),
         mode="recorded",
         starts=job.target.sites(points),
-        **({} if job.member.stream is not None else {"x": job.member.x, **fields_of(job.member.y)}),
+        **data_fields(job.member),
         input_shape=tuple(job.member.x.shape[1:]),
         features=job.member.features,
         targets=job.member.targets,
     )
 
 
-def _result(job: _Job, run: ChainRun) -> Samples:
-    """The draws of a run that has ended."""
+def _result(job: _Job, run: ChainRun, chains: list[int] | None) -> Samples:
+    """The draws of a run that has ended; of some of its chains, where the others are lost."""
     rows = slice(run.drawn)
     names = [site.name for site in job.target.problem.sites]
     kept, times = 1 - run.failures[:, rows].mean(1), run.times[:, rows]
@@ -395,11 +419,13 @@ def _result(job: _Job, run: ChainRun) -> Samples:
         stopped=run.stopped or run.paused,
         mode=run.program.mode,
         starts=job.target.sites(run.starts),
-        **({} if job.member.stream is not None else {"x": job.member.x, **fields_of(job.member.y)}),
+        **data_fields(job.member),
         input_shape=tuple(job.member.x.shape[1:]),
         features=job.member.features,
         targets=job.member.targets,
     )
+    if chains is not None and len(chains) < result.num_chains:
+        result = result.chain(*chains)
     for warning in findings(result, run.stiff):
         warn_user(warning, RuntimeWarning)
     return result

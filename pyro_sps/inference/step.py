@@ -11,6 +11,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import getitem
 from typing import Any
 
 import torch
@@ -18,9 +19,11 @@ from torch import Tensor, fx
 
 from ..base.process import silenced
 from ..base.recording import record
+from ..base.terminal import note
 from ..model.density import Params, pyro_session
 from .distributed import ALONE, Processes
 from .optimizers import ADAM, Optimizer, State
+from .replay import Replay, held_of, is_replayed
 
 # (parameters, noise or None, *data) -> scalar loss
 Objective = Callable[..., Tensor]
@@ -61,7 +64,8 @@ class Step:
     Attributes:
         run: `(state, scalars, noise, *data) -> losses` with a row of the optimiser's `scalars`. Changes the state in
             place and returns the losses before the step, shape (replicas,).
-        mode: `compiled`, `recorded` (the recorded operations one by one) or `traced` (the model runs in each step).
+        mode: `compiled` (on an accelerator a CUDA graph), `recorded` (the recorded operations one by one) or `traced`
+            (the model runs in each step).
         reason: Why it is not compiled although that was asked for; empty otherwise.
     """
 
@@ -80,6 +84,7 @@ def make_step(
     group: int | None = None,
     optimizer: Optimizer = ADAM,
     parts: Parts | None = None,
+    announce: str = "",
 ) -> Step:
     """Build the optimisation step of an objective.
 
@@ -95,6 +100,7 @@ def make_step(
         optimizer: What the gradient is taken at, and what it does.
         parts: How the rows of a step are divided, if they are; the step is then two programs, one of the gradient on a
             part of the rows and one of the update, which is done once.
+        announce: What is said to be compiled, on a terminal, where that takes time; empty for nothing.
 
     Returns:
         The step, as fast as it could be made. What cannot be recorded or compiled falls back and says why.
@@ -139,10 +145,11 @@ def make_step(
     scalars = optimizer.scalars([0.0], state.params, 0)[0]
     with silenced():  # under the lock of the process, which neither recording nor compiling shares with other threads
         if parts is None:
-            program, mode, reason = _program(step, 3, (*tensors, scalars, *arguments), compile)
+            program, mode, reason = _program(step, 3, (*tensors, scalars, *arguments), compile, announce)
             return Step(_runner(program, replicas, data_dims), mode, reason)
         shares = parts.of(arguments, data_dims)
-        program, mode, reason = _program(gradients, 0, (tensors[0], tensors[2], *next(shares)[1]), compile)
+        example = (tensors[0], tensors[2], *next(shares)[1])
+        program, mode, reason = _program(gradients, 0, example, compile, announce)
         example = (*tensors, scalars, torch.zeros_like(tensors[0]), tensors[0].new_zeros(replicas))
         change, _, _ = _program(update, 3, example, compile)
 
@@ -184,16 +191,20 @@ class Parts:
 
 
 def _program(
-    function: Callable[..., Any], changes: int, example: tuple[Any, ...], compile: bool
+    function: Callable[..., Any], changes: int, example: tuple[Any, ...], compile: bool, announce: str = ""
 ) -> tuple[Callable[..., Any], str, str]:
     """A function of tensors, of which it changes the first few, as fast as it could be made; how, and why so."""
+    replays = compile and is_replayed(example)
+    if replays:
+        example = held_of(example, changes)
     recorded, reason = _record(function, example, changes)
     if recorded is None:
         return _in_session(function), "traced", reason
     if compile:
-        compiled, reason = _compile(recorded, example, changes)
+        compiled, reason = _compile(recorded, example, changes, announce)
         if compiled is not None:
-            return _on_same_threads(compiled, recorded), "compiled", ""
+            program = _on_same_threads(compiled, recorded)
+            return Replay(program, changes) if replays else program, "compiled", ""
     return recorded, "recorded", reason
 
 
@@ -261,11 +272,17 @@ def _fold_constants(module: fx.GraphModule) -> None:
     """Compute once what depends on no argument: priors, index arithmetic, fixed weights."""
     values: dict[fx.Node, Any] = {}
     for node in list(module.graph.nodes):
+        if (
+            node.target is torch.ops.aten.detach.default
+        ):  # which plain autograd leaves, and is nothing without gradients
+            node.replace_all_uses_with(node.args[0])
+            continue
         if node.op == "get_attr":
             values[node] = getattr(module, str(node.target))
         elif node.op == "call_function" and all(inner in values for inner in node.all_input_nodes):
             operator: Any = node.target
-            if torch.Tag.nondeterministic_seeded in operator.tags or operator._schema.is_mutable:
+            takes_one = operator is getitem  # of several results, which is no operation of torch's
+            if not takes_one and (torch.Tag.nondeterministic_seeded in operator.tags or operator._schema.is_mutable):
                 continue
             arguments: Any = fx.map_arg((node.args, node.kwargs), values.__getitem__)
             with torch.no_grad():
@@ -289,7 +306,9 @@ _COMPILED: OrderedDict[str, Callable[..., Any]] = OrderedDict()
 _KEPT, _KEPT_BYTES = 32, 2**24
 
 
-def _compile(recorded: fx.GraphModule, example: tuple[Any, ...], changes: int) -> tuple[Callable[..., Any] | None, str]:
+def _compile(
+    recorded: fx.GraphModule, example: tuple[Any, ...], changes: int, announce: str
+) -> tuple[Callable[..., Any] | None, str]:
     """The recorded step compiled, or None and why that failed; the same step is compiled once a process."""
     try:
         key = _key_of(recorded, example)
@@ -298,6 +317,11 @@ def _compile(recorded: fx.GraphModule, example: tuple[Any, ...], changes: int) -
     if key in _COMPILED:
         _COMPILED.move_to_end(key)
         return _COMPILED[key], ""
+    if announce:
+        note(
+            f"{announce}: compiling the step to machine code takes some seconds, the first time in a process, "
+            "and saves more where there are many steps; compile=False leaves it out"
+        )
     try:
         compiled = _by_inductor(recorded, example, changes)
     except Exception as error:
@@ -384,16 +408,19 @@ class Program:
     reason: str = ""
 
 
-def make_program(function: Callable[..., Any], example: tuple[Tensor, ...], compile: bool) -> Program:
+def make_program(
+    function: Callable[..., Any], example: tuple[Tensor, ...], compile: bool, announce: str = ""
+) -> Program:
     """Record a pure function of tensors, and compile it if that is asked for.
 
     Args:
         function: The function; it may run Pyro models.
         example: Arguments; later ones must have the same shapes and strides.
         compile: Whether to compile.
+        announce: As of `make_step`.
     """
     with silenced():
-        program, mode, reason = _program(function, 0, example, compile)
+        program, mode, reason = _program(function, 0, example, compile, announce)
         if mode == "recorded":
             program = _by_torchscript(program, example)
         return Program(_without_gradients(program), mode, reason)

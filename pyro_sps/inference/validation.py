@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..data.names import in_order, require_same_rows, row_names
+from ..data.observed import Observed, shown_of
+from ..data.opening import pairs_of
+from ..data.trees import leaves
 from ..model.checks import are_stacked, check_inputs, check_observed
 from ..model.guides import AutoSPSNormal
+from ..model.streams import Stream, stream_of
 from ..posterior.outputs import Member
 from ..posterior.predict import Prediction
 from .loop import Replica, with_params
 from .optimizers import State
 from .step import Layout
+
+# Held-out inputs and targets of a replica: arrays with gaps as NaN, or what reads them.
+Check = tuple[Tensor, Tensor] | Stream
+
+# Posterior draws that scores are from.
+DRAWS = 200
 
 
 class Validation:
@@ -22,7 +34,7 @@ class Validation:
 
     def __init__(
         self,
-        data: list[tuple[Tensor, Tensor]],
+        data: list[Check],
         members: list[Replica],
         layout: Layout,
         guide: AutoSPSNormal,
@@ -41,14 +53,11 @@ class Validation:
         params = self.layout.unpack(state.params)
         if self.patience is not None and self.best is None:
             self.best = state.params.clone()
-        for index, (member, (x, y)) in enumerate(zip(self.members, self.data, strict=True)):
+        for index, (member, data) in enumerate(zip(self.members, self.data, strict=True)):
             guide = guide_with(self.guide, member, params["loc"][index], params["rho"][index])
             bnn = with_params(member.bnn, {name: value[index] for name, value in params.items()})
             one = Member(bnn, guide, member.standardizer, missing="ignore")  # `validation_data` has refused gaps
-            prediction = Prediction.of([one], x, 200, 0)
-            scores = {"step": step, "lpp": prediction.lpp(y)}
-            if bnn.likelihood.event_dim:
-                scores["rmse"] = prediction.rmse(y)
+            scores = {"step": step, **scores_of(one, data)}
             self.history[index].append(scores)
             if scores["lpp"] > self.best_lpp[index]:
                 self.best_lpp[index], self.waited[index] = scores["lpp"], 0
@@ -61,14 +70,52 @@ class Validation:
         return ""
 
 
-def validation_data(
-    members: list[Replica], validation: tuple[Any, Any] | None, may_stack: bool, missing: str
-) -> list[tuple[Tensor, Tensor]]:
+def scores_of(member: Member, data: Check) -> dict[str, float]:
+    """LPP, and RMSE where targets are numbers, by one pass over the data.
+
+    Args:
+        member: The fitted network.
+        data: What it is scored on.
+    """
+    logs, count = 0.0, 0
+    squares: Any = 0.0
+    counts: Any = 0
+    numbers = member.bnn.likelihood.event_dim > 0
+    for x, y in data.in_order() if isinstance(data, Stream) else iter([data]):
+        shown, bars = shown_of(y)
+        prediction = Prediction.of([member], x, DRAWS, 0, bars)
+        known = ~shown.isnan() if shown.is_floating_point() else shown >= 0
+        logs += prediction.log_prob(shown)[known].sum().item()
+        count += int(known.sum())
+        if numbers:
+            squares = squares + (prediction.mean - shown).double().square().where(known, 0.0).sum(0)
+            counts = counts + known.sum(0)
+    scores = {"lpp": logs / count if count else math.nan}
+    return scores | ({"rmse": (squares / counts).sqrt().mean().item()} if numbers else {})
+
+
+def tensors_of(checks: Sequence[Check]) -> Iterator[Tensor]:
+    """What checkpoints tell validation data by; of data that is read in pieces, its first rows."""
+    for data in checks:
+        if isinstance(data, Stream):
+            yield torch.tensor(data.num_rows)
+        yield from leaves(data.example() if isinstance(data, Stream) else data)
+
+
+def example_of(data: Check) -> tuple[Tensor, Tensor]:
+    """Rows of validation data, in the units of the user, with gaps as NaN."""
+    if not isinstance(data, Stream):
+        return data
+    x, y = data.example()
+    return x, shown_of(y)[0]
+
+
+def validation_data(members: list[Replica], validation: Any, may_stack: bool, missing: str) -> list[Check]:
     """Validation inputs and targets of each replica, checked; none if there are none.
 
     Args:
         members: The replicas.
-        validation: What the user gave: a pair of inputs and targets.
+        validation: What the user gave: a pair of inputs and targets, or a data set of such pairs.
         may_stack: Whether there may be data of its own for each replica.
         missing: What gaps in the targets are.
 
@@ -77,12 +124,20 @@ def validation_data(
     """
     if validation is None:
         return []
-    if not isinstance(validation, tuple | list) or len(validation) != 2:
-        raise ValueError("validation must be a pair (x, y)")
-    x, y = validation
-    first = members[0].bnn
+    first, names = members[0].bnn, (members[0].features, members[0].targets)
+    pair = isinstance(validation, tuple | list) and len(validation) == 2
+    x: Any = validation[0] if pair else validation
+    y: Any = validation[1] if pair else None
+    if (source := pairs_of(x, y, *names)) is not None:
+        stream = stream_of(source, first, missing)
+        _, targets = stream.example()  # which checks that they fit
+        if isinstance(targets, Observed) and targets.weights is not None:
+            raise ValueError(f"validation rows count once each: leave the weights of {source.name} out")
+        return [stream] * len(members)
+    if not pair:
+        raise ValueError("validation must be a pair (x, y), or a data set of such pairs")
     stacked = may_stack and are_stacked(x, len(members), first)
-    checks = []
+    checks: list[Check] = []
     for index in range(len(members)):
         own_x, own = (x[index], y[index]) if stacked else (x, y)
         require_same_rows("validation x", row_names(own_x), "validation y", row_names(own))

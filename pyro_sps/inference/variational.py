@@ -53,7 +53,7 @@ def fit(
     y_scale: Any = None,
     missing: str = FitSettings.missing,
     num_data: int | None = None,
-    validation: tuple[Any, Any] | None = None,
+    validation: Any = None,
     validate_every: int = FitSettings.validate_every,
     patience: int | None = FitSettings.patience,
     seed: int = FitSettings.seed,
@@ -132,7 +132,8 @@ def fit(
             which are to `"ignore"`: they count nothing.
         num_data: Number of rows of a data set that does not tell it, such as an `IterableDataset`: minibatches stand
             for so many.
-        validation: Inputs and targets on which RMSE and LPP are tracked, in original units.
+        validation: Inputs and targets on which RMSE and LPP are tracked, in original units: a pair (x, y), or a data
+            set of pairs, as `x` may be one, which is read through at each check.
         validate_every: Steps between these checks.
         patience: Stop after this many checks without a better LPP, and return the best state; None for never.
         seed: Seeds initialisation, noise and data order. Replica r is the fit with seed `seed + r`.

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from ..data.arrays import Standardizer
-from ..data.trees import num_rows
 from ..model.bnn import BNN
 from ..model.density import Params, Problem
 from ..model.hierarchy import Hierarchical
@@ -161,7 +160,7 @@ def _same_optimizer(fit: Fit, rows: int, asked: FitSettings) -> bool:
     if asked.optimizer == "adam":
         return same["optimizer"] == "adam"
     # Its precisions are those of a row: with other rows they would no more be those of the scales.
-    return same == {"optimizer": "ivon", "kl_weight": asked.kl_weight} and fit.x is not None and num_rows(fit.x) == rows
+    return same == {"optimizer": "ivon", "kl_weight": asked.kl_weight} and fit.num_data == rows
 
 
 def _same_model(one: BNN, other: BNN) -> bool:

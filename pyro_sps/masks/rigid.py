@@ -12,13 +12,16 @@ from torch import Generator
 
 from ..base.checks import require_count, require_flag
 from ..network.topology import Masks, Topology
+from .chance import by_chance
 from .schemes import fixed_count
 from .search import (
     SEEDS,
     VARIANTS,
     ImpossibleError,
+    Place,
     build,
     fix,
+    joined,
     other_group,
     relations_of,
     strengthened,
@@ -87,6 +90,9 @@ class Rigid:
     **Distinct constants.** Equal constants can tell n units with m neighbours apart only if n ≤ 2^m, which those of a
     1-50-1 network are not. With `values=Ladder()` each unit of a layer but one (with `signs=True` each) has one
     fixed weight, of its own value. Other values are tried in the same way, as drawn, if equal constants cannot do it.
+
+    **Grouped convolutions** join only some units with each other. Where this construction needs those, random masks are
+    tried, and connections freed again one by one as long as the certificate holds: not the fewest possible.
 
     **Strength.** The pattern of a unit says for each tensor and each neighbour whether the weight between them is
     fixed. With `strength=k` the patterns of any two units of a hidden layer differ in at least k places. (In a tensor
@@ -175,6 +181,13 @@ class Rigid:
                     masks = widened(topology, masks)
                 if self._problem(topology, masks, self._worst(topology, masks, values, generator)) is None:
                     return masks
+        if self.strength == 1 and any(joint.partly for joint in topology.joints):
+
+            def is_rigid(masks: Masks) -> bool:
+                return self._problem(topology, masks, self._worst(topology, masks, values, generator)) is None
+
+            if (found := by_chance(topology, is_rigid, self.entries == "connection")) is not None:
+                return found
         if drafts and self.strength > 1:
             raise ValueError(f"Rigid(strength={self.strength}) found no mask that is certified; try another strength")
         raise problem
@@ -197,17 +210,29 @@ class Rigid:
         waiting = list(topology.hidden)
         while waiting:
             # Next to a layer that is done, so that signs are tied to the pinned units.
-            index = next((i for i in waiting if any(other in done for _, _, other in relations_of(topology, i))), None)
+            index = next(
+                (i for i in waiting if any(other in done for _, _, other in relations_of(topology, i, partly=True))),
+                None,
+            )
             if index is None:
                 raise ValueError(f"{topology.groups[waiting[0]].name} is not connected to the inputs or outputs")
             group = topology.groups[index]
-            relations = sorted(relations_of(topology, index), key=lambda relation: relation[2] not in done)
-            places = [(t, axis, j) for t, axis, other in relations for j in range(topology.groups[other].size)]
-            own = [place for place in places if other_group(topology, place) != index]
-            near = sum(other_group(topology, place) in done for place in own)
-            if self.strength > len(own):
-                raise ValueError(too_strong(topology, index, self.strength, len(own)))
+            relations = relations_of(topology, index, partly=True)
+            relations = sorted(
+                relations, key=lambda relation: (relation[2] not in done, topology.joints[relation[0]].partly)
+            )
+            sides = {(t, axis): _joined_to(topology, t, axis) for t, axis, other in relations if other != index}
+            alike = not any(topology.joints[t].partly for t, _ in sides)  # all units have the same neighbours
+            own: list[Place] = []
             for unit in range(group.size - (0 if self.signs and group.odd else 1)):
+                if not (alike and own):
+                    own = [
+                        (t, axis, j) for (t, axis), side in sides.items() for j in np.flatnonzero(side[unit]).tolist()
+                    ]
+                    known = [place for place in own if other_group(topology, place) in done]
+                    near = sum(not topology.joints[place[0]].partly for place in known) or len(known)
+                if self.strength > len(own):
+                    raise ValueError(too_strong(topology, index, self.strength, len(own)))
                 # The first is among the neighbours that are done; the others follow.
                 chosen = [own[unit % near]]
                 for step in range(len(own)):
@@ -238,6 +263,15 @@ class Rigid:
             if not one.is_rigid:
                 return f"10^{one.log10_after:.2f} {one.name} would be left, such as: {one.generators[0]}"
         return None
+
+
+def _joined_to(topology: Topology, number: int, axis: int) -> Any:
+    """Which units a joint joins with each unit of the group on one side of it, one a row."""
+    joint = topology.joints[number]
+    if joint.partly:
+        both = joined(topology, joint)
+        return both if axis == 0 else both.T
+    return np.ones([topology.groups[joint.groups[side]].size for side in (axis, 1 - axis)], dtype=bool)
 
 
 def _draw(values: Any, topology: Topology, masks: Masks, generator: Generator | None) -> FixedValues:

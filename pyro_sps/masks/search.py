@@ -21,14 +21,26 @@ class ImpossibleError(Exception):
     """Equal constants cannot tell the units of a layer apart."""
 
 
-def relations_of(topology: Topology, index: int) -> list[tuple[int, int, int]]:
-    """For a group: each joint that it is on, its side there, and the group on the other side."""
+def relations_of(topology: Topology, index: int, partly: bool = False) -> list[tuple[int, int, int]]:
+    """For a group: each joint that it is on, its side there, and the group on the other side.
+
+    Args:
+        topology: The topology.
+        index: The group.
+        partly: Whether those count too that join only some units with each other; see `joined`.
+    """
     return [
         (k, axis, joint.groups[1 - axis])
         for k, joint in enumerate(topology.joints)
         for axis in (0, 1)
-        if joint.groups[axis] == index and not joint.partly
+        if joint.groups[axis] == index and (partly or not joint.partly)
     ]
+
+
+def joined(topology: Topology, joint: Joint) -> Any:
+    """Which units a tensor joins with each other, a Boolean array: units of the one group by units of the other."""
+    everything = torch.zeros(topology[joint.tensor].shape, dtype=torch.bool)
+    return _connected(topology, joint, {joint.tensor: everything})
 
 
 def other_group(topology: Topology, place: Place) -> int:
@@ -44,6 +56,12 @@ def fix(topology: Topology, masks: Masks, place: Place, unit: int, whole: bool =
     row, column = (unit, other) if axis == 0 else (other, unit)
     if not tensor.places:  # a matrix, or a convolution
         masks[tensor.name].view(*tensor.shape[:2], -1)[row, column, slice(None) if whole else 0] = False
+        return
+    if joint.partly:
+        connected = torch.zeros([topology.groups[group].size for group in joint.groups], dtype=torch.bool)
+        connected[row, column] = True
+        entries = topology.entries_of(joint, connected).flatten().nonzero().flatten()
+        masks[tensor.name].view(-1)[entries if whole else entries[:1]] = False
         return
     masks[tensor.name][_entries(topology, joint, row, column, whole)] = False
 
@@ -308,7 +326,7 @@ def _connected(topology: Topology, joint: Joint, masks: Masks) -> Any:
     result = np.zeros([topology.groups[group].size for group in joint.groups], dtype=bool)
     where = np.nonzero(fixed)
     rows, columns = (
-        place.unit[where[place.axes[0]]] - topology.first[group]
+        place.unit[tuple(where[axis] for axis in place.axes)] - topology.first[group]
         for place, group in zip((to, origin), joint.groups, strict=True)
     )
     inside = (rows >= 0) & (rows < result.shape[0]) & (columns >= 0) & (columns < result.shape[1])

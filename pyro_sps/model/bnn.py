@@ -16,13 +16,14 @@ from pyro.distributions import constraints
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
-from ..base.checks import require_positive
+from ..base.checks import require_flag, require_positive
 from ..base.plain import plain_torch
 from ..base.process import warn_user
 from ..data.arrays import Standardizer
 from ..data.observed import Observed
 from ..masks.schemes import Random, Scheme, Unmasked
 from ..masks.values import MAP, FixedValues, Point, RandomConstant, Values, Zero, make_values
+from ..network.dropping import DROPOUT, check_dropout
 from ..network.inputs import are_several, named_parts, pack
 from ..network.topology import WeightTensor
 from ..network.trace import trace
@@ -53,7 +54,7 @@ class BNN(PyroModule):
     Args:
         net: Any supported `nn.Module`. It is read and left as it was; its parameters are a skeleton only: their
             device and dtype are those of the new module, their values are not used. It runs as in evaluation
-            mode: dropout does nothing, and batch norm keeps the running statistics that it has.
+            mode: batch norm keeps the running statistics that it has, and dropout does what `dropout` says.
         scheme: What picks the masks: a scheme, a function `(topology, generator) -> masks`, or a dict of masks.
             Default: `Random(like=0.85)`, 85 % of every weight matrix at random places.
         values: What the fixed weights are set to: a rule, a function or a dict of tensors. Default: `MAP()`, which
@@ -74,6 +75,13 @@ class BNN(PyroModule):
             layers: see `Topology.of`. Their values do not matter. Of several inputs a tuple of tensors (positional
             arguments of its forward) or a dictionary (by their names); data comes in the same form then, each with one
             row per observation and the rows of the example's shapes. Inside, all are kept side by side in one tensor.
+        dropout: What layers and functions of dropout in `net` do. `"ignore"`: nothing, since the weights are random
+            already. `"train"`: their usual work, random masks of their own for each row, particle and step of `fit` and
+            `map_estimate`, and none in predictions. `"always"`: in predictions too, one set of masks for each posterior
+            draw (MC dropout, Gal and Ghahramani 2016, arXiv 1506.02142). Masks come from the seeds of `fit` and
+            `predict`. `Fit.elbo` looks at the network without masks, and `sample` refuses it. As a plain Pyro model the
+            masks act while `bnn.training`, from torch's own random state: call `bnn.eval()` for `Predictive` without
+            them, and for Pyro's NUTS, which needs a density that stays the same.
 
     Attributes:
         topology: The network's `Topology`.
@@ -83,7 +91,8 @@ class BNN(PyroModule):
 
     Raises:
         UnsupportedLayerError: If the network has a layer that is not supported.
-        ValueError: If masks, values or priors do not fit the network.
+        ValueError: If masks, values or priors do not fit the network, or with `dropout` it has none, or is random in
+            other ways.
 
     Warns:
         SymmetryWarning: If the scheme was meant to break symmetries and hidden units can still be relabelled.
@@ -99,6 +108,8 @@ class BNN(PyroModule):
     # What models pickled by version 0.1 lack.
     deterministic: tuple[str, ...] = ()
     _point_names: Mapping[str, str] = MappingProxyType({})
+    dropout: str = "ignore"
+    drop_rates: tuple[float, ...] = ()
     # Of a model whose prior is the posterior of a fit: the units of that, and the prior that there was at first.
     units: Standardizer | None = None
     first_prior: Mapping[str, Any] | None = None
@@ -117,8 +128,11 @@ class BNN(PyroModule):
         deterministic: Sequence[Any] | Mapping[Any, Any] = (),
         seed: int = 0,
         example: Any = None,
+        dropout: str = "ignore",
     ) -> None:
         super().__init__()
+        if dropout not in DROPOUT:
+            raise ValueError(f"dropout must be one of {', '.join(map(repr, DROPOUT))}, got {dropout!r}")
         self.topology, function = trace(net, example)
         parameters = dict(net.named_parameters())
         like = parameters[self.topology.tensors[0].name]
@@ -133,6 +147,9 @@ class BNN(PyroModule):
         self.prior_scale, self.scale_by_fan_in, self.ordered_biases = prior_scale, scale_by_fan_in, ordered_biases
         self.prior = prior
 
+        self.dropout = dropout
+        if dropout != "ignore":
+            self.drop_rates = check_dropout(function, self.topology, like.detach().to(device))
         # In a tuple, so that it is no submodule. Only elementwise modules are referred to: no tensor of the net's.
         self._function = (function,)
         if not isinstance(likelihood, Likelihood | None):
@@ -309,6 +326,35 @@ class BNN(PyroModule):
             for weight, value in zip(self.weights, own, strict=True):
                 weight.fixed = value
 
+    @contextmanager
+    def dropping(self, draws: Tensor | None) -> Iterator[None]:
+        """Make the masks of dropout of these numbers for a while; in evaluation mode there are none else.
+
+        Args:
+            draws: Standard normal draws, shape B + (`num_dropout_draws` of the inputs,); None to make none.
+        """
+        self.__dict__["_draws"] = draws
+        try:
+            yield
+        finally:
+            self.__dict__.pop("_draws", None)
+
+    def num_dropout_draws(self, x: Tensor) -> int:
+        """How many numbers the masks of dropout take on these inputs, for each set of weights; 0 without them."""
+        function: Any = self.function
+        return 0 if self.dropout == "ignore" else function.num_draws(x, self.like)
+
+    def _outputs(self, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        """Outputs of the network in its present mode: with masks of dropout where they are to act."""
+        draws = self.__dict__.get("_draws")
+        if draws is None and self.training and (count := self.num_dropout_draws(x)):
+            tensor = self.topology.tensors[0]
+            batch = weights[tensor.name].shape[: weights[tensor.name].dim() - len(tensor.shape)]
+            draws = torch.randn((*batch, count), dtype=self.like.dtype, device=self.like.device)
+        function: Any = self.function
+        outputs: Tensor = function(weights, x) if draws is None else function(weights, x, draws)
+        return outputs
+
     @property
     def num_outputs(self) -> int:
         """Number of the network's outputs."""
@@ -410,13 +456,16 @@ class BNN(PyroModule):
             The network's outputs, shape B + (rows, outputs) where B are batch dimensions of the sampled weights.
 
         Raises:
-            ValueError: If `num_data` is smaller than the number of rows, or `y` has another shape.
+            ValueError: If `num_data` is smaller than the number of rows, `y` has another shape, or `x` is on another
+                device than the model.
 
         Warns:
             UserWarning: If `y` is given and the fixed weights have no MAP values yet.
         """
         if are_several(self.topology.inputs) and not isinstance(x, Tensor):
             x = pack(self.topology.inputs, [part for _, part in named_parts(x)], self.like)
+        if x.device != self.like.device:
+            raise ValueError(f"x is on {x.device} and the model on {self.like.device}: move one of them, by .to(...)")
         rows = len(x)
         if y is not None and self._awaits_map:
             warn_user(
@@ -426,7 +475,7 @@ class BNN(PyroModule):
         if num_data is not None and num_data < rows:
             raise ValueError(f"num_data must be at least the number of rows of x, {rows}, got {num_data}")
         weights, likelihood = self.sample_latents()
-        outputs = self.function(weights, x)
+        outputs = self._outputs(weights, x)
         how: Any = nullcontext()
         if isinstance(y, Observed):
             observation = likelihood.of(outputs, y)
@@ -447,11 +496,12 @@ class BNN(PyroModule):
             pyro.sample("obs", observation, obs=y)
         return outputs
 
-    def symmetry(self, time_limit: float | None = None) -> SymmetryReport:
+    def symmetry(self, time_limit: float | None = None, verify: bool = False) -> SymmetryReport:
         """Which symmetries the masks leave; see `pyro_sps.certify`.
 
         Args:
             time_limit: Seconds after which the search gives up; what it did not determine is None in the report.
+            verify: Whether to try what is claimed on numbers; the report's `verification` says what was tried.
 
         Example:
             >>> import pyro_sps as sps
@@ -467,7 +517,9 @@ class BNN(PyroModule):
         if unknown:  # values that an optimisation finds are all different with probability one
             stand_in = RandomConstant()(self.topology, self.masks, torch.Generator().manual_seed(0))
             pattern |= {name: value for name, value in stand_in.tensors(self.like.dtype).items() if name in unknown}
-        report = certify(self.topology, self.masks, pattern, time_limit=time_limit, ordered=self._ordered)
+        require_flag("verify", verify)
+        function = self.function if verify else None
+        report = certify(self.topology, self.masks, pattern, time_limit, self._ordered, verify=function)
         if self._awaits_map:
             note = "The fixed weights have no MAP values yet; they are counted as all different."
             report = dataclasses.replace(report, notes=(*report.notes, note))

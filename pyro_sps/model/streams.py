@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..data.arrays import Standardizer
-from ..data.observed import Observed, plain, without_gaps
+from ..data.arrays import Standardizer, sent, some_of
+from ..data.observed import Observed, observed_of, plain, without_gaps
 from ..data.rows import DataError
 from ..data.sources import Piece, Source
 from ..data.trees import leaves, map_tree, num_rows, rows_of, stacked
@@ -45,6 +46,11 @@ class Stream:
     filler: Tensor | None = None
     shapes: list[tuple[int, ...]] = field(default_factory=list)
 
+    @cached_property
+    def host(self) -> BNN:
+        """The model where rows but the first are checked: on a CPU, so that nobody waits for an accelerator."""
+        return self.bnn if self.bnn.like.device.type == "cpu" else self.bnn.copy().cpu()
+
     @property
     def num_rows(self) -> int:
         """Number of rows."""
@@ -62,6 +68,22 @@ class Stream:
     def in_order(self) -> Iterator[Any]:
         """All rows once, in pieces, in the units of the user."""
         return self.source.in_order(self.checked)
+
+    def some(self, most: int, most_bytes: int) -> tuple[tuple[Tensor, Tensor | Observed], bool]:
+        """All rows, or some drawn at random, in the units of the user; and whether they are all.
+
+        Args:
+            most: Number of rows that may be in memory.
+            most_bytes: Bytes of them, at most.
+        """
+        first = next(iter(self.source.in_order(self.checked)), None)
+        if first is None:
+            raise DataError(f"{self.source.name} has no rows")
+        numbers = some_of(self.num_rows, max(1, min(most, most_bytes // self.row_bytes(first))))
+        x, y = self.source.rows(numbers, self.checked)
+        if isinstance(y, Observed):  # without saying that all were measured, where all were
+            y = observed_of(y.shown, y.weights, y.y_scale)
+        return (x, y), len(numbers) == self.num_rows
 
     def example(self) -> tuple[Tensor, Tensor | Observed]:
         """The first rows, in the units of the user."""
@@ -98,43 +120,55 @@ class Stream:
         """
         try:
             # The network is run once only: it may be at work at the same time.
-            x = check_inputs("x", piece.x, self.bnn, run=not self.shapes)
+            host = self.host if self.shapes else self.bnn
+            x = check_inputs("x", piece.x, host, run=not self.shapes)
             if piece.y is None:
                 raise ValueError("there are no targets: say which columns they are")
-            found = (x, self._targets(piece, len(x)))
+            found = (x, self._targets(piece, len(x), host))
         except (ValueError, TypeError) as error:
             raise DataError(f"{where}: {error}") from error
         shapes = [tuple(tensor.shape[1:]) for tensor in leaves(found)]
         if self.shapes and shapes != self.shapes:
             raise DataError(f"{where}: rows have the shapes {shapes}, where those before had {self.shapes}")
         self.shapes = shapes
-        return found
+        device = self.bnn.like.device
+        return found if device.type == "cpu" else map_tree(lambda tensor: sent(tensor, device), found)
 
-    def _targets(self, piece: Piece, rows: int) -> Tensor | Observed:
+    def _targets(self, piece: Piece, rows: int, host: BNN) -> Tensor | Observed:
         """Targets of some rows with what says how they count: the same for all rows, so that one program does."""
         given, there = piece.y, None
-        likelihood = self.bnn.likelihood
+        likelihood = host.likelihood
         if self.missing == "ignore":
-            filler = None if self.filler is None else self.filler.cpu().numpy()
+            filler = None if self.filler is None else self.filler.numpy()
             given, known = without_gaps("y", piece.y, likelihood.event_dim == 0, filler)
             there = None if known is None else torch.as_tensor(known)
-        targets = check_targets("y", given, self.bnn, rows)
+        targets = check_targets("y", given, host, rows)
         if self.missing == "ignore":
             there = torch.ones(targets.shape, dtype=torch.bool) if there is None else there
             there = there.reshape(targets.shape).to(targets.device)
             if self.filler is None:
-                self.filler = targets[0]
+                self.filler = targets[0].cpu()
         weights = bars = None
         if piece.weights is not None:
-            weights = check_weights("weights", piece.weights, rows, self.bnn.like, some=False)
+            weights = check_weights("weights", piece.weights, rows, host.like, some=False)
         if piece.y_scale is not None:
-            bars = check_error_bars("y_scale", piece.y_scale, targets, there, self.bnn, run=not self.shapes)
+            bars = check_error_bars("y_scale", piece.y_scale, targets, there, host, run=not self.shapes)
         return plain(Observed(targets, weights, bars, there))
 
 
-def stream_of(source: Source, bnn: BNN, missing: str) -> Stream:
-    """A source for a network, in the units that it comes in."""
-    return Stream(source, bnn, missing, Standardizer.identity(bnn.like))
+def stream_of(source: Source, bnn: BNN, missing: str, units: Standardizer | None = None) -> Stream:
+    """A source for a network; where it has none of its own, rows are counted by one pass.
+
+    Args:
+        source: The source.
+        bnn: The network.
+        missing: What gaps in targets are.
+        units: Those of the network; None for those that the rows come in.
+    """
+    stream = Stream(source, bnn, missing, Standardizer.identity(bnn.like) if units is None else units)
+    if source.num_rows is None:
+        stream.source = replace(source, num_rows=sum(num_rows(data) for data in stream.in_order()))
+    return stream
 
 
 def moments_of(stream: Stream, targets: bool) -> Standardizer:

@@ -6,7 +6,7 @@ import copy
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..base.process import process_lock
 from . import layers as layers  # registers their rules
 from .assemble import assemble
+from .dropping import Dropping, set_training
 from .elements import SCALE, SIGN
 from .inputs import Inputs, are_several, arguments, inputs_of, named_parts, unpack
 from .layers.recurrent import make_stepwise
@@ -115,11 +116,11 @@ def _recorded(net: nn.Module, example: Any, dtype: torch.dtype) -> Topology:
     with process_lock(), torch.no_grad(), torch.random.fork_rng(devices=[]), plain_operations(), recorder:
         args, kwargs = arguments(dict(zip(example, tensors, strict=True)) if isinstance(example, Mapping) else tensors)
         out = net(*args, **kwargs)
-    if not isinstance(out, Tensor) or recorder.value(out) is None:
+    if not isinstance(out, Tensor):
+        raise UnsupportedLayerError(_several_outputs(out))
+    if recorder.value(out) is None:
         raise UnsupportedLayerError(
-            f"the network must return one tensor that its layers computed, it returns {type(out).__name__}; wrap it in "
-            "a module that picks one of its outputs, or puts several side by side, torch.cat(outputs, -1), where one "
-            "likelihood is to take them all"
+            "the network must return one tensor that its layers computed, it returns a constant"
         )
     known = recorder.value(out)
     assert known is not None
@@ -135,6 +136,22 @@ def _recorded(net: nn.Module, example: Any, dtype: torch.dtype) -> Topology:
         np.flatnonzero(np.isin(recorder.atoms.units.root, made)),
         out.shape[-1] if out.dim() > 1 else 1,
         inputs_of(example),
+    )
+
+
+def _several_outputs(out: Any) -> str:
+    """What to do about a network that returns something other than a tensor."""
+    parts = [(f"[{name!r}]", part) for name, part in named_parts(out) if name is not None]
+    found = [f"outputs{where} of shape {tuple(part.shape)}" for where, part in parts if isinstance(part, Tensor)]
+    told = f"the network must return one tensor that its layers computed, it returns a {type(out).__name__}"
+    if not found:
+        return f"{told}: wrap it in a module that returns a tensor"
+    picked = next(where for where, part in parts if isinstance(part, Tensor))
+    more = ", ..." if len(found) > 6 else ""
+    return (
+        f"{told} of {', '.join(found[:6])}{more}. One likelihood takes one tensor: wrap it in a module whose forward "
+        f"returns self.net(x){picked}, or that puts several side by side, torch.cat(..., -1), where one likelihood is "
+        "to take them all"
     )
 
 
@@ -193,6 +210,9 @@ def _examples(net: nn.Module, dtype: torch.dtype) -> Iterator[Any]:
 # two to three times faster together.
 _LARGE_INPUT = 1 << 15
 
+# Beside the weights, under a name that no parameter has.
+_DRAWS = "draws of dropout"
+
 
 def _is_large(x: Any) -> bool:
     return sum(part.numel() for _, part in named_parts(x)) >= _LARGE_INPUT
@@ -211,11 +231,19 @@ class MappedFunction:
         self.skeleton = skeleton(net)
         self.names, self.inputs = tuple(names), inputs
         self.shapes = {name: self.skeleton.get_parameter(name).dim() for name in self.names}
+        self._num_draws: dict[tuple[Any, ...], int] = {}
         self._convolves = any(isinstance(module, nn.modules.conv._ConvNd) for module in self.skeleton.modules())
         self._local = threading.local()
 
-    def __call__(self, weights: Mapping[str, Tensor], x: Any) -> Tensor:
-        """Outputs of shape B + (rows, ...) for weights of shape B + their own."""
+    def __call__(self, weights: Mapping[str, Tensor], x: Any, draws: Tensor | None = None) -> Tensor:
+        """Outputs of shape B + (rows, ...) for weights of shape B + their own.
+
+        Args:
+            weights: The weights by name.
+            x: The inputs.
+            draws: Standard normal draws of which masks of dropout are made, shape B + (`num_draws` of as many rows,),
+                which lets the network run in training mode; None for none.
+        """
         if isinstance(x, Tensor) and are_several(self.inputs):
             x = unpack(self.inputs, x)
         name = self.names[0]
@@ -223,10 +251,13 @@ class MappedFunction:
         own = {key: weights[key] for key in self.names}
         buffers = self._buffers(weights[name])
 
+        if draws is not None:  # with the weights, so that each set of them has its own
+            own[_DRAWS] = draws
+
         def run(one: Mapping[str, Tensor]) -> Tensor:
-            args, kwargs = arguments(x)
-            result: Tensor = torch.func.functional_call(self._net(), {**one, **buffers}, args, kwargs, tie_weights=True)
-            return result
+            weights = {**one, **buffers}
+            drop = Dropping(weights.pop(_DRAWS)) if draws is not None else None
+            return self._run(weights, x, drop)
 
         with plain_operations():
             if not batch:
@@ -242,11 +273,38 @@ class MappedFunction:
                 outputs = torch.func.vmap(run)(flat)
             return outputs.reshape(batch + outputs.shape[1:])
 
-    def _net(self) -> nn.Module:
+    def run_dropping(self, weights: Mapping[str, Tensor], x: Any, drop: Dropping) -> Tensor:
+        """Outputs for one set of weights, with dropout."""
+        if isinstance(x, Tensor) and are_several(self.inputs):
+            x = unpack(self.inputs, x)
+        with plain_operations(), torch.no_grad():
+            return self._run({**weights, **self._buffers(weights[self.names[0]])}, x, drop)
+
+    def num_draws(self, x: Tensor, like: Tensor) -> int:
+        """How many numbers the masks of dropout take on these inputs, for each set of weights."""
+        shape = (*x.shape, x.dtype)
+        if shape not in self._num_draws:
+            weights = {name: like.new_zeros(self.skeleton.get_parameter(name).shape) for name in self.names}
+            needed = Dropping()
+            self.run_dropping(weights, x, needed)
+            self._num_draws[shape] = needed.used
+        return self._num_draws[shape]
+
+    def _run(self, values: Mapping[str, Tensor], x: Any, drop: Dropping | None) -> Tensor:
+        args, kwargs = arguments(x)
+        net, how = self._net("evaluated" if drop is None else "trained"), nullcontext() if drop is None else drop
+        with how:
+            result: Tensor = torch.func.functional_call(net, dict(values), args, kwargs, tie_weights=True)
+        return result
+
+    def _net(self, mode: str) -> nn.Module:
         """A skeleton for this thread alone, since a call puts the weights into it for a while."""
-        if not hasattr(self._local, "net"):
-            self._local.net = copy.deepcopy(self.skeleton)
-        net: nn.Module = self._local.net
+        if not hasattr(self._local, mode):
+            own = copy.deepcopy(self.skeleton)
+            if mode == "trained":
+                set_training(own)
+            setattr(self._local, mode, own)
+        net: nn.Module = getattr(self._local, mode)
         return net
 
     def _buffers(self, like: Tensor) -> dict[str, Tensor]:

@@ -272,7 +272,8 @@ class Recorder(TorchDispatchMode):
         if base in ("_local_scalar_dense", "is_nonzero", "equal"):
             raise UnsupportedLayerError(
                 f"{self.place()} turns a value that depends on the inputs into a Python number, or branches on it; "
-                "a network must not branch on values, or its symmetries cannot be read"
+                "a network must not branch on values, or its symmetries cannot be read: choose by torch.where, or run "
+                "that part on the data beforehand and make a BNN of what follows"
             )
         out = func(*args, **kwargs)
         self.largest = max([self.largest, *(leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, Tensor))])

@@ -230,7 +230,9 @@ def _over_training_range(source: Fit | Fits) -> tuple[Prediction, tuple[Any, Any
     """A fit's prediction on a grid, and its training data in original units."""
     fit: Any = source[0] if isinstance(source, Sequence) else source
     if fit.x is None or fit.y is None:
-        raise ValueError("this fit has no training data (it was loaded from a file); give a Prediction")
+        raise ValueError(
+            "this fit holds no training data (it was loaded from a file, or reads it in pieces); give a Prediction"
+        )
     units = fit.standardizer
     x, y = units.x_mean + units.x_scale * fit.x, units.y_mean + units.y_scale * fit.y
     low, high = float(x.min()), float(x.max())

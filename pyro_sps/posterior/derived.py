@@ -74,7 +74,10 @@ def gradient_of_mean(outputs: Outputs) -> Any:
 
     Of several inputs a tuple or dictionary of them, with None for whole numbers and masks.
     """
-    inputs = outputs.members[0].bnn.topology.inputs
+    bnn = outputs.members[0].bnn
+    inputs = bnn.topology.inputs
+    if bnn.dropout == "always":
+        raise ValueError("gradient is that of a network without masks, but its BNN has dropout='always'; use 'train'")
     if all(one.kind != FLOAT for one in inputs) and inputs:
         raise ValueError("the network reads whole numbers alone, by which nothing has a derivative")
     chunks = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from ..base.plain import plain_torch
-from ..data.arrays import Standardizer, make_generator
+from ..data.arrays import Standardizer, make_generator, some_of
 from ..data.observed import Observed, observed_of
-from ..data.trees import rows_of
+from ..data.sources import Source
+from ..data.trees import num_rows, rows_of
 from ..model.bnn import BNN
 from ..model.density import elbo_terms, prepare, pyro_session
 from ..model.guides import AutoSPSNormal
+from ..model.streams import stream_of
 from .derived import MeanNetwork, mean_network
 from .outputs import Member
 from .predict import Prediction
@@ -27,6 +29,9 @@ from .updating import updated_model
 
 # Draws and rows that `elbo` is taken of, and blocks of rows whose scatter says how exact it is.
 ELBO_DRAWS, ELBO_ROWS, ELBO_BLOCKS = 256, 20_000, 20
+
+# Bytes of these rows, where the data is read in pieces.
+ELBO_BYTES = 1 << 28
 
 # Activations of a layer, in elements, that estimates of the ELBO have at once: 16 MB of float32.
 ELBO_ELEMENTS = 1 << 22
@@ -101,6 +106,8 @@ class Fit:
             and of a fit that was loaded.
         row_weights: How often each training row counts, if that was said.
         y_scale: Known error bars of the training targets, in the units of the network, likewise.
+        source: What the training data is read from, where it was read in pieces; `x` and `y` are None then. Neither
+            files nor pickles hold it.
 
     Where gaps in the targets were ignored, `y` has NaN there, of labels -1.
 
@@ -130,10 +137,14 @@ class Fit:
     optimizer: OptimizerState | None = field(default=None, repr=False)
     row_weights: Tensor | None = field(default=None, repr=False)
     y_scale: Tensor | None = field(default=None, repr=False)
+    source: Source | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.x is not None and self.input_shape is None:
             object.__setattr__(self, "input_shape", tuple(self.x.shape[1:]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "source"}
 
     def predict(self, x: Any, num_samples: int = 1000, seed: int = 0, *, y_scale: Any = None) -> Prediction:
         """The posterior predictive distribution at new inputs.
@@ -165,11 +176,19 @@ class Fit:
         """The training targets with what says how each counts; targets alone where all count the same."""
         return None if self.y is None else observed_of(self.y, self.row_weights, self.y_scale)
 
+    @property
+    def num_data(self) -> int | None:
+        """Rows of the training data; None of a fit that was loaded."""
+        if self.source is not None:
+            return self.source.num_rows
+        return None if self.x is None else num_rows(self.x)
+
     @cached_property
     def elbo(self) -> float:
         """The final ELBO on the training data in nats, from 256 fresh draws (seed 0).
 
         Of more than 20,000 rows as many are drawn at random, and stand for all; `elbo_error` says how exact that is.
+        Data that was read in pieces is read once more, when this is asked for.
         """
         return self._elbo[0]
 
@@ -180,27 +199,46 @@ class Fit:
 
     @cached_property
     def _elbo(self) -> tuple[float, float]:
-        x, y = self._training_data()
-        if len(x) <= ELBO_ROWS:
+        if self._rows() <= ELBO_ROWS:
             draws = self.elbo_draws(ELBO_DRAWS)
             return draws.mean().item(), draws.std().item() / math.sqrt(ELBO_DRAWS)
-        rows = torch.randperm(len(x), generator=make_generator("cpu", 0, 9))[:ELBO_ROWS].to(x.device)
-        parts = [self._elbo_terms(x[block], rows_of(y, block), ELBO_DRAWS, 0) for block in rows.chunk(ELBO_BLOCKS)]
+        data, count = self._some(), self._rows()
+        every = torch.arange(num_rows(data)).chunk(ELBO_BLOCKS)
+        most = len(every[0])
+        parts = [self._elbo_terms([rows_of(data, rows.to(data[0].device))], most, ELBO_DRAWS, 0) for rows in every]
         blocks = torch.stack([observed for observed, _ in parts])  # of the same draws
-        rest = parts[0][1]
-        draws = blocks.sum(0) * (len(x) / ELBO_ROWS) + rest
-        of_rows = blocks.mean(1).std().item() * math.sqrt(ELBO_BLOCKS) * len(x) / ELBO_ROWS
-        of_rows *= math.sqrt(1 - ELBO_ROWS / len(x))  # drawn without replacement
+        rest, seen = parts[0][1], num_rows(data)
+        draws = blocks.sum(0) * (count / seen) + rest
+        of_rows = blocks.mean(1).std().item() * math.sqrt(len(blocks)) * count / seen
+        of_rows *= math.sqrt(1 - seen / count)  # drawn without replacement
         return draws.mean().item(), math.hypot(of_rows, draws.std().item() / math.sqrt(ELBO_DRAWS))
 
-    def _training_data(self) -> tuple[Tensor, Tensor | Observed]:
-        targets = self.observed
-        if self.x is None or targets is None:
+    def _rows(self) -> int:
+        if (count := self.num_data) is None:
             raise ValueError(
-                "this fit has no training data (it was loaded from a file, or read its data in pieces): its ELBO is "
-                "not known"
+                "this fit has no training data (it was loaded from a file): its ELBO is not known. "
+                "diagnose(fit, x=..., y=...) tells that on data"
             )
-        return self.x, targets
+        return count
+
+    def _some(self) -> tuple[Tensor, Tensor | Observed]:
+        """Rows of the training data, drawn at random, that stand for all, in the units of the network."""
+        if self.source is None:
+            (data,) = self._pieces()
+            return rows_of(data, some_of(self._rows(), ELBO_ROWS).to(data[0].device))
+        (x, y), _ = stream_of(self.source, self.bnn, self.member.missing).some(ELBO_ROWS, ELBO_BYTES)
+        return self.standardizer.inputs(x), self.standardizer.targets(y)
+
+    def _pieces(self) -> Iterator[tuple[Tensor, Tensor | Observed]]:
+        """The training data in the units of the network, in one piece where it is in memory."""
+        if self.source is None:
+            targets = self.observed
+            assert self.x is not None
+            assert targets is not None
+            yield self.x, targets
+            return
+        for x, y in stream_of(self.source, self.bnn, self.member.missing).in_order():
+            yield self.standardizer.inputs(x), self.standardizer.targets(y)
 
     def elbo_draws(self, num_samples: int, seed: int = 0) -> Tensor:
         """Single-draw estimates of the ELBO on the whole training data, shape (num_samples,).
@@ -212,35 +250,36 @@ class Fit:
         Raises:
             ValueError: If the fit was loaded from a file, which does not hold the training data.
         """
-        observed, rest = self._elbo_terms(*self._training_data(), num_samples, seed)
+        observed, rest = self._elbo_terms(self._pieces(), self._rows(), num_samples, seed)
         return observed + rest
 
     @plain_torch()
-    def _elbo_terms(self, x: Tensor, y: Tensor | Observed, num_samples: int, seed: int) -> tuple[Tensor, Tensor]:
+    def _elbo_terms(
+        self, pieces: Iterable[tuple[Tensor, Tensor | Observed]], count: int, num_samples: int, seed: int
+    ) -> tuple[Tensor, Tensor]:
         """Log likelihoods of these rows under some draws, and minus the KL divergence, each of shape (num_samples,)."""
         guide, bnn = self.guide, self.bnn
-        generator = make_generator(x.device, seed, 2)
         loc, scale = (value.detach() for value in guide.parameters_of_sites())
         width = bnn.topology.width
-        rows = max(1, min(len(x), ELBO_ELEMENTS // width))
+        rows = max(1, min(count, ELBO_ELEMENTS // width))
         at_once = max(1, ELBO_ELEMENTS // max(width * rows, len(loc)))
-        problem, _ = prepare(bnn, guide, x[:1], rows_of(y, slice(1)))
-        likelihoods, rests = [], []
+        total = torch.zeros(num_samples, dtype=torch.float64, device=loc.device)
+        rest, problem = torch.zeros_like(total), None
         with pyro_session(), torch.no_grad():
-            for first in range(0, num_samples, at_once):
-                shape = (min(at_once, num_samples - first), 1, len(loc))
-                noise = torch.randn(shape, generator=generator, dtype=loc.dtype, device=loc.device)
-                total = torch.zeros(len(noise), dtype=torch.float64, device=loc.device)
-                rest = torch.zeros_like(total)
-                for start in range(0, len(x), rows):
-                    batch = rows_of((x, y), slice(start, start + rows))
-                    terms = torch.func.vmap(partial(elbo_terms, problem, loc, scale, args=batch))(noise)
-                    total = total - terms.pop("obs").double()
-                    if start == 0:
-                        rest = -torch.stack(list(terms.values())).sum(0).double()
-                likelihoods.append(total)
-                rests.append(rest)
-        return torch.cat(likelihoods), torch.cat(rests)
+            for data in pieces:
+                if problem is None:
+                    problem, _ = prepare(bnn, guide, *rows_of(data, slice(1)))
+                generator = make_generator(loc.device, seed, 2)  # for the same draws in every piece
+                for first in range(0, num_samples, at_once):
+                    draws = slice(first, min(first + at_once, num_samples))
+                    shape = (draws.stop - first, 1, len(loc))
+                    noise = torch.randn(shape, generator=generator, dtype=loc.dtype, device=loc.device)
+                    for start in range(0, num_rows(data), rows):
+                        batch = rows_of(data, slice(start, start + rows))
+                        terms = torch.func.vmap(partial(elbo_terms, problem, loc, scale, args=batch))(noise)
+                        total[draws] -= terms.pop("obs").double()
+                        rest[draws] = -torch.stack(list(terms.values())).sum(0).double()
+        return total, rest
 
     def mean_network(self) -> MeanNetwork:
         """The network with every weight at its posterior mean, as a plain `nn.Module` in original units.
@@ -265,7 +304,8 @@ class Fit:
         The model has the units of this fit (its standardisation): fits of it stay in them. What it learns beside the
         weights, such as a noise or c, starts at the values here, and has no memory of the data. Go on by
         `sps.fit(fit.as_prior(), new_x, new_y, start=fit)`, which starts at this posterior; without `start` fits start
-        anew. A file of that fit does not hold its prior: `sps.load(directory, net, prior=fit.as_prior().prior)`.
+        anew. A file of that fit holds its prior, but where the first one was not normal: give it then,
+        `sps.load(directory, net, prior=fit.as_prior().prior)`.
 
         Args:
             forgetting: Forgetting factor in (0, 1]; 1 forgets nothing.

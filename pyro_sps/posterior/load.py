@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
@@ -34,6 +35,7 @@ from ..model.guides import AutoSPSNormal
 from ..model.hierarchy import Hierarchical
 from ..model.likelihoods import LIKELIHOODS, Likelihood
 from ..model.priors import Prior
+from ..network.dropping import DROPOUT
 from ..network.inputs import BOOL, FLOAT, WHOLE, Input, Inputs, are_several, dtype_of, with_names
 from ..network.probe import described, probe, same
 from ..network.select import replace_parameter
@@ -41,6 +43,7 @@ from ..network.topology import Topology
 from .fit import Fit, Fits
 from .load_samples import num_values, samples_of
 from .save import FILE, FORMAT, MAX_FITS, OLD_HEADER, max_bytes
+from .updating import PRIORS
 
 _DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
 
@@ -94,7 +97,8 @@ def load(
         directory: Where `save` of a fit, of fits or of samples wrote it.
         net: The same network; its weights are not used. What it computes is compared with what the saved one did. A
             `BNNRegressor` or `BNNClassifier` knows its network: without `net` it is read, whole.
-        prior: The prior given to `BNN`, if there was one: functions cannot be saved.
+        prior: The prior given to `BNN`, if there was one: functions cannot be saved. One that is a posterior
+            (`Fit.as_prior`) is in the file.
         likelihood: The likelihood, if it was one of your own.
         device: Where to put it; default: where `net` is.
 
@@ -348,14 +352,18 @@ def _rebuild(
 ) -> Any:
     if header["prior"]["own"] and prior is None:
         raise LoadError(f"the fit in {directory} has a prior of your own, which cannot be saved; give it as prior=")
+    held = header["prior"].get("numbers") is True
     if prior is not None and not header["prior"]["own"]:
-        raise LoadError(f"the fit in {directory} has the default prior; leave prior= out")
+        raise LoadError(f"the fit in {directory} has {'its own' if held else 'the default'} prior; leave prior= out")
     numbers = Numbers(tensors, f"the saved fit in {directory}")
     net = copy.deepcopy(net).to(dtype=_DTYPES[header["dtype"]])
     if device is not None:
         net = net.to(device)
     topology = Topology.of(net, _example(header, net))
     masks = {t.name: numbers.take(f"mask.{t.name}", torch.bool, t.shape) for t in topology.tensors}
+    first = None
+    if held:
+        prior, first = (_normals(directory, numbers, kind, topology, header["dtype"]) for kind in PRIORS)
     fits = []
     for index, own in enumerate(header["fits"]):
         likelihood_of_fit = _likelihood_of(directory, header, likelihood)
@@ -364,10 +372,27 @@ def _rebuild(
             _check_function(directory, header, numbers, bnn)
         build: Any = samples_of if "samples" in header else _fit_of
         parts = _scaling_of(directory, header, numbers, f"{index}.", bnn)
+        if held:
+            bnn.first_prior, bnn.units = first, parts[2]
         fits.append(build(directory, {**header, **own}, numbers, f"{index}.", bnn, *parts))
     if numbers.left:
         raise LoadError(f"{directory} is damaged: it has the unknown tensors {str(sorted(numbers.left))[:200]}")
     return fits[0] if header["replicas"] is None else Fits(fits)
+
+
+def _normals(
+    directory: Path, numbers: Numbers, kind: str, topology: Topology, dtype: str
+) -> dict[str, torch.distributions.Distribution]:
+    """Normal priors of all entries of the weight tensors."""
+    found: dict[str, torch.distributions.Distribution] = {}
+    for tensor in topology.tensors:
+        loc, scale = (
+            numbers.take(f"{kind}.{what}.{tensor.name}", _DTYPES[dtype], tensor.shape) for what in ("loc", "scale")
+        )
+        if not (scale > 0).all():
+            raise LoadError(f"{directory} is damaged: a scale of the prior of {tensor.name!r} is not positive")
+        found[tensor.name] = dist.Normal(loc, scale)
+    return found
 
 
 def _scaling_of(
@@ -450,6 +475,14 @@ def _likelihood_of(directory: Path, header: Mapping[str, Any], given: Likelihood
     return family(**header["likelihood"]["arguments"])
 
 
+def _dropout_of(directory: Path, header: Mapping[str, Any]) -> str:
+    """What dropout does; versions before 0.2 knew nothing of it."""
+    how = header.get("dropout", DROPOUT[0])
+    if how not in DROPOUT:
+        raise LoadError(f"{directory} is damaged: dropout is {str(how)[:80]!r}")
+    return str(how)
+
+
 def _names_of(directory: Path, header: Mapping[str, Any], part: str, known: Collection[str]) -> list[str]:
     """Names of weight tensors; versions before 0.2 wrote none."""
     names = header.get(part, [])
@@ -493,9 +526,15 @@ def _model_of(
         prior=prior,
         **(own_scale if prior is None or isinstance(prior, Mapping) else {}),
         ordered_biases=header["ordered_biases"],
+        dropout=_dropout_of(directory, header),
         deterministic={name: Point() if name in points else None for name in deterministic},
         example=_example(header, net),
-    )
+    ).eval()
+    if list(bnn.drop_rates) != header.get("drop_rates", []):
+        raise LoadError(
+            f"net is not the network of {directory}: it has dropout of rates {list(bnn.drop_rates)}, the saved one of "
+            f"{str(header['drop_rates'])[:200]}"
+        )
     if header.get("values") == "MAP":  # known ones, of which a later fit should know where they are from
         bnn.values = MAP()
     known = {name: value for name, value in bnn.state_dict().items() if not name.startswith("partial.")}

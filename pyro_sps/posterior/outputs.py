@@ -126,24 +126,37 @@ class Outputs:
         rows = max(1, min(1024, _ELEMENTS // (self.num_samples * self._bnn.num_outputs), _ELEMENTS // width))
         for start in range(0, len(self.x), rows):
             x = self.x[start : start + rows]
-            yield start, start + len(x), self._at(x, max(1, _ELEMENTS // (width * len(x))))
+            yield start, start + len(x), self._at(start, x, max(1, _ELEMENTS // (width * len(x))))
 
     @plain_torch()
     @torch.no_grad()
-    def _at(self, x: Tensor, step: int) -> list[Part]:
-        """What each member has at some rows, so many draws at once."""
-        cached, outputs = self._cached_blocks, []
+    def _at(self, start: int, x: Tensor, step: int) -> list[Part]:
+        """What each member has at some rows, the first of which is number `start`, so many draws at once."""
+        cached = self._cached_blocks
+        outputs: list[Part] = []
         for index, member in enumerate(self.members):
             inputs = member.standardizer.inputs(x)
-            parts, noises = [], []
+            parts: list[Tensor] = []
+            noises = []
             for weights, noise in self._blocks(index) if cached is None else cached[index]:
                 noises.append(noise)
                 for first in range(0, next(iter(weights.values())).shape[0], step):
                     part = {name: value[first : first + step] for name, value in weights.items()}
-                    parts.append(member.bnn.function(part, inputs))
+                    draws = self._dropout(index, start, len(parts), inputs, part)
+                    function: Any = member.bnn.function
+                    parts.append(function(part, inputs) if draws is None else function(part, inputs, draws))
             noise = {name: torch.cat([own[name] for own in noises]) for name in noises[0]}
             outputs.append(Part(member, member.bnn.likelihood.at(noise), torch.cat(parts)))
         return outputs
+
+    def _dropout(self, index: int, start: int, number: int, x: Tensor, weights: Mapping[str, Tensor]) -> Tensor | None:
+        """Draws for the masks of dropout of one member at some rows, where they act in predictions."""
+        bnn = self.members[index].bnn
+        if bnn.dropout != "always":
+            return None
+        shape = (len(next(iter(weights.values()))), bnn.num_dropout_draws(x))
+        generator = make_generator(x.device, self.seed, 7, index, start, number)
+        return torch.randn(shape, generator=generator, dtype=bnn.like.dtype, device=x.device)
 
     def rows_at_once(self) -> int:
         """Rows of a block of draws whose activations stay within bounds."""

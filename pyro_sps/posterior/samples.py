@@ -13,6 +13,7 @@ from torch import Tensor
 from ..base.checks import is_integer, require_count
 from ..data.arrays import Standardizer
 from ..data.observed import Observed, observed_of
+from ..data.sources import Source
 from ..model.bnn import BNN
 from .outputs import Member
 from .predict import Prediction
@@ -48,6 +49,7 @@ class Samples:
         targets: Names of the target columns, likewise.
         row_weights: How often each training row counts, if that was said.
         y_scale: Known error bars of the training targets, in the units of the network, likewise.
+        source: What the training data is read from, where it was read in pieces, as of a `Fit`.
 
     Where gaps in the targets were ignored, `y` has NaN there, of labels -1.
 
@@ -82,6 +84,10 @@ class Samples:
     targets: tuple[str, ...] | None = field(default=None, repr=False)
     row_weights: Tensor | None = field(default=None, repr=False)
     y_scale: Tensor | None = field(default=None, repr=False)
+    source: Source | None = field(default=None, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "source"}
 
     @property
     def observed(self) -> Tensor | Observed | None:
@@ -115,7 +121,8 @@ class Samples:
         """In which way the draws are not those of the posterior even in the long run; empty if they are."""
         if self.kernel != "mclmc":
             return ""
-        rows, batch = None if self.x is None else len(self.x), self.settings.get("batch_size")
+        rows = None if self.x is None else len(self.x)
+        batch = self.settings.get("batch_size")
         noisy = batch is not None and (rows is None or batch < rows)
         return "unadjusted steps" + (" on minibatches, whose noise heats the chains" if noisy else "")
 

@@ -20,6 +20,7 @@ from ..network.topology import Topology
 from ..version import __version__
 from .fit import Fit, Fits
 from .samples import Samples
+from .updating import numbers_of
 
 FORMAT = 3
 
@@ -28,7 +29,8 @@ FILE = "fit.safetensors"
 # What version 0.1 wrote beside the numbers.
 OLD_HEADER = "fit.json"
 
-# Numbers: mask, constant and two guide parameters a weight; the rest (losses, validation) in what comes on top.
+# Numbers: mask, constant, two guide parameters and at most four of a prior a weight; the rest (losses, validation) in
+# what comes on top.
 _BYTES_PER_WEIGHT, _BYTES_BESIDES = 64, 1 << 28
 
 # Most fits in a file.
@@ -95,6 +97,8 @@ def _header(fits: Sequence[Fit | Samples], replicas: int | None, extra: Mapping[
         },
         "prior": _prior_header(bnn),
         "ordered_biases": bnn.ordered_biases,
+        "dropout": bnn.dropout,
+        "drop_rates": list(bnn.drop_rates),
         "deterministic": list(bnn.deterministic),
         "points": list(bnn.points),
         "scheme": type(bnn.scheme).__name__,
@@ -139,12 +143,14 @@ def _own_header(fit: Fit | Samples) -> dict[str, Any]:
 def _prior_header(bnn: BNN) -> dict[str, Any]:
     if isinstance(bnn.prior, Hierarchical):
         return {"own": False, "scale": 1.0, "scale_by_fan_in": True, "hierarchical": bnn.prior.config()}
-    return {"own": bnn.prior is not None, "scale": bnn.prior_scale, "scale_by_fan_in": bnn.scale_by_fan_in}
+    told = {"own": bnn.prior is not None, "scale": bnn.prior_scale, "scale_by_fan_in": bnn.scale_by_fan_in}
+    return told if numbers_of(bnn) is None else {**told, "own": False, "numbers": True}
 
 
 def _tensors(fits: Sequence[Fit | Samples]) -> dict[str, Tensor]:
     bnn = fits[0].bnn
     tensors = {f"mask.{weight.name}": weight.mask for weight in bnn.weights}
+    tensors |= numbers_of(bnn) or {}
     tensors["network.outputs"] = probe(bnn.function, bnn.topology, bnn.like, fits[0].input_shape)
     for index, fit in enumerate(fits):
         tensors |= {f"{index}.{name}": value for name, value in _own_tensors(fit).items()}

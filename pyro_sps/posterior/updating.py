@@ -16,6 +16,9 @@ from ..model.bnn import BNN
 from ..model.guides import AutoSPSNormal
 from ..network.topology import WeightTensor
 
+# What files call the numbers of the prior of a model, and of the one that there was at first.
+PRIORS = ("prior", "first_prior")
+
 
 @plain_torch()
 @torch.no_grad()
@@ -48,7 +51,7 @@ def updated_model(bnn: BNN, guide: AutoSPSNormal, units: Standardizer, forgettin
         if name not in sites:  # with nothing stochastic
             continue
         mean, precision = (sites[name].view(value).flatten() for value in (loc, scale.square().reciprocal()))
-        before = _normal(first[name], tensors[name], loc)
+        before = normal_of(first[name], tensors[name], loc)
         if before is None and (forgetting < 1 or name in bnn.points):
             raise ValueError(
                 f"as_prior with forgetting < 1 or sps.Point() needs a normal prior to go back to, but that of {name!r} "
@@ -69,7 +72,29 @@ def updated_model(bnn: BNN, guide: AutoSPSNormal, units: Standardizer, forgettin
     return new
 
 
-def _normal(prior: Any, tensor: WeightTensor, like: Tensor) -> tuple[Tensor, Tensor] | None:
+def numbers_of(bnn: BNN) -> dict[str, Tensor] | None:
+    """Means and standard deviations of all entries under a prior that is a posterior, as tensors by name.
+
+    Those of the first prior, which `Fit.as_prior` goes back to, are beside them.
+
+    Args:
+        bnn: The model.
+
+    Returns:
+        None if the prior is no posterior, or the first one was not normal.
+    """
+    if bnn.first_prior is None:
+        return None
+    found: dict[str, Tensor] = {}
+    for tensor in bnn.topology.tensors:
+        for kind, prior in zip(PRIORS, (bnn.prior_of(tensor), bnn.first_prior[tensor.name]), strict=True):
+            if (numbers := normal_of(prior, tensor, bnn.like)) is None:
+                return None
+            found |= {f"{kind}.{what}.{tensor.name}": n for what, n in zip(("loc", "scale"), numbers, strict=True)}
+    return found
+
+
+def normal_of(prior: Any, tensor: WeightTensor, like: Tensor) -> tuple[Tensor, Tensor] | None:
     """Means and standard deviations of all entries of a tensor under a normal prior; None under another one."""
     while isinstance(prior, torch.distributions.Independent):
         prior = prior.base_dist

@@ -257,13 +257,17 @@ def _by_holding(graph: Graph, deadline: float | None) -> Group | None:
     held = [_held(graph, vertex, deadline) for vertex in (one, other)]
     if not connected_components(len(colour), *_arcs(_drop_uniform(held[0])[0])).any():
         return None
-    first, second = (automorphisms(own, deadline) for own in held)
-    best = min((first, second), key=lambda group: group.form)
+    first = automorphisms(held[0], deadline)
+    best, image = first, _isomorphism(held[0], held[1], deadline)
+    if image is None:
+        second = automorphisms(held[1], deadline)
+        best = min((first, second), key=lambda group: group.form)
+        if first.form == second.form:
+            image = np.empty(len(colour), dtype=np.int64)
+            image[first.canonical] = second.canonical
     form = f"held {names[chosen]} {best.form}"
-    if first.form != second.form:
+    if image is None:
         return replace(first, form=form, canonical=best.canonical)
-    image = np.empty(len(colour), dtype=np.int64)
-    image[first.canonical] = second.canonical
     moved = np.flatnonzero(image != np.arange(len(colour)))
     return Group(
         2 * first.order,
@@ -274,6 +278,36 @@ def _by_holding(graph: Graph, deadline: float | None) -> Group | None:
         (*first.moves, (moved, image[moved])),
         first.searched,
     )
+
+
+def _isomorphism(one: Graph, other: Graph, deadline: float | None) -> Ints | None:
+    """Where an isomorphism takes the vertices of one graph in another, if it is found at once.
+
+    In both, one vertex after the other of the first colour that has several is held, whichever it is. Where all of a
+    colour can take each other's place, as units that flip or swap can, both ways lead to the same graph. That
+    saves a search in each of two graphs, and in two within each of those.
+
+    Returns:
+        The images, or None if there is no isomorphism or this does not show one.
+    """
+    ways = []
+    for graph in (one, other):
+        colour = graph.colour
+        while len(cells := np.unique(colour, return_index=True, return_counts=True)[1:]) and (cells[1] > 1).any():
+            colour = _held(replace(graph, colour=colour), int(cells[0][np.argmax(cells[1] > 1)]), deadline).colour
+        order = np.argsort(colour)
+        rank = np.argsort(order)
+        twins = _twins(graph)
+        arcs = np.stack([graph.label, rank[graph.tail], rank[graph.head]])
+        pairs = np.stack([rank[twins[0]], rank[twins[1]]])
+        told = (graph.colour[order], arcs[:, np.lexsort(arcs)], pairs[:, np.lexsort(pairs)])
+        ways.append((order, told))
+    (first, told), (second, again) = ways
+    if not all(np.array_equal(a, b) for a, b in zip(told, again, strict=True)):
+        return None
+    image = np.empty(len(first), dtype=np.int64)
+    image[first] = second
+    return image
 
 
 def _arcs(graph: Graph) -> tuple[Ints, Ints]:

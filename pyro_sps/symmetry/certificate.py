@@ -17,12 +17,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..base.checks import is_number
 from ..base.process import warn_user
 from ..masks.schemes import SymmetryWarning
 from ..masks.values import FixedValues
+from ..network.run import NetworkFunction
 from ..network.topology import Topology, WeightTensor
 from .automorphisms import Group, automorphisms
 from .entries import of_tensor
@@ -36,6 +37,7 @@ def certify(
     values: FixedValues | Mapping[str, Tensor] | None = None,
     time_limit: float | None = None,
     ordered: Sequence[str] = (),
+    verify: nn.Module | NetworkFunction | None = None,
 ) -> SymmetryReport:
     """Count exactly which symmetries a set of masks and fixed values leaves.
 
@@ -62,9 +64,15 @@ def certify(
             Stochastic entries are not read.
         time_limit: Seconds after which to give up on what is not determined yet; it is None in the report.
         ordered: Names of bias tensors that are constrained to be increasing.
+        verify: The network, to try what is claimed on numbers, as `Topology.verify` does, with and without the masks:
+            `SymmetryReport.verification`. For networks of unusual operations. Default: nothing is tried.
 
     Raises:
-        ValueError: If the masks or values do not fit the topology, or a fixed value is not finite.
+        ValueError: If the masks or values do not fit the topology, or a fixed value is not finite; if `verify` is a
+            network of another topology.
+
+    Warns:
+        UserWarning: If something that is claimed is not true of the numbers of `verify`.
 
     Example:
         >>> import pyro_sps as sps
@@ -90,7 +98,14 @@ def certify(
             notes.append(f"{one.name} were not determined within {time_limit:g} s")
     fixed = sum(int((~mask).sum()) for mask in masks.values())
     maps = _linear_maps(topology, masks, constants)
-    return SymmetryReport(topology, fixed, permutations, signed, scalings, tuple(notes), tuple(ordered), maps)
+    report = SymmetryReport(topology, fixed, permutations, signed, scalings, tuple(notes), tuple(ordered), maps)
+    return report if verify is None else _verified(report, verify, masks, constants)
+
+
+def _verified(report: SymmetryReport, *how: Any) -> SymmetryReport:
+    from .verify import verified
+
+    return verified(report, *how)
 
 
 def _linear_maps(

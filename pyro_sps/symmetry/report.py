@@ -287,6 +287,8 @@ class SymmetryReport:
         linear_maps: Invertible linear maps of units, such as GL(d) of queries and keys and of values and outputs inside
             a head; None if there are none. Like scalings they are ridges of the likelihood. Those of values and outputs
             have the scalings of the same units in them. Of fully connected networks a note says it.
+        verification: What was tried on numbers, with `certify(verify=net)`: generators of the whole network and of what
+            is left, and products of them; else None.
 
     Example:
         >>> import pyro_sps as sps
@@ -306,6 +308,7 @@ class SymmetryReport:
     notes: tuple[str, ...] = ()
     ordered: tuple[str, ...] = ()
     linear_maps: SymmetryClass | None = None
+    verification: Verification | None = None
 
     @property
     def classes(self) -> tuple[SymmetryClass, ...]:
@@ -368,14 +371,17 @@ class SymmetryReport:
         """
         if bnn.topology != self.topology:
             raise ValueError(f"bnn has another topology than the report: {bnn.topology}, not {self.topology}")
-        moves = [
+        moves, generator = self.some_moves(most), torch.Generator().manual_seed(seed)
+        return check_moves(self.topology, bnn.function, bnn.masks, bnn.fixed, moves, generator, self.ordered)
+
+    def some_moves(self, most: int) -> list[Move]:
+        """Generators of what is left, so many of each class at most, spread evenly over all."""
+        return [
             one.generators[i]
             for one in self.classes
             for i in np.unique(np.linspace(0, len(one.generators) - 1, most).round().astype(int)).tolist()
             if one.generators
         ]
-        generator = torch.Generator().manual_seed(seed)
-        return check_moves(self.topology, bnn.function, bnn.masks, bnn.fixed, moves, generator, self.ordered)
 
     def to_dict(self) -> dict[str, Any]:
         """The report in plain numbers and strings, for JSON."""
@@ -390,6 +396,7 @@ class SymmetryReport:
             "scalings": None if self.scalings is None else self.scalings.to_dict(),
             "linear_maps": None if self.linear_maps is None else self.linear_maps.to_dict(),
             "notes": list(self.notes),
+            "verification": None if self.verification is None else vars(self.verification),
         }
 
     def _title(self) -> str:
@@ -409,6 +416,11 @@ class SymmetryReport:
         for one in self.classes:
             if one.generators:
                 remarks.append(f"{one.name}, for example: {one.generators[0]}")
+        if self.verification is not None:
+            tried, ok = self.verification, "all true" if self.verification.ok else "not all true"
+            remarks.append(
+                f"tried on numbers: {tried.checked} moves, {ok} (largest change of an output {tried.max_deviation:.1g})"
+            )
         return remarks + [f"note: {note}" for note in self.notes]
 
     def __str__(self) -> str:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..base.process import process_lock
+from ..base.process import process_lock, warn_user
 from ..network.run import NetworkFunction
 from ..network.topology import Topology
 from ..network.trace import trace
 from .certificate import certify
+from .report import SymmetryReport, Verification, check_moves
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,20 @@ def verify_network(
         most: Largest number of generators of each class, spread evenly over all.
         products: Number of random products.
     """
+    return verify_function(topology, _function_of(topology, net, example), seed, most, products)
+
+
+def _function_of(topology: Topology, net: nn.Module, example: Any) -> NetworkFunction:
     own, function = trace(net, example)
     if own != topology:
         raise ValueError(f"net has another topology:\n{own}\nand not\n{topology}")
+    return function
+
+
+def verify_function(
+    topology: Topology, function: NetworkFunction, seed: int = 0, most: int = 64, products: int = 8
+) -> NetworkVerification:
+    """As `verify_network`, of a network as a function of its weights."""
     generator = torch.Generator().manual_seed(seed)
     rng = np.random.default_rng(seed)
     weights = random_weights(topology, generator)
@@ -95,6 +107,51 @@ def verify_network(
             moved_weights = mixture.apply(moved_weights, near + 0.5 * noise / math.sqrt(mixture.size))
         deviation = max(deviation, _change(outputs(moved_weights), expected) / largest)
     return NetworkVerification(counts, products if every else 0, deviation, deviation < 1e-9)
+
+
+def verified(
+    report: SymmetryReport,
+    net: nn.Module | NetworkFunction,
+    masks: Mapping[str, Tensor],
+    constants: Mapping[str, Tensor | None],
+) -> SymmetryReport:
+    """A certificate with what was tried on numbers: of what is claimed of the network, and of what is left of it.
+
+    Args:
+        report: The certificate.
+        net: The network, or the network as a function of its weights.
+        masks: Stochastic masks by tensor name.
+        constants: Constants by tensor name, None for zeros.
+
+    Returns:
+        The same with `verification`, and a note if something claimed is not true.
+
+    Raises:
+        ValueError: If the network has another topology.
+
+    Warns:
+        UserWarning: If something claimed is not true.
+    """
+    topology, function = report.topology, net
+    if isinstance(net, nn.Module):
+        drawn = topology.random_inputs(torch.Generator().manual_seed(0))
+        function = _function_of(topology, net, drawn if topology.inputs else None)
+    whole = verify_function(topology, function)
+    fixed = {t.name: torch.zeros(t.shape) if (own := constants[t.name]) is None else own for t in topology.tensors}
+    generator = torch.Generator().manual_seed(1)
+    moves = report.some_moves(32)
+    left = check_moves(topology, lambda own, x: run(function, own, x), masks, fixed, moves, generator, report.ordered)
+    tried = Verification(
+        sum(whole.moves.values()) + whole.products + left.checked,
+        max(whole.max_deviation, left.max_deviation),
+        whole.ok and left.ok,
+    )
+    notes = report.notes
+    if not tried.ok:
+        note = "what is claimed is not true of the network's numbers: do not rely on this certificate, and report it"
+        warn_user(note)
+        notes = (*notes, note)
+    return replace(report, verification=tried, notes=notes)
 
 
 def _change(moved: Tensor, expected: Tensor) -> float:

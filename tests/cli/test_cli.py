@@ -279,6 +279,9 @@ def test_a_folder_with_something_in_it_is_kept(tmp_path):
         (["--target", "y", "--hidden", "wide"], ["--hidden"]),
         (["--target", "y", "--steps", "0"], ["--steps"]),
         (["--target", "y", "--learning-rate", "-1"], ["learning_rate", "-1"]),
+        (["--target", "y", "--learning-rate", "0"], ["learning_rate", "0"]),
+        (["--target", "y", "--optimizer", "sgd"], ["--optimizer", "sgd", "ivon"]),
+        (["--target", "y", "--optimizer", "ivon", "--method", "sample"], ["--optimizer", "fit"]),
         (["--target", "y", "--prior-scale", "inf"], ["prior_scale", "inf"]),
         (["--target", "y", "--test-fraction", "1"], ["--test-fraction"]),
         (["--target", "y", "--test-fraction", "0.999"], ["test_fraction"]),
@@ -339,10 +342,12 @@ def test_named_data_sets(tmp_path):
 
 def test_replicas_are_fitted_saved_and_predicted_as_one(fitted, tmp_path):
     _, data, _ = fitted
-    options = ["--target", "y", "z", *TINY, "--noise", "0.1", "--replicas", "2", "--checkpoint-every", "2"]
+    options = ["--target", "y", "z", *TINY, "--noise", "0.1", "--optimizer", "ivon"]
+    options += ["--replicas", "2", "--checkpoint-every", "2"]
     run("fit", data, *options, "--out", tmp_path / "fits")
     fits = sps.load(tmp_path / "fits", sps.mlp([2, 4, 4, 2]))
     assert isinstance(fits, sps.Fits)
+    assert (fits[0].settings["optimizer"], fits[0].settings["learning_rate"]) == ("ivon", 0.1)
     metrics = json.loads((tmp_path / "fits" / "metrics.json").read_text())
     assert metrics["replicas"] == len(metrics["elbo"]) == len(fits) == 2
     written = pd.read_csv(io.StringIO(run("predict", tmp_path / "fits", data, "--quiet", "--num-samples", "6").stdout))
@@ -354,6 +359,10 @@ def test_replicas_are_fitted_saved_and_predicted_as_one(fitted, tmp_path):
     assert (
         "replicas 2, not None" in run("fit", data, *options[:-4], "--resume", "--out", tmp_path / "fits", code=2).output
     )
+    options.remove("--optimizer")
+    options.remove("ivon")
+    output = run("fit", data, *options, "--resume", "--out", tmp_path / "fits", code=2).output
+    assert "optimizer ivon, not adam; learning_rate 0.1, not 0.01" in output
 
 
 # --- predict ---------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import torch
 import pyro_sps as sps
 from pyro_sps.data.arrays import Standardizer
 from pyro_sps.diagnostics.convergence import convergence
+from pyro_sps.diagnostics.density import Data
 from pyro_sps.diagnostics.predictive import check_predictions
 from pyro_sps.model.guides import AutoSPSNormal
 
@@ -198,7 +199,7 @@ def test_labels_leave_out_what_is_not_defined(likelihood):
 
 
 def ending(fit, elbos):
-    return convergence(replace(fit, losses=-np.asarray(elbos, dtype=float)), (fit.x, fit.y), 0)
+    return convergence(replace(fit, losses=-np.asarray(elbos, dtype=float)), Data(fit.x, fit.y), 0)
 
 
 def test_convergence_of_a_known_history(linear):
@@ -221,7 +222,7 @@ def test_convergence_of_a_known_history(linear):
 def test_final_elbo_and_its_standard_error(linear):
     fit, mean, scale = linear
     off = with_guide(fit, mean, [2 * scale] * 4)
-    found = convergence(off, (fit.x, fit.y), 0)
+    found = convergence(off, Data(fit.x, fit.y), 0)
     # ELBO = evidence - KL(q, posterior), in closed form.
     evidence = sps.diagnose(fit, draws=10).importance[0].log_ratios[0]
     kl = 4 * (0.5 * (4 - 1) - np.log(2))
@@ -232,7 +233,7 @@ def test_final_elbo_and_its_standard_error(linear):
 def test_scatter_beyond_the_noise_of_the_draws_is_unstable(linear):
     fit, mean, scale = linear
     fit = with_guide(fit, mean, [2 * scale] * 4)
-    single = convergence(fit, (fit.x, fit.y), 0).standard_error * 256**0.5
+    single = convergence(fit, Data(fit.x, fit.y), 0).standard_error * 256**0.5
     noise = np.random.default_rng(5).normal(size=2000) * single / fit.settings["num_particles"] ** 0.5
     calm, wild = ending(fit, noise), ending(fit, 20 * noise)
     # The scatter of 200 losses is known to 5 %, that of 256 draws to a few.

@@ -234,6 +234,16 @@ def test_noise_of_sampled_tables():
     assert {"skip.weight", "skip.weight_log_scale"} <= set(model.posterior_.samples)
 
 
+def test_labels_of_many_rows_have_no_linear_path():
+    """For numbers of as many it stays."""
+    x = np.random.default_rng(0).uniform(-1, 1, (501, 2))
+    options = TINY | {"method": "sample", "chains": 1, "num_steps": 30}
+    found = []
+    for model, y in [(sps.BNNClassifier(**options), x[:, 0] > 0), (sps.BNNRegressor(**options), x[:, 0])]:
+        found += ["skip.weight" in model.fit(x[:rows], y[:rows]).posterior_.samples for rows in (500, 501)]
+    assert found == [True, False, True, True]
+
+
 def test_classes_are_predicted_by_chains_and_the_networks_that_they_start_from(table, tmp_path):
     model = sps.BNNClassifier(**TINY | {"method": "sample", "chains": 3, "num_steps": 300})
     model.fit(table, table["number"] > 0)
@@ -243,7 +253,7 @@ def test_classes_are_predicted_by_chains_and_the_networks_that_they_start_from(t
     assert np.abs(means[0] - means[1]).max() > 0.01
     np.testing.assert_allclose(model.predict_proba(table), (means[0] + means[1]) / 2, atol=1e-3)
     model.save(tmp_path)
-    np.testing.assert_array_equal(sps.load(tmp_path).predict_proba(table), model.predict_proba(table))
+    np.testing.assert_allclose(sps.load(tmp_path).predict_proba(table), model.predict_proba(table), rtol=1e-11)
 
 
 def test_chains_that_take_long_are_told_of(monkeypatch):

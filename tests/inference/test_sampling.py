@@ -14,7 +14,7 @@ from torch import nn
 
 import pyro_sps as sps
 from pyro_sps.inference.chains import stands_apart
-from pyro_sps.inference.sample_settings import SampleSettings
+from pyro_sps.inference.sample_settings import WARMUP, SampleSettings
 
 draw = functools.partial(sps.sample, standardize=False, progress=False)
 
@@ -382,6 +382,29 @@ def test_callbacks_time_limits_and_interruption():
         limited = draw(small(), x, y, time_limit=1e-3, compile=False, **QUICK | {"warmup": 10**6, "num_samples": 10**4})
     assert 1 <= limited.num_samples < 10**4
     assert "time limit" in limited.stopped
+
+
+def test_the_warmup_goes_on_while_energies_fall(monkeypatch, tmp_path):
+    """Far from the posterior it becomes twice as long; at stationarity, or where a length is asked for, it does not."""
+    monkeypatch.setitem(WARMUP, "mclmc", 80)
+    x, y = regression()
+    options = {"chains": 5, "num_samples": 3, "thinning": 2, "compile": False}
+    at_rest = draw(small(), x, y, warmup=400, map_steps=200, **options)
+    assert draw(small(), x, y, starts=at_rest, **options).settings["warmup"] == 80
+    away = {name: value[:, -1] + 300.0 for name, value in at_rest.samples.items()}
+    whole = draw(small(), x, y, starts=away, **options)
+    assert whole.settings["warmup"] == 160
+    assert draw(small(), x, y, starts=away, warmup=80, **options).settings["warmup"] == 80
+
+    def fail(now, _):
+        if now == 130:
+            raise RuntimeError("the machine is gone")
+
+    with pytest.raises(RuntimeError, match="the machine is gone"):
+        draw(small(), x, y, starts=away, checkpoint=tmp_path, checkpoint_every=10, callbacks=[fail], **options)
+    again = sps.resume(tmp_path, small(), x, y, progress=False)
+    assert again.settings["warmup"] == 160
+    assert all(torch.equal(value, whole.samples[name]) for name, value in again.samples.items())
 
 
 def test_ctrl_c_returns_the_draws_so_far():

@@ -3,6 +3,8 @@
 import itertools
 import math
 import os
+import pickle
+from dataclasses import replace
 
 import numpy as np
 import pyarrow
@@ -155,6 +157,8 @@ def test_chains_see_minibatches_of_a_source(arrays, tmp_path):
     for site, value in found[0].samples.items():
         torch.testing.assert_close(value, expected.samples[site], rtol=1e-5, atol=1e-7)
     assert found[0].predict(Numbered(x, y)).mean.shape == (ROWS, 1)
+    checked, whole = found[0].diagnose(draws=6), expected.diagnose(draws=6)
+    assert checked.predictive.lpp == pytest.approx(whole.predictive.lpp, rel=1e-4)
     assert found[0].approximate.endswith("heats the chains")
     with pytest.raises(ValueError, match="batch_size must be a number"):
         sps.sample(network(), Numbered(x, y), **options)
@@ -182,6 +186,113 @@ def test_gaps_of_single_batches_are_those_of_the_whole(arrays):
     weights = (np.arange(ROWS) < 10).astype(float)
     options = {"missing": "ignore", "weights": weights, "batch_size": 2, "num_steps": 40}
     same(quick(Numbered(x, gaps), **options), quick(x, gaps, **options))
+
+
+# --- validation, and what is told of a fit afterwards ----------------------------------------------
+
+
+def sources_of(x, y, folder):
+    """The same rows as a data set that has numbers, a stream, a file and a memory map."""
+    yield Numbered(x, y), None
+    yield Endless(x, y), None
+    yield write(folder / "rows.parquet", x, y), "y"
+    yield mapped(folder, x, "x"), mapped(folder, y, "y")
+
+
+def test_validation_scores_are_those_of_arrays(arrays, tmp_path):
+    x, y = arrays
+    gaps = y.copy()
+    gaps[::4] = math.nan
+    options = {"num_steps": 10, "validate_every": 5, "missing": "ignore"}
+    expected = quick(x, y, validation=(x, gaps), **options)
+    assert [sorted(check) for check in expected.validation] == [["lpp", "rmse", "step"]] * 2
+    for data, targets in sources_of(x, gaps, tmp_path):
+        validation = data if targets is None else (data, targets)
+        found = quick(x, y, validation=validation, **options)
+        for one, other in zip(found.validation, expected.validation, strict=True):
+            assert one == pytest.approx(other, rel=1e-10)
+    held_out = tmp_path / "rows.parquet", "y"
+    found = quick(Numbered(x, y), validation=held_out, **options, checkpoint=tmp_path / "run")
+    again = sps.resume(tmp_path / "run", network(), Numbered(x, y), validation=held_out)
+    assert again.validation == found.validation
+    with pytest.raises(sps.LoadError, match="validation"):
+        sps.resume(tmp_path / "run", network(), Numbered(x, y), validation=Numbered(x + 1, gaps))
+    with pytest.raises(ValueError, match="validation must be a pair"):
+        quick(x, y, validation=x)
+    weighted = sps.ParquetData(tmp_path / "rows.parquet", targets="y", features=["x0", "x1"], weights="x2")
+    with pytest.raises(sps.tables.DataError, match="3 features"):
+        quick(x, y, validation=weighted)
+
+
+def test_labels_are_validated_on_streams():
+    generator = torch.Generator().manual_seed(0)
+    x, labels = torch.randn(40, FEATURES, generator=generator), torch.arange(40) % 3
+    bnn = sps.BNN(sps.mlp([FEATURES, 4, 3]), sps.Unmasked(), sps.Zero(), sps.Categorical())
+    data, options = TensorDataset(x, labels), {"bnn": bnn, "num_steps": 4, "validate_every": 4}
+    found, expected = (quick(data, validation=held_out, **options) for held_out in (data, (x, labels)))
+    assert dict(found.validation[0]) == pytest.approx(dict(expected.validation[0]), rel=1e-5)
+
+
+def test_the_elbo_of_a_stream_is_that_of_arrays(arrays, expected, tmp_path, monkeypatch):
+    from pyro_sps.posterior import fit as module
+
+    x, y = arrays
+    monkeypatch.setattr(row_groups, "WINDOW_BYTES", 4 * 4 * 15)
+    monkeypatch.setattr(opening, "WINDOW_BYTES", 8 * 3 * 15)
+    monkeypatch.setattr(sources, "PASS_ROWS", 13)
+    for data, targets in sources_of(x, y, tmp_path):
+        told = {"num_data": ROWS} if isinstance(data, Endless) else {}
+        fit = quick(data, targets, num_steps=1, **told)
+        held = replace(expected, source=fit.source, x=None, y=None)
+        assert held.num_data == ROWS
+        whole = held.elbo
+        assert whole == pytest.approx(expected.elbo, rel=1e-12)
+        assert held.elbo_error == pytest.approx(expected.elbo_error, rel=1e-9)
+        with monkeypatch.context() as fewer:  # where some rows stand for all, they are the same ones
+            fewer.setattr(module, "ELBO_ROWS", 40)
+            one, other = replace(held), replace(expected)
+            assert one.elbo == pytest.approx(other.elbo, rel=1e-12)
+            assert abs(one.elbo - whole) < 5 * one.elbo_error
+            assert one.elbo_error == pytest.approx(other.elbo_error, rel=1e-9)
+    copy = pickle.loads(pickle.dumps(quick(Numbered(x, y), num_steps=1)))
+    with pytest.raises(ValueError, match="no training data"):
+        copy.elbo  # noqa: B018
+
+
+def test_diagnose_and_arviz_of_a_stream_are_those_of_arrays(arrays, expected, tmp_path, monkeypatch):
+    from pyro_sps.diagnostics import density, diagnose
+
+    x, y = arrays
+    path = write(tmp_path / "rows.parquet", x, y)
+    fit = quick(path, "y", num_steps=1)
+    held = replace(expected, source=fit.source, features=fit.features, targets=fit.targets, x=None, y=None)
+    whole = sps.diagnose(expected, draws=50)
+    loaded = replace(held, source=None)
+    for found in (sps.diagnose(held, draws=50), sps.diagnose(loaded, path, draws=50)):
+        assert found.convergence[0].elbo == pytest.approx(whole.convergence[0].elbo, rel=1e-10)
+    found = sps.diagnose(held, draws=50, held_out=path)
+    assert found.predictive.held_out
+    assert found.predictive.lpp == pytest.approx(whole.predictive.lpp, rel=1e-10)
+    assert found.importance[0].khat == pytest.approx(whole.importance[0].khat, rel=1e-6)
+    groups = [sps.to_arviz(one, 5) for one in (held, expected)]
+    for name in ("sample_stats", "log_likelihood", "posterior_predictive", "observed_data"):
+        for variable in groups[0][name].data_vars:
+            np.testing.assert_allclose(groups[0][name][variable], groups[1][name][variable], rtol=1e-8)
+    # Of more rows than can be looked at together, some stand for all; what needs all has one more pass, or is left out.
+    monkeypatch.setattr(density, "MOST_ROWS", 40)
+    many = sps.diagnose(held, draws=50)
+    assert many.predictive.num_rows == 40
+    np.testing.assert_allclose(many.importance[0].log_ratios, whole.importance[0].log_ratios, rtol=1e-8)
+    assert many.convergence[0].elbo == pytest.approx(expected.elbo, rel=1e-10)
+    with pytest.raises(ValueError, match=r"has 50 rows, and most groups .* give some rows as x and y"):
+        sps.to_arviz(held, 5)
+    assert sps.to_arviz(held, 5, groups="posterior").posterior["w"].shape[:2] == (1, 5)
+    monkeypatch.setattr(diagnose, "MOST_LOGS", 1000)
+    few = sps.diagnose(held, draws=50)
+    assert few.importance == ()
+    assert any("each of 50 rows under each of 50 draws" in text for text in few.left_out)
+    with pytest.raises(ValueError, match="different training data"):
+        sps.diagnose([held, quick(Numbered(x + 1, y), num_steps=1)])
 
 
 # --- order -----------------------------------------------------------------------------------------

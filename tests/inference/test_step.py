@@ -1,13 +1,19 @@
 """The recorded step against torch.optim and against the plain objective."""
 
+import io
+import sys
 from collections import OrderedDict
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import pyro_sps as sps
 import pyro_sps.inference.step as step_module
+from pyro_sps.inference import replay
 from pyro_sps.inference.optimizers import State, adam_scalars
-from pyro_sps.inference.step import Layout, _rational_tanh, make_step
+from pyro_sps.inference.step import Layout, Parts, _rational_tanh, make_step
 
 TARGET = torch.tensor([[1.0, -2.0, 0.5], [3.0, 0.0, -1.0]], dtype=torch.float64)
 
@@ -120,6 +126,22 @@ def test_what_cannot_be_recorded_runs_all_the_same_and_says_why():
     torch.testing.assert_close(losses[0], objective(params[0], noise[0], x, y))
 
 
+def test_constants_of_which_several_parts_are_taken():
+    """As of deterministic weights, where a large step runs a network with one set of weights after the other."""
+    several = torch.arange(6.0, dtype=torch.float64).reshape(2, 3)
+
+    def parts(params, noise, x, y):
+        first, second = (several * 2).unbind()
+        return objective(params, noise, x * first, y) + (second * params["a"].sum()).sum()
+
+    params, layout, state, noise = start(1)
+    x, y = torch.ones(3, dtype=torch.float64), TARGET[0]
+    step = make_step(parts, layout, (state, noise, x, y), (0, None, None), 1e9, compile=False)
+    assert step.mode == "recorded"
+    losses = step.run(state, adam_scalars([0.1], state.params)[0], noise, x, y)
+    torch.testing.assert_close(losses[0], parts(params[0], noise[0], x, y))
+
+
 def test_compiled_step_equals_recorded_step():
     results = []
     for compile in (False, True):
@@ -164,6 +186,151 @@ def test_the_same_step_is_compiled_once_a_process(monkeypatch):
     for factor in range(40):  # what is kept has a bound
         run(one, float(factor), 3)
     assert len(step_module._COMPILED) == step_module._KEPT
+
+
+@pytest.mark.parametrize("parts", [None, Parts(6, 2, 2)])
+@pytest.mark.parametrize("group", [None, 1])
+def test_a_replayed_program_does_the_same(monkeypatch, parts, group):
+    """Each argument may be another tensor than before, or the same with other numbers in it; results stay whole."""
+    monkeypatch.setattr(step_module, "_compile", lambda recorded, *_: (recorded, ""))
+    found = []
+    for kinds in ((), ("cpu",)):
+        monkeypatch.setattr(replay, "REPLAYED", frozenset(kinds))
+        _, layout, state, noise = start(2)
+        noise = noise.unsqueeze(1)
+        x, y = torch.linspace(1, 2, 6, dtype=torch.float64).unsqueeze(1), torch.linspace(-1, 1, 6).double().unsqueeze(1)
+        step = make_step(objective, layout, (state, noise, x, y), (0, None, None), 10.0, True, group=group, parts=parts)
+        assert step.mode == "compiled"
+        losses = []
+        for count, scalars in enumerate(adam_scalars([0.1] * 6, state.params)):
+            noise.mul_(0.9)
+            data = (x, y) if count < 2 else (x.clone() + count, y.clone())
+            if count == 4:  # as where a checkpoint was read
+                state = State(state.params.clone(), state.first.clone(), state.second.clone())
+            losses.append(step.run(state, scalars, noise, *data))
+        found.append((torch.stack(losses), state.params))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.slow
+def test_a_fit_with_replayed_compiled_steps_is_the_same(monkeypatch):
+    x = torch.linspace(-1, 1, 40).unsqueeze(1)
+    options = {"num_steps": 40, "batch_size": 8, "replicas": 3, "compile": True, "progress": False}
+    fits = []
+    for kinds in ((), ("cpu",)):
+        monkeypatch.setattr(replay, "REPLAYED", frozenset(kinds))
+        fits.append(sps.fit(sps.BNN(sps.mlp([1, 4, 1]), sps.Unmasked(), sps.Zero()), x, x**2, **options))
+        assert fits[-1][0].mode == "compiled"
+    for one, other in zip(*fits, strict=True):
+        torch.testing.assert_close(one.guide.loc, other.guide.loc)
+
+
+def test_a_replayed_program_copies_only_what_is_new():
+    """What it changes stays where it is; data that is the same tensor as before is not copied again."""
+    calls = []
+
+    def program(total, x, y):
+        calls.append((total.data_ptr(), x.data_ptr(), x.clone()))
+        total.add_(x * y)
+
+    again = replay.Replay(program, 1)
+    total, x, y = torch.zeros(3), torch.ones(3), torch.full((3,), 2.0)
+    counted = Copies()
+    with counted:
+        for _ in range(4):
+            again(total, x, y)
+    assert counted.count == 0  # the first time they were cloned
+    assert total.tolist() == [8.0] * 3
+    assert {place for place, _, _ in calls} == {total.data_ptr()}
+    assert x.data_ptr() not in {place for _, place, _ in calls}
+    x.mul_(3)
+    with counted:
+        again(total, x, y)
+    assert counted.count == 1
+    assert total.tolist() == [14.0] * 3
+    other = torch.zeros(3)
+    again(other, x, y)
+    assert (total.tolist(), other.tolist()) == ([14.0] * 3, [6.0] * 3)
+
+
+def test_what_a_device_changes_by_itself_is_copied_again():
+    """Programs that share a tensor: torch does not see that a graph, here NumPy, writes to it."""
+
+    def change(total):
+        total.numpy()[:] += 1
+
+    first, second = replay.Replay(change, 1), replay.Replay(lambda total: 2 * total, 0)
+    total = torch.zeros(3)
+    for count in range(1, 4):
+        first(total)
+        assert second(total).tolist() == [2.0 * count] * 3
+
+
+def test_a_graph_is_recorded_without_a_step(monkeypatch):
+    """With stand-ins for what torch has on accelerators: while a graph is recorded, kernels do not run."""
+    arguments, graphs = [], []
+
+    def program(total, x):
+        arguments.append((total, x))
+        return total.add_(x).sum()
+
+    class Stream:
+        def wait_stream(self, other):
+            assert isinstance(other, Stream)
+
+    class Graph:
+        def replay(self):
+            self.outputs.copy_(program(*self.held))
+
+    @contextmanager
+    def recording(graph, pool, capture_error_mode):
+        before = total.clone()
+        yield
+        graph.held = arguments[-1]
+        assert graph.held[0] is total
+        total.copy_(before)
+        graphs.append((pool, capture_error_mode))
+
+    for name, fake in {"Stream": Stream, "current_stream": Stream, "CUDAGraph": Graph, "graph": recording}.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+    monkeypatch.setattr(Graph, "outputs", torch.zeros(()), raising=False)
+    again = replay.Replay(program, 1)
+    again.held = [torch.full((3,), 2.0)]
+    for total in (torch.zeros(3), torch.ones(3)):
+        before = total.clone()
+        run = again._graph((total,))
+        assert torch.equal(total, before)
+        run()
+        assert torch.equal(total, before + 2)
+    assert len({pool for pool, _ in graphs}) == 1  # of the whole program
+    assert {mode for _, mode in graphs} == {"thread_local"}
+
+
+class Copies(TorchDispatchMode):
+    """Counts copies from one tensor to another."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.count += operation is torch.ops.aten.copy_.default
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("terminal", "progress", "lines"), [(True, True, 1), (True, False, 0), (False, True, 0)])
+def test_that_it_is_compiled_is_said_once_where_there_is_a_bar(monkeypatch, terminal, progress, lines):
+    said = io.StringIO()
+    said.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stderr", said)
+    monkeypatch.setattr(step_module, "_COMPILED", OrderedDict())
+    monkeypatch.setattr(step_module, "_by_inductor", lambda recorded, *_: recorded)
+    x = torch.linspace(-1, 1, 6).unsqueeze(1)
+    bnn = sps.BNN(sps.mlp([1, 3, 1]), sps.Unmasked(), sps.Zero())
+    for _ in range(2):
+        sps.fit(bnn, x, x, num_steps=2, compile=True, progress=progress)
+    assert said.getvalue().count("fit: compiling the step") == lines
 
 
 def test_layout_packs_and_unpacks():

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from network.networks import NETWORKS, build, example
+from network.networks import NETWORKS, Net, build, conv, example
 from network.test_topology import NETS, inputs
 from torch import nn
 from torch.func import functional_call
@@ -160,3 +160,21 @@ def test_example_is_asked_for_where_it_is_needed():
 def test_a_network_of_another_topology_is_not_verified():
     with pytest.raises(ValueError, match="another topology"):
         sps.Topology.of(sps.mlp([3, 4, 2])).verify(sps.mlp([3, 5, 2]))
+
+
+@pytest.mark.parametrize(("pick", "told"), [
+    (lambda a, b: (a, b), r"a tuple of outputs\[0\] of shape \(2, 2\), outputs\[1\] of .*self.net\(x\)\[0\]"),
+    (lambda a, b: {"y": a, "loss": None}, r"a dict of outputs\['y'\] of shape \(2, 2\)\. One .*self.net\(x\)\['y'\]"),
+    (lambda a, b: None, "a NoneType: wrap it in a module that returns a tensor"),
+    (lambda a, b: torch.zeros(2, 1), "it returns a constant"),
+])  # fmt: skip
+def test_what_is_not_one_tensor_says_what_to_wrap(pick, told):
+    net = Net(lambda net, x: pick(*(layer(x).flatten(1) for layer in (net.a, net.b))), a=conv(1, 2, 1), b=conv(1, 1, 1))
+    with pytest.raises(sps.UnsupportedLayerError, match=told):
+        sps.Topology.of(net, torch.zeros(2, 1, 1, 1))
+
+
+def test_a_wrapped_network_of_several_outputs_works():
+    both = Net(lambda net, x: (net.a(x), net.b(x)), a=nn.LayerNorm(3), b=nn.Linear(3, 1))
+    wrapped = Net(lambda net, x: torch.cat(net.both(x), -1), both=both)
+    assert sps.Topology.of(wrapped, torch.zeros(2, 3)).num_outputs == 4

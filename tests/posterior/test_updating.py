@@ -2,9 +2,11 @@
 
 import math
 
+import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
+from saved_files import FILE, make_up, take_apart
 from torch import nn
 
 import pyro_sps as sps
@@ -132,3 +134,54 @@ def test_models_that_cannot_be_are_refused(options, forgetting, words):
         fit.as_prior(forgetting)
     if forgetting < 1:
         assert isinstance(fit.as_prior().prior["0.weight"], dist.Normal)
+
+
+def saved_update(folder, net, **options):
+    """The file of a fit whose prior is the posterior of another one, its fit, and the data."""
+    x = torch.linspace(2, 9, 20, dtype=torch.float64).unsqueeze(1)
+    bnn = sps.BNN(net, sps.Rigid(), sps.Constant(1.0, learn=True), **options)
+    first = sps.fit(bnn, x[::2], x[::2] ** 2, num_steps=3, progress=False)
+    fit = sps.fit(first.as_prior(0.7 if "prior" not in options else 1.0), x, x**2, num_steps=3, progress=False)
+    fit.save(folder)
+    return fit, first, x
+
+
+def test_a_file_holds_a_prior_that_is_a_posterior(tmp_path):
+    net = sps.mlp([1, 3, 1], dtype=torch.float64)
+    fit, first, x = saved_update(tmp_path, net)
+    again = sps.load(tmp_path, net)
+    assert torch.equal(again.predict(x, 20).draws, fit.predict(x, 20).draws)
+    # The models go on in the same way: with the same prior, first prior and units.
+    next_of = [sps.fit(own.as_prior(0.5), x, x, start=own, num_steps=3, progress=False) for own in (again, fit)]
+    assert torch.equal(next_of[0].guide.loc, next_of[1].guide.loc)
+    np.testing.assert_array_equal(next_of[0].losses, next_of[1].losses)
+    again.save(tmp_path / "again")
+    once_more = sps.load(tmp_path / "again", net)
+    assert all(torch.equal(prior.loc, once_more.bnn.prior[name].loc) for name, prior in fit.bnn.prior.items())
+    with pytest.raises(sps.LoadError, match="has its own prior; leave prior= out"):
+        sps.load(tmp_path, net, prior=first.as_prior().prior)
+    header, tensors = take_apart(tmp_path / FILE)
+    name = "prior.scale.0.weight"
+    wrong = [
+        ({**tensors, name: -tensors[name]}, "scale of the prior of '0.weight' is not positive"),
+        ({**tensors, name: tensors[name] * math.nan}, "values that are not possible"),
+        ({**tensors, name: tensors[name][:2].clone()}, "has dtype .* and shape"),
+        ({key: value for key, value in tensors.items() if key != "first_prior.loc.0.bias"}, "is missing"),
+    ]
+    for numbers, words in wrong:
+        make_up(tmp_path / FILE, header, numbers)
+        with pytest.raises(sps.LoadError, match=words):
+            sps.load(tmp_path, net)
+    for said in (False, 1, "yes", None):
+        make_up(tmp_path / FILE, header | {"prior": header["prior"] | {"numbers": said}}, tensors)
+        with pytest.raises(sps.LoadError, match="unknown tensors"):
+            sps.load(tmp_path, net)
+
+
+def test_a_first_prior_that_is_not_normal_must_be_given_again(tmp_path):
+    net = sps.mlp([1, 3, 1], dtype=torch.float64)
+    fit, first, x = saved_update(tmp_path, net, prior=dist.Laplace(torch.tensor(0.0).double(), torch.tensor(1.0)))
+    with pytest.raises(sps.LoadError, match="give it as prior="):
+        sps.load(tmp_path, net)
+    again = sps.load(tmp_path, net, prior=first.as_prior().prior)
+    assert torch.equal(again.predict(x, 20).draws, fit.predict(x, 20).draws)

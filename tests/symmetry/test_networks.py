@@ -231,3 +231,105 @@ def test_what_a_scheme_leaves_is_what_numbers_show(name, scheme):
     masks = scheme(own.topology)
     zeros = {t.name: torch.zeros(t.shape, dtype=torch.float64) for t in own.topology.tensors}
     assert counts(own.topology, masks, zeros) == own.left(masks, zeros)
+
+
+@pytest.mark.parametrize("name", ["grouped", "depthwise, twice as many"])
+@pytest.mark.parametrize("values", [None, sps.Ladder()], ids=["equal", "distinct"])
+def test_rigid_leaves_nothing_of_grouped_convolutions(name, values):
+    """What is fixed is rigid by all relabellings tried, and with equal constants no part of it is."""
+    own = case(name)
+    topology = own.topology
+    masks = sps.Rigid()(topology, values=values)
+    constants = {t.name: torch.zeros(t.shape, dtype=torch.float64) for t in topology.tensors}
+    left = own.left(masks, constants if values is None else values(topology, masks).tensors(torch.float64))
+    assert left[0] == 1
+    if values is None:
+        for key, mask in masks.items():
+            for index in torch.nonzero(~mask).tolist():
+                fewer = {**masks, key: mask.clone()}
+                fewer[key][tuple(index)] = True
+                assert own.left(fewer, constants)[0] > 1
+
+
+GROUPED = {
+    "shuffled": (nn.Sequential(conv(2, 4, 1), nn.ReLU(), conv(4, 4, 1, groups=2), nn.ReLU(), nn.ChannelShuffle(2), conv(4, 4, 1, groups=2), nn.Flatten(), nn.Linear(4, 2)), (2, 1, 1)),
+    "on the input": (nn.Sequential(conv(2, 4, 2, groups=2), nn.Tanh(), nn.Flatten(), nn.Linear(4, 2)), (2, 2, 2)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GROUPED)
+@pytest.mark.parametrize("entries", ["one", "connection"])
+@pytest.mark.parametrize("values", [None, sps.Ladder()], ids=["equal", "distinct"])
+def test_rigid_fixes_whole_connections_of_grouped_convolutions(name, entries, values):
+    net, shape = GROUPED[name]
+    topology = sps.Topology.of(net, torch.zeros(2, *shape))
+    masks = sps.Rigid(entries=entries)(topology, values=values)
+    constants = None if values is None else values(topology, masks)
+    assert sps.certify(topology, masks, constants).permutations.is_rigid
+    if entries == "connection":
+        for mask in (masks[t.name] for t in topology.matrices if len(t.shape) > 2):
+            kernels = mask.flatten(2)
+            assert (kernels.all(-1) | ~kernels.any(-1)).all()
+
+
+def test_rigid_says_where_no_mask_of_a_grouped_convolution_was_found():
+    net = nn.Sequential(conv(1, 6, 1), nn.ReLU(), conv(6, 6, 1, groups=6), nn.Flatten(), nn.Linear(6, 1))
+    with pytest.raises(ValueError, match="cannot tell the 6 units of layer 1 apart with equal constants"):
+        sps.Rigid()(sps.Topology.of(net, torch.zeros(2, 1, 1, 1)))
+
+
+@pytest.mark.parametrize("name", ["residual, group norm", "layer norm", "attention block", "lstm"])
+def test_vertices_that_are_held_do_not_change_what_is_counted(name, monkeypatch):
+    """The way of large networks, on small ones."""
+    monkeypatch.setattr("pyro_sps.symmetry.automorphisms._LARGE", 2)
+    own = case(name)
+    rng = np.random.default_rng(11)
+    for _ in range(60):
+        masks, values = random_masks(own.topology, rng)
+        assert counts(own.topology, masks, values) == own.left(masks, values)
+
+
+@pytest.mark.filterwarnings("ignore::pyro_sps.masks.schemes.SymmetryWarning")
+def test_held_vertices_and_one_search_agree(monkeypatch):
+    topology = sps.Topology.of(sps.networks.resnet20(norm="group", blocks=1, width=8), torch.zeros(2, 3, 8, 8))
+    masks = sps.Light()(topology)
+    found = certify(topology, masks).signed_permutations.after
+    monkeypatch.setattr("pyro_sps.symmetry.automorphisms._LARGE", 10**9)
+    assert found == certify(topology, masks).signed_permutations.after > 2**60
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pyro_sps.masks.schemes.SymmetryWarning")
+def test_signs_of_a_large_residual_network_are_counted():
+    """Each block of group norms has signs that hold another's: holding both ways of each took for ever."""
+    bnn = sps.BNN(sps.networks.resnet20(norm="group"), sps.Light(), sps.Zero(), example=torch.zeros(2, 3, 8, 8))
+    report = bnn.symmetry(time_limit=300)
+    assert report.signed_permutations.after % report.permutations.after == 0
+    assert len(report.signed_permutations.generators) > 100
+    assert report.verify(bnn, most=20).ok
+
+
+def test_a_certificate_is_tried_on_numbers_on_request():
+    net = nn.Sequential(conv(1, 4, 2), nn.BatchNorm2d(4), nn.Tanh(), nn.Flatten(), nn.Linear(16, 2))
+    topology, function = trace(net, torch.zeros(2, 1, 3, 3))
+    masks = topology.check_masks({"0.weight": torch.arange(16).reshape(4, 1, 2, 2) >= 8})
+    values = {t.name: torch.full(t.shape, 0.3) for t in topology.tensors}
+    assert certify(topology, masks, values).verification is None
+    for verify in (net, function):
+        report = certify(topology, masks, values, verify=verify)
+        assert report.verification.ok
+        assert report.verification.checked > 10
+        assert "tried on numbers" in str(report)
+        assert report.to_dict()["verification"]["ok"]
+
+    def unlike(weights, x):
+        return function(weights, x) + weights["0.bias"][..., :1, None]
+
+    with pytest.warns(UserWarning, match="what is claimed is not true of the network's numbers"):
+        assert not certify(topology, masks, values, verify=unlike).verification.ok
+    with pytest.raises(ValueError, match="net has another topology"):
+        certify(topology, masks, values, verify=nn.Sequential(conv(1, 3, 2), nn.Flatten(), nn.Linear(12, 2)))
+    bnn = sps.BNN(sps.mlp([2, 4, 1]), sps.Rigid(), sps.Ladder())
+    assert bnn.symmetry(verify=True).verification.ok
+    with pytest.raises(ValueError, match="verify must be True or False"):
+        bnn.symmetry(verify=net)

@@ -54,6 +54,12 @@ def function(recorder: Recorder, call: Call) -> None:
     recorder.write(out, apply(recorder, recorder.operand(argument, call), *_CLASSES[call.name]))
 
 
+@handles("rrelu_with_noise")
+def rrelu(recorder: Recorder, call: Call) -> None:
+    """`nn.RReLU`, which cannot be mapped over sets of weights."""
+    raise recorder.unsupported("use nn.LeakyReLU((lower + upper) / 2), which nn.RReLU is in evaluation mode")
+
+
 @handles("hardtanh", "clamp", "clamp_min", "clamp_max")
 def clamp(recorder: Recorder, call: Call) -> None:
     """Clamping is odd where its ends are opposite, and homogeneous where they are zero or nothing."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import dropout, linear
 
 State = tuple[Tensor, ...]
 
@@ -43,7 +43,7 @@ def _given(weight: Tensor | None) -> Tensor:
 
 
 def _forward(module: Any, input: Any, hx: Any = None) -> tuple[Tensor, Any]:
-    """What `nn.RNN`, `nn.LSTM` and `nn.GRU` compute, without dropout between the layers."""
+    """What `nn.RNN`, `nn.LSTM` and `nn.GRU` compute."""
     if not isinstance(input, Tensor):
         raise ValueError(f"{type(module).__name__} reads a {type(input).__name__}; a padded tensor is needed")
     unbatched = input.dim() == 2
@@ -72,6 +72,8 @@ def _forward(module: Any, input: Any, hx: Any = None) -> tuple[Tensor, Any]:
             last.append(state)
             outputs.append(torch.stack(made[::-1] if direction else made))
         x = torch.cat(outputs, -1) if directions == 2 else outputs[0]
+        if layer + 1 < module.num_layers:
+            x = dropout(x, module.dropout, module.training)
     ends = [torch.stack([state[part] for state in last]) for part in range(count)]
     if unbatched:
         x, ends = x.squeeze(1), [end.squeeze(1) for end in ends]
