@@ -13,7 +13,8 @@ model, also `exact`: Bayes by quadrature over noise and prior scale.
 
 LPP is in units of the standardised targets. Each result is a line of JSON in benchmarks/results/estimators.jsonl, and
 what is there is not run again. `show` writes benchmarks/RESULTS-estimators.md: means over splits, and differences to
-ours with intervals that are corrected for the rows that splits share (Nadeau and Bengio 2003).
+ours with intervals that are corrected for the rows that splits share (Nadeau and Bengio 2003); and a short table into the
+README.
 """
 
 import argparse
@@ -36,6 +37,16 @@ CLASSES = {"iris": "load_iris", "wine": "load_wine", "breast-cancer": "load_brea
 UCI = ["energy", "concrete", "wine-red", "power-plant", "kin8nm"]
 TABLES = ["linear-20", "linear-50", "linear-200", "diabetes", *CLASSES, *UCI[:3]]
 METHODS = ["ours", "heavy", "random", "map", "linear", "hgb", "bde", "exact"]
+README, MARKS = HERE.parent / "README.md", ("<!-- estimators: `benchmarks/estimators.py show` -->", "<!-- end -->")
+SHOWN = {
+    "ours": "default",
+    "heavy": "heavy zeros",
+    "random": "as many at random",
+    "map": "MAP ensemble",
+    "bde": "bde",
+    "hgb": "boosted trees",
+    "linear": "linear, logistic",
+}
 #: Test rows of a linear table, which is drawn anew for each split.
 FRESH = 1000
 
@@ -322,7 +333,24 @@ def show():
         lines.append(head + " | ".join(cells) + " |")
         tails.append(head + " | ".join(errors) + " |")
     PAGE.write_text("\n".join([*lines, *tails, ""]))
+    readme = README.read_text()
+    before, rest = readme.split(MARKS[0])
+    README.write_text("\n".join([before + MARKS[0], *short(rows), MARKS[1] + rest.split(MARKS[1])[1]]))
     print(PAGE.read_text())
+
+
+def short(rows):
+    """The README's table: mean LPP of the splits that a table's contenders share."""
+    yield "| LPP | rows | splits | " + " | ".join(SHOWN.values()) + " |"
+    yield "| --- |" + " ---: |" * (2 + len(SHOWN))
+    for name in dict.fromkeys(row["table"] for row in rows):
+        own = [row for row in rows if row["table"] == name]
+        by = {m: {row["split"]: row["lpp"] for row in own if row["method"] == m} for m in SHOWN}
+        if not by["ours"]:
+            continue
+        both = set(by["ours"]).intersection(*(found for found in by.values() if found))
+        means = [f"{np.mean([found[s] for s in both]):.2f}" if found and both else "" for found in by.values()]
+        yield f"| {name} | {own[0]['rows']:,} | {len(both)} | " + " | ".join(means) + " |"
 
 
 def main():
