@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -16,9 +17,11 @@ from ..base.process import silenced
 from ..data.datasets import Toy, toy_gp
 from ..masks.schemes import Heavy, Light, Scheme, SymmetryWarning, Unmasked
 from ..masks.values import Constant, Values, Zero
+from ..posterior.fit import Fit
 from ..posterior.predict import Prediction
+from ..posterior.samples import Samples
 
-#: Steps of each fit; five of them take about two minutes on two cores.
+#: Steps of each fit, and of each chain; all of them take about two minutes on two cores.
 NUM_STEPS = 3000
 
 NUM_PARTICLES = 16
@@ -34,6 +37,9 @@ CONFIGURATIONS: dict[str, tuple[Scheme, Values]] = {
     "heavy, ±5": (Heavy(), Constant(5.0)),
 }
 
+#: One that is sampled by chains too, and the steps from one draw of them to the next.
+SAMPLED, THINNING = "heavy, zero", 20
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -42,7 +48,7 @@ class Outcome:
     Attributes:
         name: The configuration.
         fixed_weights: Number of fixed weights.
-        elbo: Final ELBO on the training data, nats.
+        elbo: Final ELBO on the training data, nats; None of chains.
         rmse: On all held-out points, those in the gap included.
         lpp: Likewise, nats a point.
         rmse_data: On the held-out points outside the gap.
@@ -52,7 +58,7 @@ class Outcome:
 
     name: str
     fixed_weights: int
-    elbo: float
+    elbo: float | None
     rmse: float
     lpp: float
     rmse_data: float
@@ -68,7 +74,7 @@ def run(
     say: Callable[[str], None] = print,
     progress: bool = True,
 ) -> list[Outcome]:
-    """Fit every configuration to the toy, print a table, write `demo.json` and `demo.png`.
+    """Fit every configuration to the toy, sample one by chains, print a table, write `demo.json` and `demo.png`.
 
     Args:
         out: An existing folder.
@@ -87,11 +93,11 @@ def run(
     say(f"{'-'.join(map(str, WIDTHS))} networks, tanh, noise {toy.noise}, prior N(0, 1), {steps:,} steps each.")
     outcomes, predictions = [], []
     with _one_thread():
-        for name, (scheme, values) in CONFIGURATIONS.items():
-            outcome, prediction = _fit(name, scheme, values, toy, seed, steps, progress)
+        for name, sampled in [*((name, False) for name in CONFIGURATIONS), (SAMPLED, True)]:
+            outcome, prediction = _infer(name, sampled, toy, seed, steps, progress)
             outcomes.append(outcome)
             predictions.append(prediction)
-            say(f"  {name}: {outcome.seconds:.0f} s")
+            say(f"  {outcome.name}: {outcome.seconds:.0f} s")
     say("")
     say(table(outcomes))
     say(f"Held out: {len(toy.x_test)} points over the whole range, {int(toy.in_gap.sum())} of them in the gap.")
@@ -114,11 +120,11 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _fit(
-    name: str, scheme: Scheme, values: Values, toy: Toy, seed: int, num_steps: int, progress: bool
-) -> tuple[Outcome, Prediction]:
+def _infer(name: str, sampled: bool, toy: Toy, seed: int, num_steps: int, progress: bool) -> tuple[Outcome, Prediction]:
+    """A mean-field fit of a configuration, or its chains."""
     import pyro_sps as sps
 
+    scheme, values = CONFIGURATIONS[name]
     with silenced(SymmetryWarning):  # that light masks leave symmetries is what is shown
         bnn = sps.BNN(
             sps.mlp(WIDTHS),
@@ -128,32 +134,38 @@ def _fit(
             prior_scale=1.0,
             seed=seed,
         )
+    # Programs to compile would take longer than what that saves.
+    options: dict[str, Any] = {"standardize": False, "seed": seed, "progress": progress, "compile": False}
     started = time.perf_counter()
-    # Five programs to compile would take longer than what that saves.
-    fit = sps.fit(
-        bnn,
-        toy.x,
-        toy.y,
-        num_steps=num_steps,
-        num_particles=NUM_PARTICLES,
-        standardize=False,
-        seed=seed,
-        progress=progress,
-        compile=False,
-    )
+    elbo = None
+    if sampled:
+        third = max(1, num_steps // 3)
+        found: Fit | Samples = sps.sample(
+            bnn,
+            toy.x,
+            toy.y,
+            map_steps=num_steps,
+            warmup=third,
+            num_samples=max(1, 2 * third // THINNING),
+            thinning=min(third, THINNING),
+            **options,
+        )
+    else:
+        found = fit = sps.fit(bnn, toy.x, toy.y, num_steps=num_steps, num_particles=NUM_PARTICLES, **options)
+        elbo = fit.elbo
     seconds = time.perf_counter() - started
-    everywhere, outside = (fit.predict(x, seed=seed) for x in (toy.x_test, toy.x_test[~toy.in_gap]))
+    everywhere, outside = (found.predict(x, seed=seed) for x in (toy.x_test, toy.x_test[~toy.in_gap]))
     outcome = Outcome(
-        name=name,
+        name=f"{name}, sampled" if sampled else name,
         fixed_weights=bnn.num_fixed,
-        elbo=fit.elbo,
+        elbo=elbo,
         rmse=everywhere.rmse(toy.y_test),
         lpp=everywhere.lpp(toy.y_test),
         rmse_data=outside.rmse(toy.y_test[~toy.in_gap]),
         lpp_data=outside.lpp(toy.y_test[~toy.in_gap]),
         seconds=seconds,
     )
-    return outcome, fit.predict(toy.x_grid, seed=seed)
+    return outcome, found.predict(toy.x_grid, seed=seed)
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
@@ -163,7 +175,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
         (
             one.name,
             f"{one.fixed_weights:,}",
-            f"{one.elbo:.1f}",
+            "" if one.elbo is None else f"{one.elbo:.1f}",
             *(f"{score:.3f}" for score in (one.rmse, one.lpp, one.rmse_data, one.lpp_data)),
             f"{one.seconds:.0f}",
         )
@@ -200,7 +212,8 @@ def figure(toy: Toy, outcomes: Sequence[Outcome], predictions: Sequence[Predicti
         if toy.gap:
             for end in toy.gap:
                 ax.axvline(end, color="0.5", linewidth=0.6, linestyle=":")
-        scores = f"ELBO {outcome.elbo:.0f}, LPP {outcome.lpp:.1f} ({outcome.lpp_data:.2f} outside the gap)"
+        elbo = "chains" if outcome.elbo is None else f"ELBO {outcome.elbo:.0f}"
+        scores = f"{elbo}, LPP {outcome.lpp:.1f} ({outcome.lpp_data:.2f} outside the gap)"
         ax.set_title(f"{outcome.name}\n{scores.replace('-', '−')}", fontsize=9)
         ax.set(xlabel="", ylabel="")
         ax.tick_params(labelbottom=True)
@@ -211,7 +224,7 @@ def figure(toy: Toy, outcomes: Sequence[Outcome], predictions: Sequence[Predicti
     if len(axes) > len(outcomes):
         axes[len(outcomes)].legend(*handles, loc="center", frameon=False)
     else:
-        drawn.legend(*handles, loc="outside lower center", ncols=4, frameon=False)
+        drawn.legend(*handles, loc="outside upper center", ncols=4, frameon=False)
     drawn.supxlabel("input x")
     drawn.supylabel("target y")
     return drawn

@@ -551,12 +551,15 @@ def test_demo_writes_its_table_and_figure(tmp_path, monkeypatch):
     (tmp_path / "demo" / "old.txt").touch()  # a second run replaces the first
     output = run("demo", "--out", tmp_path / "demo", "--steps", "3").output
     rows = json.loads((tmp_path / "demo" / "demo.json").read_text())
-    assert [row["name"] for row in rows] == list(chosen)
-    assert [row["fixed_weights"] for row in rows] == [4, 10]
+    assert [row["name"] for row in rows] == [*chosen, "heavy, zero, sampled"]
+    assert [row["fixed_weights"] for row in rows] == [4, 10, 10]
+    assert rows[2]["elbo"] is None
     for row in rows:
-        scores = rf"{row['elbo']:.1f} +{row['rmse']:.3f} +{row['lpp']:.3f} +{row['rmse_data']:.3f} +"
+        elbo = "" if row["elbo"] is None else f"{row['elbo']:.1f} +"
+        scores = rf"{elbo}{row['rmse']:.3f} +{row['lpp']:.3f} +{row['rmse_data']:.3f} +"
         assert re.search(rf"^{re.escape(row['name'])} .* {scores}", output, re.MULTILINE)
-        assert all(math.isfinite(row[score]) for score in ("elbo", "rmse", "lpp", "rmse_data", "lpp_data"))
+        assert all(math.isfinite(row[score]) for score in ("rmse", "lpp", "rmse_data", "lpp_data"))
+    assert all(math.isfinite(row["elbo"]) for row in rows[:2])
     assert (tmp_path / "demo" / "demo.png").read_bytes().startswith(b"\x89PNG")
     assert "demo.png" in output
     assert (tmp_path / "demo" / "table.png").read_bytes().startswith(b"\x89PNG")

@@ -135,7 +135,7 @@ def test_what_does_not_fit_is_refused():
 
 def test_several_outputs_say_what_to_do():
     net = Net(lambda net, x: (net.first(x), net.last(x)), first=nn.Linear(3, 2), last=nn.Linear(3, 2))
-    with pytest.raises(sps.UnsupportedLayerError, match=r"it returns tuple; .* puts several side by side"):
+    with pytest.raises(sps.UnsupportedLayerError, match=r"it returns a tuple of outputs.* puts several side by side"):
         sps.Topology.of(net, example=torch.zeros(2, 3))
 
 
