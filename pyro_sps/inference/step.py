@@ -272,9 +272,7 @@ def _fold_constants(module: fx.GraphModule) -> None:
     """Compute once what depends on no argument: priors, index arithmetic, fixed weights."""
     values: dict[fx.Node, Any] = {}
     for node in list(module.graph.nodes):
-        if (
-            node.target is torch.ops.aten.detach.default
-        ):  # which plain autograd leaves, and is nothing without gradients
+        if node.target is torch.ops.aten.detach.default:  # plain autograd leaves it, where it is nothing
             node.replace_all_uses_with(node.args[0])
             continue
         if node.op == "get_attr":
