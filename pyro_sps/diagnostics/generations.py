@@ -10,6 +10,9 @@ from typing import Any
 
 import numpy as np
 
+# Of fewer draws importance weights are not smoothed.
+FEWEST_DRAWS = 25
+
 # Names of the dimensions, and the values.
 Variable = tuple[Sequence[str], np.ndarray]
 
@@ -72,7 +75,8 @@ def pareto_smoothed(log_ratios: np.ndarray) -> tuple[np.ndarray, float]:
         log_ratios: Log density ratios of draws, up to a constant, shape (draws,).
 
     Returns:
-        Logs of the normalised weights, shape (draws,), and Pareto k̂. Ratios that are all equal have k̂ = -inf.
+        Logs of the normalised weights, shape (draws,), and Pareto k̂. Ratios that are all equal have k̂ = -inf, those
+        of fewer than 25 draws are not smoothed and have k̂ = inf: a fifth of them is too few to fit a tail to.
 
     Example:
         >>> import numpy as np
@@ -87,6 +91,8 @@ def pareto_smoothed(log_ratios: np.ndarray) -> tuple[np.ndarray, float]:
     # To rounding all weights are equal: there is no tail, to which ArviZ would fit one.
     if np.ptp(ratios) < 1e-9 * max(1.0, float(np.abs(ratios).max())):
         return np.full(len(ratios), -np.log(len(ratios))), -np.inf
+    if len(ratios) < FEWEST_DRAWS:  # where ArviZ 1 ends with an error
+        return ratios - np.logaddexp.reduce(ratios), np.inf
     if has_data_tree():
         from arviz_stats.base import array_stats
 

@@ -129,6 +129,15 @@ def test_pareto_k_of_a_narrow_normal(narrow):
     assert abs(khat - (1 - narrow**2)) < 4 * (2 - narrow**2) / tail**0.5
 
 
+@pytest.mark.parametrize("draws", [1, 2, 24])
+def test_few_draws_are_not_smoothed(draws):
+    """ArviZ 1 ends with an error where a fifth of the draws is fewer than five."""
+    ratios = 3 * np.random.default_rng(0).standard_normal(draws) + np.arange(draws)
+    weights, khat = pareto_smoothed(ratios)
+    np.testing.assert_allclose(np.exp(weights), np.exp(ratios) / np.exp(ratios).sum())
+    assert khat == (np.inf if draws > 1 else -np.inf)
+
+
 def test_pareto_smoothed_does_not_change_its_argument_and_ignores_constants():
     ratios = np.random.default_rng(2).normal(size=500)
     before = ratios.copy()
