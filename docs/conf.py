@@ -39,7 +39,7 @@ nitpick_ignore_regex = [
     # Types that are shown where they are returned, and have no page.
     (
         "py:class",
-        r"pyro_sps\..*\.(Priors|PartialNetwork|Places|Structure|Joint|Column|OrderedLogistic|MeanNetwork)",
+        r"pyro_sps\..*\.(Priors|PartialNetwork|Places|Structure|Joint|Column|OrderedLogistic|MeanNetwork|Indexed|Streamed)",
     ),
 ]
 autodoc_default_options = {"members": True, "member-order": "bysource"}
