@@ -7,7 +7,7 @@ depend on each other any more: each worker draws from some of them. Chains of NU
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,14 +18,11 @@ from ..base.plain import plain_torch
 from ..base.terminal import progress_bar
 from ..model.density import Target
 from ..model.streams import Stream
-from .chains import ChainRun
+from .chains import KEPT, ChainRun
 from .coordinates import Coordinates
 from .langevin import Chains, Tuning
 from .nuts import run_nuts
 from .sample_settings import SampleSettings
-
-# What workers return of their chains.
-_KEPT = ("draws", "energies", "errors", "failures", "times")
 
 
 def check_spread(asked: SampleSettings, callbacks: Sequence[Any]) -> None:
@@ -93,7 +90,7 @@ def _part(run: ChainRun, chains: Tensor) -> _Part:
         numbers=chains.tolist(),
         starts=own(run.starts),
         state=Chains(*(own(value) for value in run.chains.tensors())),
-        tuning=Tuning(**{field.name: own(getattr(run.tuning, field.name)) for field in fields(Tuning)}),
+        tuning=Tuning(**{name: own(value) for name, value in run.tuning.tensors().items()}),
         length=run.length,
         options={name: getattr(run, name) for name in names},
     )
@@ -106,7 +103,7 @@ def _drawn(data: tuple[Coordinates, Stream | None], part: _Part) -> dict[str, Te
     run = ChainRun(coordinates, starts=part.starts, progress=False, stream=stream, numbers=part.numbers, **part.options)
     run.chains, run.tuning, run.length, run.done = part.state, part.tuning, part.length, run.warmup
     run()
-    return {name: getattr(run, name).cpu() for name in _KEPT}
+    return {name: getattr(run, name).cpu() for name in KEPT}
 
 
 def nuts_on_cluster(

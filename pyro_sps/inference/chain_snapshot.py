@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..base.files import LoadError
-from .chains import LONGEST_WARMUP, ChainRun
+from .chains import KEPT, LONGEST_WARMUP, ChainRun
 from .checkpoint import Checkpoint, environment, plain
 from .langevin import Chains, Tuning
 from .loop import Replica
@@ -36,7 +36,7 @@ def tensors_of(run: ChainRun, member: Replica) -> dict[str, Tensor]:
     tensors = {"starts": run.starts, "recent": run.recent, "early": run.early, "late": run.late}
     tensors |= {f"chains.{one.name}": getattr(run.chains, one.name) for one in fields(Chains)}
     tensors |= {f"tuning.{name}": value for name, value in run.tuning.tensors().items()}
-    for name in ("draws", "energies", "errors", "failures", "times"):
+    for name in KEPT:
         tensors[name] = getattr(run, name)[:, : run.drawn]
     tensors["numbers"] = torch.tensor([run.warmup, run.most_warmup, run.drawn, run.length, *run.restarted])
     tensors |= {f"standardizer.0.{name}": getattr(member.standardizer, name) for name in SCALING}
@@ -65,6 +65,6 @@ def restore(found: Checkpoint, run: ChainRun) -> None:
     run.chains = Chains(**{name: value.to(like) for name, value in state.items()})
     tuning = {n: take(f"tuning.{n}", like.dtype, v.shape).to(like) for n, v in run.tuning.tensors().items()}
     run.tuning = Tuning(**tuning)
-    for name in ("draws", "energies", "errors", "failures", "times"):
+    for name in KEPT:
         whole = getattr(run, name)
         whole[:, : run.drawn] = take(name, like.dtype, (len(whole), run.drawn, *whole.shape[2:]))

@@ -55,6 +55,9 @@ FALLING, LONGER, LONGEST_WARMUP = 3.0, 0.5, 2.0
 # Longest trajectory of adjusted chains, in steps.
 LONGEST = 64
 
+# What a run keeps of each draw, by name of the attribute.
+KEPT = ("draws", "energies", "errors", "failures", "times")
+
 
 @dataclass
 class ChainRun:
@@ -127,7 +130,6 @@ class ChainRun:
         self.early = like.new_zeros((count, 2))  # failures and energy, for the judgement in the warm-up
         self.late = like.new_zeros((count, 2))  # energy in the last two windows of the warm-up
         self.window = max(1, self.warmup // 4)
-        self.programs: dict[bool, Program] = {}
         gradient, energy = self._evaluate(position)
         self.chains = Chains(position, self._velocities(), gradient, energy)
         self.noise = self._noise(0)
@@ -355,8 +357,8 @@ class ChainRun:
             with bar, torch.no_grad(), interrupts_deferred() as interrupted:
                 if save is not None and self.done == 0:
                     self.paused, saved = save() or self.paused, 0
-                while self.done < (self.warmup if only_warmup else self.num_steps) and not (
-                    self.stopped or self.paused
+                while not (self.stopped or self.paused) and self.done < (
+                    self.warmup if only_warmup else self.num_steps
                 ):
                     warm = self.done < self.warmup
                     if self.done == self.warmup:
@@ -395,9 +397,10 @@ class ChainRun:
         """From now on steps grow no more; minibatches have a program of their own."""
         if not self.tuning.settled:  # there was no warm-up
             self.tuning.settle()
-        if not self.full:
-            self.program = self._make(full=False)
-        if not self.full and self.numbers is None:
+        if self.full:
+            return
+        self.program = self._make(full=False)
+        if self.numbers is None:  # some chains of a run come with the steps that were settled for all
             coordinates, dimensions = self.coordinates, self.coordinates.dimensions
             noise = noise_of(self.tuning, coordinates.sizes, coordinates.spread)
             self.tuning.step = self.tuning.step.clamp(max=longest_step(noise, dimensions, math.sqrt(dimensions)))
