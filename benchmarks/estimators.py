@@ -302,7 +302,7 @@ def run(options):
 
 
 def show():
-    from pyro_sps.study.summary import paired_interval
+    from pyro_sps.study.summary import paired_interval, with_headline
 
     rows, lines = read(), [f"# Estimators\n\n```\n{__doc__.strip()}\n```\n"]
     lines += ["LPP, and of the others the difference to ours with a 95 % interval. Bold: surely better or worse.", ""]
@@ -333,9 +333,7 @@ def show():
         lines.append(head + " | ".join(cells) + " |")
         tails.append(head + " | ".join(errors) + " |")
     PAGE.write_text("\n".join([*lines, *tails, ""]))
-    readme = README.read_text()
-    before, rest = readme.split(MARKS[0])
-    README.write_text("\n".join([before + MARKS[0], *short(rows), MARKS[1] + rest.split(MARKS[1])[1]]))
+    README.write_text(with_headline(README.read_text(), "\n".join(short(rows)), MARKS))
     print(PAGE.read_text())
 
 

@@ -243,13 +243,18 @@ def _headline_cell(row: Mapping[str, str]) -> str:
     return f"**{text}**" if better else text
 
 
-def with_headline(readme: str, table: str) -> str:
+def with_headline(readme: str, table: str, marks: tuple[str, str] = _MARKS) -> str:
     """A README's text with its table replaced.
+
+    Args:
+        readme: The text.
+        table: The table.
+        marks: The lines before and after it.
 
     Raises:
         ValueError: If the text has no place for it.
     """
-    start, end = _MARKS
+    start, end = marks
     before, found, rest = readme.partition(start)
     _, closed, after = rest.partition(end)
     if not found or not closed:
