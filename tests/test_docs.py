@@ -63,7 +63,9 @@ def test_that_all_name_the_same_version():
     assert f"\n## [{version}] - 20" in (ROOT / "CHANGELOG.md").read_text()
 
 
-@pytest.mark.parametrize(("page", "least"), [("CONTRIBUTING.md", 3), ("docs/coming_from.md", 20)])
+@pytest.mark.parametrize(
+    ("page", "least"), [("CONTRIBUTING.md", 3), ("docs/coming_from.md", 20), ("docs/using.md", 15)]
+)
 def test_examples_of_pages(page, least):
     found = doctest.testfile(str(ROOT / page), module_relative=False)
     assert found.attempted > least

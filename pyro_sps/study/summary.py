@@ -211,14 +211,14 @@ def _cells(row: Mapping[str, Any]) -> dict[str, str]:
     return cells | {"chosen": row.get("chosen", "")}
 
 
-# --- the README's table ----------------------------------------------------------------------------
+# --- the table of study/README.md -------------------------------------------------------------------
 
-#: Where it is in the README.
+#: Where it is in that page.
 _MARKS = ("<!-- headline: written by `python -m pyro_sps.study.summary` -->", "<!-- end of headline -->")
 
 
 def headline(path: Path) -> str:
-    """The README's table from `headline.csv`: RMSE and LPP of every method on every data set, as Markdown.
+    """The table of the study's page from `headline.csv`: RMSE and LPP of every method on every data set, as Markdown.
 
     Args:
         path: The file that `pyro-sps study headline` wrote.
@@ -243,11 +243,11 @@ def _headline_cell(row: Mapping[str, str]) -> str:
     return f"**{text}**" if better else text
 
 
-def with_headline(readme: str, table: str, marks: tuple[str, str] = _MARKS) -> str:
-    """A README's text with its table replaced.
+def with_headline(page: str, table: str, marks: tuple[str, str] = _MARKS) -> str:
+    """A page's text with its table replaced.
 
     Args:
-        readme: The text.
+        page: The text.
         table: The table.
         marks: The lines before and after it.
 
@@ -255,7 +255,7 @@ def with_headline(readme: str, table: str, marks: tuple[str, str] = _MARKS) -> s
         ValueError: If the text has no place for it.
     """
     start, end = marks
-    before, found, rest = readme.partition(start)
+    before, found, rest = page.partition(start)
     _, closed, after = rest.partition(end)
     if not found or not closed:
         raise ValueError(f"the text must have the lines {start} and {end} around the table")
@@ -430,6 +430,6 @@ def band_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 if __name__ == "__main__":
-    place = Path("README.md")
+    place = Path("study/README.md")
     text = with_headline(place.read_text(encoding="utf-8"), headline(Path("study/headline.csv")))
     place.write_text(text, encoding="utf-8")

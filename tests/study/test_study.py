@@ -395,9 +395,9 @@ def test_one_huge_difference_does_not_hide_the_others():
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["a", "b", "c", "d"]
 
 
-def test_the_readme_has_the_table_of_the_committed_results():
+def test_the_page_has_the_table_of_the_committed_results():
     root = Path(__file__).parents[2]
-    text = (root / "README.md").read_text(encoding="utf-8")
+    text = (root / "study" / "README.md").read_text(encoding="utf-8")
     assert summary.with_headline(text, summary.headline(root / "study" / "headline.csv")) == text
 
 
