@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from grids import few_of
 from pyro import poutine
 from torch import nn
 
@@ -94,19 +95,19 @@ def plain(tmp_path_factory):
     return of
 
 
+CASES = [
+    (state, model)
+    for state in STATES
+    for model in MODELS
+    if state == "default dtype" or model in ("constants", "MAP values")
+]
+QUICK = [(state, "constants") for state in ("default device", "inference mode", "mask", "condition", "seed", "plate")]
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    ("state", "model"),
-    [(state, "constants") for state in STATES]
-    + [("default dtype", "MAP values")]
-    + [pytest.param(state, "MAP values", marks=pytest.mark.slow) for state in STATES if state != "default dtype"]
-    + [
-        pytest.param("default dtype", name, marks=pytest.mark.slow)
-        for name in MODELS
-        if name not in ("MAP values", "constants")
-    ],
-)
-def test_a_fit_is_the_same_in_every_state(plain, tmp_path, state, model):
+@pytest.mark.parametrize("case", few_of(CASES, ("default dtype", "MAP values"), *QUICK), ids=" with ".join)
+def test_a_fit_is_the_same_in_every_state(plain, tmp_path, case):
+    state, model = case
     expected = plain(model)
     with STATES[state]():
         found = list(numbers(MODELS[model], tmp_path))

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from grids import few_of
 
 import pyro_sps as sps
 from pyro_sps.base.files import canonical, seal, unseal
@@ -109,7 +110,7 @@ def sizes():
     return [(weight.name, weight.num_free) for weight in model().weights if weight.num_free]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", few_of(CASES, "minibatches", "replicas", "default recipe", "compiled"))
 def test_a_resumed_fit_is_the_fit_without_a_break(tmp_path, case):
     made, options = CASES[case]
     x, y = made.get("x", data()[0]), made.get("y", data()[1])
@@ -668,7 +669,7 @@ def test_another_environment_is_told(made, tmp_path, monkeypatch):
 # --- more steps -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("replicas", [None, 2])
+@pytest.mark.parametrize("replicas", few_of([None, 2], 2))
 def test_more_steps_than_a_fit_was_to_have(tmp_path, replicas):
     options = {**QUICK, "replicas": replicas, "validation": data(20, 1), "validate_every": 7}
     rates = {

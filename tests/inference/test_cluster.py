@@ -1,8 +1,10 @@
 """Replicas and chains on dask's workers: those of one process, whoever is killed."""
 
+import faulthandler
 import multiprocessing
 import os
 import signal
+import sys
 
 import pytest
 import torch
@@ -26,8 +28,23 @@ def model():
 
 @pytest.fixture(scope="module")
 def client():
-    with distributed.Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None) as client:
+    with started_client() as client:
         yield client
+
+
+def started_client(tries=3):
+    """A client with a worker in this process.
+
+    Its thread has ten seconds to start in, a number within `distributed`, and on a machine that stood still for longer
+    it ends with an assertion.
+    """
+    for left in reversed(range(tries)):
+        try:
+            return distributed.Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None)
+        except AssertionError:
+            faulthandler.dump_traceback(sys.__stderr__)  # what the threads were at, should it not be the machine
+            if not left:
+                raise
 
 
 @pytest.mark.slow
