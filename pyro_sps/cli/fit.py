@@ -141,9 +141,7 @@ MOST_WORDS = 40
 @click.option(
     "--batch-size",
     type=click.IntRange(1),
-    default=FitSettings.batch_size,
-    show_default=True,
-    help="Rows a step, at most.",
+    help=f"Rows a step, at most.  [default: {FitSettings.batch_size}; beyond 20,000 rows 1,024, and more steps]",
 )
 @click.option(
     "--optimizer",
@@ -211,7 +209,7 @@ def fit(
     x, y, x_test = training.x, training.y, training.x_test
     for line in _about(training, options["seed"]):
         say(line)
-    settings = with_likelihood(settings, recipe, training, say)
+    settings = with_likelihood(settings, recipe, training, method == "auto", say)
     model = settings.model(training) | {"reading": reading}
     if settings.likelihood == "gaussian" and (labels := _yes_no(training)):
         say(f"target {', '.join(labels)} holds zeros and ones only: --likelihood bernoulli is for such targets")
@@ -223,7 +221,7 @@ def fit(
 
     bnn = settings.bnn(model, options["seed"])
     say(settings.describe(bnn))
-    asked = options_of(recipe, options, options["standardize"] and training.encoder is None)
+    asked = options_of(recipe, options, options["standardize"] and training.encoder is None, len(x))
     if checkpoint_every is not None:
         asked["checkpoint_every"] = checkpoint_every
     own, result_of = _own_units(training, settings.real_valued)

@@ -72,33 +72,42 @@ def resolved(
     return replace(settings, scheme=recipe.scheme, values=recipe.values, method=recipe.method), recipe
 
 
-def with_likelihood(settings: Settings, recipe: Recipe, training: Training, say: Callable[[str], None]) -> Settings:
-    """Settings with a likelihood, which for chains is that of the estimators."""
+def with_likelihood(
+    settings: Settings, recipe: Recipe, training: Training, auto: bool, say: Callable[[str], None]
+) -> Settings:
+    """Settings with a likelihood: that of the estimators, for chains and where the method was left to the rules."""
     chosen = settings.of(training)
     plain = training.weights is None and training.noise is None
-    if settings.method == "fit" or settings.likelihood or settings.noise or training.classes or not plain:
+    by_rule = auto or settings.method == "sample"
+    if not by_rule or settings.likelihood or settings.noise or training.classes or not plain:
         return chosen
+    import numpy as np
+
     from ..estimators.methods import choose_likelihood
     from ..model.likelihoods import HeteroscedasticGaussian
 
-    found = choose_likelihood(recipe, training.x, training.y, None)  # of chains, by their rows alone
+    x = training.x
+    if training.encoder is None and settings.method == "fit":  # trials are on inputs of scale one
+        spread = x.std(0)
+        x = (x - x.mean(0)) / np.where(spread > 0, spread, 1.0)
+    found = choose_likelihood(recipe, x, training.y, None)
     if not isinstance(found, HeteroscedasticGaussian):
         return chosen
     say("the noise may depend on the inputs; --likelihood gaussian has one for all rows")
     return replace(chosen, likelihood="heteroscedastic")
 
 
-def options_of(recipe: Recipe, options: Mapping[str, Any], standardize: bool) -> dict[str, Any]:
+def options_of(recipe: Recipe, options: Mapping[str, Any], standardize: bool, rows: int) -> dict[str, Any]:
     """What `pyro_sps.sample` or `pyro_sps.fit` is asked for."""
     always = {"standardize": standardize, "seed": options["seed"]}
     if recipe.method == "sample":
         return {"chains": recipe.chains, **recipe.chain(), **always}
-    steps, _ = recipe.steps(0)
+    steps, batch = recipe.steps(rows)
     rate = options["learning_rate"]
     return {
         "num_steps": steps,
         "num_particles": options["particles"],
-        "batch_size": options["batch_size"],
+        "batch_size": options["batch_size"] or batch,
         "optimizer": options["optimizer"],
         "learning_rate": LEARNING_RATES[options["optimizer"]] if rate is None else rate,
         "init": options["init"],

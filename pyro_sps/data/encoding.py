@@ -66,10 +66,12 @@ class Encoder:
 
     def transform(self, frame: pd.DataFrame) -> np.ndarray:
         """The numbers of a table of typed columns, float64, shape (rows, inputs)."""
-        parts = [np.empty((len(frame), 0))]
+        found, start = np.zeros((len(frame), self.num_inputs)), 0
         for what, block in self.blocks.items():
-            parts.append(_TRANSFORM[what](frame, block))
-        return np.hstack(parts)
+            stop = start + _width(what, block)
+            _TRANSFORM[what](frame, block, found[:, start:stop])
+            start = stop
+        return found
 
     @property
     def num_inputs(self) -> int:
@@ -151,42 +153,44 @@ def yeo_johnson(x: np.ndarray, power: np.ndarray) -> np.ndarray:
     return found
 
 
-def _numbers(frame: pd.DataFrame, block: Mapping[str, Any]) -> np.ndarray:
-    return _scaled(frame[list(block["columns"])].to_numpy(np.float64), block)
+# Each fills the columns of its block, which are zero: a large table is not held twice.
 
 
-def _skewed(frame: pd.DataFrame, block: Mapping[str, Any]) -> np.ndarray:
-    bent = yeo_johnson(_numbers(frame, block), np.array(block["power"]))
-    return (bent - np.array(block["new_centre"])) / np.array(block["new_scale"])
+def _numbers(frame: pd.DataFrame, block: Mapping[str, Any], found: np.ndarray) -> None:
+    found[:] = _scaled(frame[list(block["columns"])].to_numpy(np.float64), block)
 
 
-def _dates(frame: pd.DataFrame, block: Mapping[str, Any]) -> np.ndarray:
+def _skewed(frame: pd.DataFrame, block: Mapping[str, Any], found: np.ndarray) -> None:
+    _numbers(frame, block, found)
+    found[:] = (yeo_johnson(found, np.array(block["power"])) - np.array(block["new_centre"])) / np.array(
+        block["new_scale"]
+    )
+
+
+def _dates(frame: pd.DataFrame, block: Mapping[str, Any], found: np.ndarray) -> None:
     pairs = zip(block["columns"], block["parts"], strict=True)
-    return _scaled(np.hstack([date_numbers(frame[name], parts) for name, parts in pairs]), block)
+    found[:] = _scaled(np.hstack([date_numbers(frame[name], parts) for name, parts in pairs]), block)
 
 
-def _text(frame: pd.DataFrame, block: Mapping[str, Any]) -> np.ndarray:
+def _text(frame: pd.DataFrame, block: Mapping[str, Any], found: np.ndarray) -> None:
     """A level that was not seen counts as one of the others, where there are some."""
-    parts = []
+    start = 0
     for name, levels, others in zip(block["columns"], block["levels"], block["others"], strict=True):
         values = frame[name].astype(object).where(frame[name].notna(), None).tolist()
         number = {level: index for index, level in enumerate(levels)}
         number.update(dict.fromkeys(others, len(levels)))
-        width = len(levels) + bool(others)
         rest = len(levels) if others else -1
         codes = np.array([number.get(value, rest) for value in values], dtype=np.int64)
-        ones = np.zeros((len(values), width))
         rows = np.flatnonzero(codes >= 0)
-        ones[rows, codes[rows]] = 1.0
-        parts.append(ones)
-    return np.hstack(parts)
+        found[rows, start + codes[rows]] = 1.0
+        start += len(levels) + bool(others)
 
 
-def _missing(frame: pd.DataFrame, block: Mapping[str, Any]) -> np.ndarray:
-    return frame[list(block["columns"])].isna().to_numpy(np.float64)
+def _missing(frame: pd.DataFrame, block: Mapping[str, Any], found: np.ndarray) -> None:
+    found[:] = frame[list(block["columns"])].isna().to_numpy()
 
 
-_TRANSFORM: dict[str, Callable[[Any, Mapping[str, Any]], np.ndarray]] = {
+_TRANSFORM: dict[str, Callable[[Any, Mapping[str, Any], np.ndarray], None]] = {
     "numbers": _numbers,
     "skewed": _skewed,
     "dates": _dates,

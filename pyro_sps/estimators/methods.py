@@ -118,8 +118,8 @@ class Recipe:
         return {"warmup": third, "num_samples": draws, "map_steps": max(1, self.num_steps // 2)}
 
     def steps(self, rows: int) -> tuple[int, int]:
-        """Number of steps, and rows of one."""
-        batch = min(FitSettings.batch_size or rows, rows) if rows <= MANY_ROWS else LARGE_BATCH
+        """Number of steps, and rows of one at most."""
+        batch = LARGE_BATCH if rows > MANY_ROWS else FitSettings.batch_size or rows
         epochs = math.ceil(EPOCHS * rows / batch) if rows > MANY_ROWS else 0
         return self.num_steps or max(FitSettings.num_steps, min(epochs, MOST_STEPS)), batch
 

@@ -17,8 +17,9 @@ from sklearn.utils.validation import check_is_fitted
 from ..data.encoding import Encoder, date_numbers, days_of
 from ..data.frames import DATE, NUMBER, TEXT
 
-#: Text with more levels than this keeps the most frequent ones; the others share a column.
-MAX_LEVELS = 20
+#: Text with more levels than this keeps the most frequent ones; the others share a column. In a table of so many rows
+#: for each it keeps more of them, up to the last number.
+MAX_LEVELS, ROWS_A_LEVEL, MOST_LEVELS = 20, 200, 100
 
 #: Numbers whose skewness is beyond this, or that have values so many times the distance of the quartiles away from
 #: the median, are scaled robustly and made more symmetric.
@@ -81,12 +82,44 @@ def _varying(days: np.ndarray) -> list[str]:
     return [part for part, varies in differ.items() if varies]
 
 
+class OffSpike:
+    """Fits a transformer without the value that most rows of a column have, where its quartiles are the same.
+
+    A gain that is zero in nine rows of ten would have the scale zero, and the power that makes it most normal would
+    tell zeros from others and nothing else. The transformers leave NaN out when they are fitted.
+    """
+
+    def fit(self, X: Any, y: Any = None) -> Any:
+        """Fit to all other values of such columns."""
+        return super().fit(_without_spikes(X), y)  # type: ignore[misc]
+
+    def fit_transform(self, X: Any, y: Any = None) -> np.ndarray:
+        """Fit, and transform all values."""
+        return self.fit(X, y).transform(X)
+
+
+class SpikedScaler(OffSpike, RobustScaler):
+    """`sklearn.preprocessing.RobustScaler`, fitted `OffSpike`."""
+
+
+class SpikedPower(OffSpike, PowerTransformer):
+    """`sklearn.preprocessing.PowerTransformer`, fitted `OffSpike`."""
+
+
+def _without_spikes(x: Any) -> np.ndarray:
+    x = np.array(x, dtype=np.float64)
+    low, middle, high = np.nanquantile(x, [0.25, 0.5, 0.75], axis=0)
+    return np.where((x == middle) & (low == high), np.nan, x)
+
+
 def default_preprocessing(frame: pd.DataFrame, kinds: Mapping[str, str]) -> tuple[ColumnTransformer, list[str]]:
     """The transformer of a table, not yet fitted, and the columns that it leaves out.
 
     - numbers: gaps are filled with the median and have an indicator; mean 0, standard deviation 1
-    - skewed numbers: scaled by quartiles, then made more symmetric (Yeo and Johnson 2000)
-    - text: a column for each of the 20 most frequent levels, one for the others; a gap is a level
+    - skewed numbers: scaled by quartiles, then made more symmetric (Yeo and Johnson 2000); where most rows have one
+      value, such as zero, as the others ask for
+    - text: a column for each of the 20 most frequent levels (of tables of more than 4,000 rows: one for 200 rows, up to
+      100), one for the others; a gap is a level
     - dates: `DateParts`
     - text in which nearly every row differs (names, ids): left out
 
@@ -107,14 +140,15 @@ def default_preprocessing(frame: pd.DataFrame, kinds: Mapping[str, str]) -> tupl
     skewed = [name for name in of[NUMBER] if _is_skewed(frame[name])]
     plain = [name for name in of[NUMBER] if name not in skewed]
     gaps = [name for name in of[NUMBER] if frame[name].isna().any()]
+    levels = min(MOST_LEVELS, max(MAX_LEVELS, len(frame) // ROWS_A_LEVEL))
     steps: dict[str, tuple[Any, Sequence[str]]] = {
         "numbers": (Pipeline([("gaps", _imputer()), ("scale", StandardScaler())]), plain),
         "skewed": (
             Pipeline(
                 [
                     ("gaps", _imputer()),
-                    ("scale", RobustScaler()),
-                    ("symmetric", PowerTransformer(standardize=False)),
+                    ("scale", SpikedScaler()),
+                    ("symmetric", SpikedPower(standardize=False)),
                     ("rescale", StandardScaler()),
                 ]
             ),
@@ -125,7 +159,7 @@ def default_preprocessing(frame: pd.DataFrame, kinds: Mapping[str, str]) -> tupl
             of[DATE],
         ),
         "text": (
-            OneHotEncoder(handle_unknown="infrequent_if_exist", max_categories=MAX_LEVELS + 1, sparse_output=False),
+            OneHotEncoder(handle_unknown="infrequent_if_exist", max_categories=levels + 1, sparse_output=False),
             of[TEXT],
         ),
         "missing": (MissingIndicator(features="all"), gaps),
@@ -148,7 +182,8 @@ def _is_skewed(column: pd.Series) -> bool:
     if values.size < 8 or np.unique(values[:1000]).size < 5:
         return False
     low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
-    spread = max(high - low, 1e-12 * max(abs(low), abs(high), 1e-300))
+    # Of a column that is zero nearly everywhere, too.
+    spread = max(high - low, 1e-12 * np.abs(values).max(), 1e-300)
     scaled = np.clip((values - middle) / spread, -1e6, 1e6)
     if np.abs(scaled).max() > HUGE:
         return True

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 from saved_files import FILE, make_up, take_apart
 
+import pyro_sps as sps
 from pyro_sps.cli import main
 from pyro_sps.cli.method import method_asked
 
@@ -318,3 +319,32 @@ def test_an_option_that_only_one_method_has_asks_for_it():
 
     assert [asked(), asked("--replicas", "3"), asked("--chains", "3")] == ["auto", "fit", "sample"]
     assert asked("--scheme", "heavy", "--values", "learned-constant") == "fit"
+
+
+def test_large_tables_get_the_recipe_of_the_estimators(tmp_path, monkeypatch):
+    """Where the method is left open, the likelihood is tried on held-out rows, and there are more rows in a step."""
+    from pyro_sps.estimators import methods
+
+    tried = []
+
+    def choose(recipe, x, y, seconds):
+        tried.append((recipe.method, x))
+        return sps.HeteroscedasticGaussian()
+
+    monkeypatch.setattr(methods, "AFFORDABLE", 0)
+    monkeypatch.setattr(methods, "MANY_ROWS", 50)
+    monkeypatch.setattr(methods, "choose_likelihood", choose)
+    rows = np.random.default_rng(0).normal(5.0, 3.0, size=(80, 3))
+    pd.DataFrame(rows, columns=["a", "b", "y"]).to_csv(tmp_path / "data.csv", index=False)
+    few = ["--target", "y", "--hidden", "4", "--steps", "5", "--quiet"]
+    run("fit", tmp_path / "data.csv", *few, "--out", tmp_path / "auto")
+    run("fit", tmp_path / "data.csv", *few, "--method", "fit", "--batch-size", "7", "--out", tmp_path / "asked")
+    ((method, x),) = tried
+    assert method == "fit"
+    np.testing.assert_allclose(x.std(0), 1.0)
+    found = sps.load(tmp_path / "auto", sps.mlp([2, 4, 2]))
+    assert found.settings["batch_size"] == 1024
+    assert isinstance(found.bnn.likelihood, sps.HeteroscedasticGaussian)
+    asked = sps.load(tmp_path / "asked", sps.mlp([2, 4, 1]))
+    assert asked.settings["batch_size"] == 7
+    assert isinstance(asked.bnn.likelihood, sps.Gaussian)

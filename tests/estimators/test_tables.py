@@ -2,6 +2,7 @@
 
 import dataclasses
 import pickle
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from small_estimators import TINY
 import pyro_sps as sps
 from pyro_sps.data.frames import typed
 from pyro_sps.estimators import methods
+from pyro_sps.estimators.preprocessing import default_preprocessing, encoder_of
 
 ROWS = 60
 
@@ -86,6 +88,35 @@ def test_columns_become_what_they_hold(table, y):
     words = dict(model.describe(table))
     for name, word in (("gappy", "median"), ("constant", "constant"), ("text", "2 levels"), ("date", "time of year")):
         assert word in words[name]
+
+
+def fitted_plan(frame, kinds):
+    """Numbers by scikit-learn's transformers and by the plan that is saved, which are the same."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        transformer, left_out = default_preprocessing(frame, kinds)
+        numbers = transformer.fit_transform(frame)
+    np.testing.assert_allclose(encoder_of(transformer, kinds, left_out).transform(frame), numbers, rtol=1e-9, atol=1e-9)
+    return numbers
+
+
+def test_a_number_that_is_mostly_zero_keeps_what_the_others_are():
+    rng = np.random.default_rng(0)
+    gain = np.where(rng.random(2000) < 0.9, 0.0, rng.lognormal(8, 1.5, 2000))
+    numbers = fitted_plan(pd.DataFrame({"gain": gain}), {"gain": "number"})[:, 0]
+    others = numbers[gain > 0]
+    low, high = np.quantile(others, [0.25, 0.75])
+    assert high - low > 0.5
+    assert np.all(np.diff(others[np.argsort(gain[gain > 0])]) >= 0)
+    assert np.abs(numbers).max() < 20
+    assert numbers[gain == 0].max() < others.min()
+
+
+@pytest.mark.parametrize(("rows", "kept"), [(1000, 20), (4000, 20), (10_000, 50), (40_000, 100)])
+def test_large_tables_keep_more_levels(rows, kept):
+    levels = np.array([f"level {i}" for i in range(150)])
+    frame = pd.DataFrame({"text": levels[np.minimum(np.random.default_rng(0).exponential(30, rows), 149).astype(int)]})
+    assert fitted_plan(frame, {"text": "text"}).shape == (rows, kept + 1)
 
 
 def test_text_that_differs_in_each_row_is_left_out(table, y):
