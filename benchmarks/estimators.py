@@ -1,6 +1,7 @@
 """Default `BNNRegressor` and `BNNClassifier` against what people use for tables, on the same splits.
 
     PYRO_SPS_DATA=... python benchmarks/estimators.py run [--tables energy concrete ...] [--splits 3 4 5] [--bde PYTHON]
+                                                          [--folder FOLDER]
     python benchmarks/estimators.py show
 
 A fifth of the rows is test. Contenders: `ours` with all defaults; `heavy`, the same with the paper's heavy mask, 40 % of
@@ -9,7 +10,8 @@ ensemble; `linear` (least squares with its predictive normal, or logistic regres
 (scikit-learn's HistGradientBoosting, its learning rate and leaves by cross-validation; for numbers with a normal whose
 scale is that of cross-validated errors); `bde` (scikit-learn-contrib's, of another interpreter that has it, with the
 settings of its documentation, noise that depends on the inputs). For tables `linear-N`, which are drawn from a linear
-model, also `exact`: Bayes by quadrature over noise and prior scale.
+model, also `exact`: Bayes by quadrature over noise and prior scale. The tables `NAME.csv` are files in FOLDER, with text,
+dates and gaps: ours get them as they are, the others the numbers that our transformers make of them.
 
 LPP is in units of the standardised targets. Each result is a line of JSON in benchmarks/results/estimators.jsonl, and
 what is there is not run again. `show` writes benchmarks/RESULTS-estimators.md: means over splits, and differences to
@@ -34,6 +36,7 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 RESULTS, PAGE = HERE / "results" / "estimators.jsonl", HERE / "RESULTS-estimators.md"
 CLASSES = {"iris": "load_iris", "wine": "load_wine", "breast-cancer": "load_breast_cancer", "digits": "load_digits"}
+FILES = {"auto_imports.csv": "price", "abalone.csv": "rings", "daily-min-temperatures.csv": "Temp"}
 UCI = ["energy", "concrete", "wine-red", "power-plant", "kin8nm"]
 TABLES = ["linear-20", "linear-50", "linear-200", "diabetes", *CLASSES, *UCI[:3]]
 METHODS = ["ours", "heavy", "random", "map", "linear", "hgb", "bde", "exact"]
@@ -54,10 +57,20 @@ FRESH = 1000
 # --- data ------------------------------------------------------------------------------------------
 
 
-def split(name, seed):
-    """Training and test parts, inputs standardised, targets too or numbers of classes."""
+def split(name, seed, folder=None):
+    """Training and test parts, inputs standardised or a frame, targets standardised or numbers of classes."""
     from sklearn import datasets
 
+    if name in FILES:
+        from pyro_sps.data.mixed import read_mixed
+
+        table = read_mixed(str(Path(folder) / name), [FILES[name]])
+        frame = table.frame(list(table.columns))
+        y = frame.pop(FILES[name]).to_numpy(float)
+        order = np.random.default_rng([seed, 2]).permutation(len(y))
+        test, train = order[: len(y) // 5], order[len(y) // 5 :]
+        y, y_test = _scaled(y[train].reshape(-1, 1), y[test].reshape(-1, 1))
+        return frame.iloc[train], y, frame.iloc[test], y_test
     if name.startswith("linear-"):
         rows, rng = int(name.removeprefix("linear-")), np.random.default_rng([seed, 1])
         x = rng.normal(size=(rows + FRESH, 8))
@@ -82,6 +95,16 @@ def split(name, seed):
     )
     (x, x_test), (y, y_test) = scaled
     return x, y, x_test, y_test
+
+
+def encoded(x, y, x_test, y_test):
+    """The same with numbers for what else is in a frame."""
+    from pyro_sps.data.frames import typed
+    from pyro_sps.estimators.preprocessing import default_preprocessing
+
+    frame, kinds = typed(x)
+    transformer, _ = default_preprocessing(frame, kinds)
+    return transformer.fit_transform(frame), y, transformer.transform(typed(x_test, kinds)[0]), y_test
 
 
 def _scaled(train, test):
@@ -285,7 +308,8 @@ def run(options):
     done = {(row["table"], row["split"], row["method"]) for row in read()}
     RESULTS.parent.mkdir(exist_ok=True)
     for seed, name in itertools.product(options.splits, options.tables):
-        parts = split(name, seed)
+        parts = split(name, seed, options.folder)
+        numbers = encoded(*parts) if name in FILES else parts
         for method, contender in contenders.items():
             skipped = method not in options.methods or (method == "exact" and not name.startswith("linear"))
             if (name, seed, method) in done or skipped:
@@ -293,7 +317,7 @@ def run(options):
             begun = time.perf_counter()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                scores = contender(*parts)
+                scores = contender(*(numbers if method in ("linear", "hgb", "bde") else parts))
             row = {"table": name, "split": seed, "method": method, "seconds": time.perf_counter() - begun, **scores}
             row |= {"rows": len(parts[0])}
             with RESULTS.open("a") as file:
@@ -358,6 +382,7 @@ def main():
     parser.add_argument("--tables", nargs="+", default=TABLES)
     parser.add_argument("--splits", nargs="+", type=int, default=list(range(3, 13)))
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
+    parser.add_argument("--folder", help="where the tables are that are files")
     parser.add_argument("--bde", help="a Python interpreter with scikit-learn-contrib's bde")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()

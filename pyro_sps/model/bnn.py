@@ -29,7 +29,7 @@ from ..network.topology import WeightTensor
 from ..network.trace import trace
 from ..symmetry.certificate import certify, warn_of_symmetries
 from ..symmetry.report import SymmetryReport
-from .fixing import fix_weights
+from .fixing import check_rules, fix_weights
 from .hierarchy import Hierarchical
 from .likelihoods import Gaussian, Likelihood
 from .links import warn_of_link
@@ -70,6 +70,7 @@ class BNN(PyroModule):
         deterministic: Parts of the network without a posterior: names of submodules (`"backbone"`), types of modules
             (`nn.BatchNorm2d`) or names of parameters. Their weights stay as they are in `net`, or with `values=Point()`
             are optimised with the posterior of the rest. A dict says for each part `None` (as they are) or `Point()`.
+            In submodules without any other weights operations need not be known: see `Topology.of`.
         seed: Seeds the random signs, draws and places of scheme and values.
         example: Inputs that the network can be run with, of two rows or more, where they cannot be told from its
             layers: see `Topology.of`. Their values do not matter. Of several inputs a tuple of tensors (positional
@@ -133,7 +134,8 @@ class BNN(PyroModule):
         super().__init__()
         if dropout not in DROPOUT:
             raise ValueError(f"dropout must be one of {', '.join(map(repr, DROPOUT))}, got {dropout!r}")
-        self.topology, function = trace(net, example)
+        check_rules(deterministic)
+        self.topology, function = trace(net, example, list(deterministic))
         parameters = dict(net.named_parameters())
         like = parameters[self.topology.tensors[0].name]
         device = torch.device("cpu") if like.device.type == "meta" else like.device

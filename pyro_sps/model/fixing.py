@@ -81,10 +81,15 @@ def fix_weights(
     return Fixing(masks, fixed, constants, tuple(parts), tuple(points), masked)
 
 
+def check_rules(deterministic: Any) -> None:
+    """Raise `TypeError` unless parts of a network are given as a list or a dictionary."""
+    if isinstance(deterministic, str | type):
+        what = f"a list or dict of names and types of submodules; write [{deterministic!r}]"
+        raise TypeError(f"deterministic must be {what}")
+
+
 def _deterministic_tensors(net: nn.Module, asked: Any, topology: Topology) -> dict[str, Point | None]:
     """Names of the tensors without a posterior, each with what becomes of it."""
-    if isinstance(asked, str | type):
-        raise TypeError(f"deterministic must be a list or dict of names and types of submodules; write [{asked!r}]")
     rules = asked if isinstance(asked, Mapping) else dict.fromkeys(asked)
     for part, rule in rules.items():
         if rule is not None and not isinstance(rule, Point):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..base.process import process_lock
+from ..base.process import process_lock, warn_user
 from . import layers as layers  # registers their rules
 from .assemble import assemble
 from .dropping import Dropping, set_training
@@ -22,6 +22,7 @@ from .elements import SCALE, SIGN
 from .inputs import Inputs, are_several, arguments, inputs_of, named_parts, unpack
 from .layers.recurrent import make_stepwise
 from .recorder import Recorder
+from .select import parameters_of, submodules_of
 from .topology import Topology, UnsupportedLayerError
 
 # Positions of an image, and lengths of a sequence, that are tried where no example is given.
@@ -32,12 +33,14 @@ class NoExampleError(UnsupportedLayerError):
     """No inputs are known that the network can be run with."""
 
 
-def record(net: nn.Module, example: Any = None) -> Topology:
+def record(net: nn.Module, example: Any = None, deterministic: Sequence[Any] = ()) -> Topology:
     """The topology of a network, from one run of it.
 
     Args:
         net: The network, in evaluation mode or not; it is read as in evaluation mode.
         example: Inputs to run it with; None to try some.
+        deterministic: Submodules without a posterior, as in `BNN`, in which operations need not be known: what enters
+            or leaves those that are not has an identity.
 
     Raises:
         UnsupportedLayerError: If something in it cannot be followed, or if no example fits.
@@ -50,7 +53,7 @@ def record(net: nn.Module, example: Any = None) -> Topology:
     failures = []
     for inputs in examples:
         try:
-            return _recorded(weightless, inputs, like.dtype)
+            return _recorded(weightless, inputs, like.dtype, deterministic)
         except UnsupportedLayerError:
             raise
         except Exception as error:
@@ -91,8 +94,9 @@ def plain_operations() -> Iterator[None]:
             torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def _recorded(net: nn.Module, example: Any, dtype: torch.dtype) -> Topology:
+def _recorded(net: nn.Module, example: Any, dtype: torch.dtype, deterministic: Sequence[Any]) -> Topology:
     net = copy.deepcopy(net)
+    fixed = {name for names in parameters_of("deterministic", net, deterministic).values() for name in names}
     originals = list(net.parameters())  # kept, so that no two of them have one id
     zeros: dict[int, nn.Parameter] = {}
     for module in net.modules():
@@ -108,7 +112,7 @@ def _recorded(net: nn.Module, example: Any, dtype: torch.dtype) -> Topology:
                     buffer.detach().cpu().clone() if not buffer.is_meta else torch.zeros_like(buffer, device="cpu")
                 )
     del originals
-    recorder = Recorder(net)
+    recorder = Recorder(net, submodules_of(net, fixed))
     _name_layers(net, recorder)
     tensors = [tensor.detach().cpu().clone() for _, tensor in named_parts(example)]
     tensors = [tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in tensors]
@@ -131,12 +135,26 @@ def _recorded(net: nn.Module, example: Any, dtype: torch.dtype) -> Topology:
     recorder.atoms.pin(outputs)
     outputs = np.unique(outputs)
     made = recorder.atoms.units.root[outputs[outputs >= 0]]
+    _tell_of_closed(recorder, fixed)
     return assemble(
         recorder,
         np.flatnonzero(np.isin(recorder.atoms.units.root, made)),
         out.shape[-1] if out.dim() > 1 else 1,
         inputs_of(example),
     )
+
+
+def _tell_of_closed(recorder: Recorder, fixed: Collection[str]) -> None:
+    """Warn of symmetries of weights with a posterior that an operation may have hidden."""
+    root = recorder.atoms.units.root
+    axes = [atoms for name, weight in recorder.weights.items() if name not in fixed for atoms in weight.axes]
+    stochastic = np.unique(np.concatenate([root[atoms.ravel()] for atoms in axes if atoms is not None] or [root[:0]]))
+    if hidden := list(dict.fromkeys(what for what, atoms in recorder.apart if np.isin(root[atoms], stochastic).any())):
+        more = f" and {len(hidden) - 3} more" if len(hidden) > 3 else ""
+        warn_user(
+            f"{'; '.join(hidden[:3])}{more}: no rule says what is symmetric there. Units with a posterior that "
+            "enter it are taken to be told apart, so that symmetries through it are neither counted nor broken"
+        )
 
 
 def _several_outputs(out: Any) -> str:

@@ -7,7 +7,7 @@ known of elements is noted where they are in memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,14 +92,19 @@ class Call:
 class Recorder(TorchDispatchMode):
     """Follows the numbers of one run.
 
+    Args:
+        net: The network.
+        closed: Names of submodules in which operations need not be known.
+
     Attributes:
         atoms: All atoms.
         weights: The parameters in the order in which they were read.
     """
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, closed: Collection[str] = ()) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.closed = net, set(closed)
+        self.apart: list[tuple[str, Ints]] = []  # operations that no rule follows, and the atoms that entered them
         self.atoms = Atoms()
         self.weights: dict[str, Weight] = {}
         self.order: list[str] = []
@@ -281,10 +286,32 @@ class Recorder(TorchDispatchMode):
         if not schema.is_mutable and results and all(_shares(result, tensors) for result in results):
             return out  # a view
         handler = _HANDLERS.get(base)
-        if handler is None:
-            raise self.unsupported(f"the operation {base!r} is not known")
-        handler(self, Call(base, _bind(schema, args, kwargs), values, out))
+        try:
+            if handler is None:
+                raise self.unsupported(
+                    f"the operation {base!r} is not known (within a submodule whose weights are all in "
+                    "deterministic=[...] it need not be)"
+                )
+            handler(self, Call(base, _bind(schema, args, kwargs), values, out))
+        except UnsupportedLayerError:
+            if self.closed.isdisjoint(self.stack):
+                raise
+            self._tell_apart(values, results)
         return out
+
+    def _tell_apart(self, values: Mapping[int, Value | None], results: Sequence[Tensor]) -> None:
+        """Give an identity to all that enters or leaves an operation."""
+        entering = [np.zeros(0, dtype=np.int64)]
+        for value in (self.as_value(value) for value in values.values() if value is not None):
+            entering += [token.ravel() for token in value.tokens]
+            for kind in (SIGN, SCALE):
+                self.atoms.lose(kind, value.characters[kind].ravel())
+        atoms = np.unique(np.concatenate(entering))
+        self.atoms.pin(atoms)
+        self.apart.append((f"{self.place()}, operation {self.operation!r}", atoms[atoms >= 0]))
+        for result in results:
+            place = pair(mix(np.arange(result.numel())), self.atoms.event())
+            self.write(result, Value.pinned(place.reshape(tuple(result.shape))))
 
     def place(self) -> str:
         """Where in the network this is."""

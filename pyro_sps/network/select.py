@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -49,6 +49,18 @@ def parameters_of(name: str, net: nn.Module, selectors: Sequence[Any]) -> dict[A
             raise ValueError(f"{name} names {selector!r}, which has no parameters in net; its submodules are {own}")
         found[selector] = list(dict.fromkeys(chosen))
     return found
+
+
+def submodules_of(net: nn.Module, names: Collection[str]) -> list[str]:
+    """Names of the submodules that have parameters, and none but those that are named.
+
+    Args:
+        net: The network.
+        names: Names of parameters.
+    """
+    known = {id(parameter): own for own, parameter in net.named_parameters()}
+    inside = {name: [known[id(p)] for p in module.parameters()] for name, module in net.named_modules() if name}
+    return [name for name, own in inside.items() if own and set(own) <= set(names)]
 
 
 def replace_parameter(net: nn.Module, name: str, value: Tensor) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -176,13 +176,16 @@ class Topology:
     mixtures: tuple[Mixture, ...] = ()
 
     @staticmethod
-    def of(net: nn.Module, example: Any = None) -> Topology:
+    def of(net: nn.Module, example: Any = None, deterministic: Sequence[Any] = ()) -> Topology:
         """Trace a network.
 
         Args:
             net: The network. It is read, not changed; its parameters may be on the meta device.
             example: Inputs that it can be run with, two rows are enough: a tensor, or a tuple or dictionary of several.
                 Their values do not matter. Fully connected networks need none; of others some are tried if it is None.
+            deterministic: Parts without a posterior, as in `BNN`. In submodules of nothing else operations need not be
+                known: what enters or leaves those that are not has an identity, so that symmetries through it are not
+                counted. A warning tells of it where weights with a posterior are concerned.
 
         Raises:
             UnsupportedLayerError: If the network has a layer that is not supported.
@@ -196,7 +199,7 @@ class Topology:
         """
         from .trace import trace
 
-        return trace(net, example)[0]
+        return trace(net, example, deterministic)[0]
 
     @property
     def num_outputs(self) -> int:
@@ -368,7 +371,7 @@ class Topology:
         chosen = connected.numpy()[rows, columns] & here & there
         return torch.from_numpy(np.broadcast_to(chosen, tensor.shape).copy())
 
-    def verify(self, net: nn.Module, seed: int = 0, example: Any = None) -> Any:
+    def verify(self, net: nn.Module, seed: int = 0, example: Any = None, deterministic: Sequence[Any] = ()) -> Any:
         """Check on numbers that what this claims to be symmetries of a network are symmetries.
 
         Random weights and inputs are drawn in float64, and relabellings, sign flips and rescalings are
@@ -379,6 +382,7 @@ class Topology:
             net: The network that the topology is of.
             seed: Seeds weights, inputs and symmetries.
             example: As in `Topology.of`.
+            deterministic: As in `Topology.of`.
 
         Returns:
             A `pyro_sps.symmetry.verify.NetworkVerification`: what was tried, and whether all of it was right.
@@ -396,7 +400,7 @@ class Topology:
         """
         from ..symmetry.verify import verify_network
 
-        return verify_network(self, net, seed, example)
+        return verify_network(self, net, seed, example, deterministic)
 
     def __str__(self) -> str:
         words = [group.activation for group in self.groups]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import fx, nn
@@ -16,12 +16,13 @@ from .topology import SUPPORTED, Topology, UnsupportedLayerError
 from .tracer import Tracer
 
 
-def trace(net: nn.Module, example: Any = None) -> tuple[Topology, NetworkFunction]:
+def trace(net: nn.Module, example: Any = None, deterministic: Sequence[Any] = ()) -> tuple[Topology, NetworkFunction]:
     """Read a network's topology and turn it into a pure function of its weights.
 
     Args:
         net: The network.
         example: Inputs that it can be run with, if it is not fully connected; see `Topology.of`.
+        deterministic: Submodules whose operations need not be known; see `Topology.of`.
 
     Returns:
         The topology, and a function `(weights, x) -> outputs` with `x` of shape (rows, features) and
@@ -54,7 +55,7 @@ def trace(net: nn.Module, example: Any = None) -> tuple[Topology, NetworkFunctio
     except UnsupportedLayerError as error:
         dense = error
     try:
-        topology = record(net, example)
+        topology = record(net, example, deterministic)
     except NoExampleError as error:
         # It may be a fully connected network with a mistake, such as widths that do not fit.
         known = any(word in str(dense) for word in ("is not supported", "could not trace", "second input"))

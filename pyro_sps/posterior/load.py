@@ -179,13 +179,13 @@ def read(
     else:
         _check_header(path, header, FORMAT)
         net = network(header["extra"])
-        topology = Topology.of(net, _example(header, net))
+        topology = _topology_of(header, net)
         _check_network(directory, header, topology)
         limit = max_bytes(topology, len(header["fits"]), num_values(path, header, topology))
         header, tensors = unseal(path, limit, f"{path} is missing")
         _check_header(path, header, FORMAT)
     net = network(header["extra"])
-    _check_network(directory, header, Topology.of(net, _example(header, net)))
+    _check_network(directory, header, _topology_of(header, net))
     try:
         return _rebuild(directory, header, tensors, net, prior, likelihood, device), header["extra"]
     except (LoadError, MemoryError):
@@ -284,6 +284,13 @@ def _example(header: Mapping[str, Any], net: nn.Module) -> Any:
     return torch.zeros((2, *shape), dtype=dtype_of(kind, like))
 
 
+def _topology_of(header: Mapping[str, Any], net: nn.Module) -> Topology:
+    """The network as it was read for the fit; what the header says is checked later."""
+    names, known = header.get("deterministic", []), dict(net.named_parameters())
+    own = [name for name in names if isinstance(name, str) and name in known] if isinstance(names, list) else []
+    return Topology.of(net, _example(header, net), own)
+
+
 def _inputs_of(header: Mapping[str, Any]) -> Inputs:
     """What the network was called with; nothing where the header does not say so credibly."""
     told = header.get("inputs", [])
@@ -359,7 +366,7 @@ def _rebuild(
     net = copy.deepcopy(net).to(dtype=_DTYPES[header["dtype"]])
     if device is not None:
         net = net.to(device)
-    topology = Topology.of(net, _example(header, net))
+    topology = _topology_of(header, net)
     masks = {t.name: numbers.take(f"mask.{t.name}", torch.bool, t.shape) for t in topology.tensors}
     first = None
     if held:

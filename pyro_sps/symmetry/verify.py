@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,7 +43,13 @@ class NetworkVerification:
 
 
 def verify_network(
-    topology: Topology, net: nn.Module, seed: int = 0, example: Any = None, most: int = 64, products: int = 8
+    topology: Topology,
+    net: nn.Module,
+    seed: int = 0,
+    example: Any = None,
+    deterministic: Sequence[Any] = (),
+    most: int = 64,
+    products: int = 8,
 ) -> NetworkVerification:
     """Apply symmetries that a topology claims to random weights of its network; see `Topology.verify`.
 
@@ -52,14 +58,17 @@ def verify_network(
         net: The network.
         seed: Seeds weights, inputs and symmetries.
         example: As in `Topology.of`.
+        deterministic: As in `Topology.of`.
         most: Largest number of generators of each class, spread evenly over all.
         products: Number of random products.
     """
-    return verify_function(topology, _function_of(topology, net, example), seed, most, products)
+    return verify_function(topology, _function_of(topology, net, example, deterministic), seed, most, products)
 
 
-def _function_of(topology: Topology, net: nn.Module, example: Any) -> NetworkFunction:
-    own, function = trace(net, example)
+def _function_of(
+    topology: Topology, net: nn.Module, example: Any, deterministic: Sequence[Any] = ()
+) -> NetworkFunction:
+    own, function = trace(net, example, deterministic)
     if own != topology:
         raise ValueError(f"net has another topology:\n{own}\nand not\n{topology}")
     return function

@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import warnings
+from collections import OrderedDict
 
 import pyro
 import pytest
@@ -166,3 +168,57 @@ def test_replicas_and_checkpoints(tmp_path):
     for one, other in zip(fits, again, strict=True):
         assert torch.equal(one.bnn.fixed["0.weight"], other.bnn.fixed["0.weight"])
     assert not torch.equal(fits[0].bnn.fixed["0.weight"], fits[1].bnn.fixed["0.weight"])
+
+
+class Waves(nn.Module):
+    """Layers around operations that no rule is known of."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        spectrum = torch.fft.rfft(self.first(x)).abs()
+        return self.second(torch.cumsum(torch.tanh(self.first(x)), -1)) + spectrum
+
+
+class Direct(Waves):
+    """Such operations on what enters."""
+
+    def forward(self, x):
+        return self.second(x) + torch.fft.rfft(x).abs() * self.first(x)[..., :3]
+
+
+def around(part):
+    torch.manual_seed(2)
+    layers = [("front", nn.Linear(2, 4)), ("act", nn.Tanh()), ("part", part), ("head", nn.Linear(3, 4))]
+    return nn.Sequential(OrderedDict([*layers, ("last", nn.Tanh()), ("out", nn.Linear(4, 1))])).double()
+
+
+@pytest.mark.parametrize(("part", "known"), [(Waves, True), (Direct, False)])
+def test_a_deterministic_part_may_do_what_is_not_known(tmp_path, part, known):
+    """Claimed is what is true of the numbers: units of `front` are interchangeable before a layer, not before a sum."""
+    own, x = around(part()), torch.randn(20, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(sps.UnsupportedLayerError, match=r"not known \(within a submodule whose weights are all in"):
+        sps.BNN(own, example=x)
+    with pytest.raises(sps.UnsupportedLayerError, match="'part"):
+        sps.BNN(own, example=x, deterministic=["part.first"])  # of which the operations are not
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        bnn = sps.BNN(own, sps.Unmasked(), sps.Zero(), example=x, deterministic=["part"])
+    told = [str(one.message) for one in caught if "no rule says what is symmetric there" in str(one.message)]
+    assert bool(told) != known
+    if told:
+        assert "layer 'part' (Direct), operation '_fft_r2c'" in told[0]
+        assert caught[0].filename == __file__
+    whole = sps.certify(bnn.topology, {})
+    assert whole.permutations.after == 24 * (24 if known else 1)  # head, and front
+    assert bnn.symmetry(verify=True).verification.ok
+    weights = {name: torch.stack([value.detach(), -value.detach()]) for name, value in own.named_parameters()}
+    torch.testing.assert_close(bnn.function(weights, x)[0], own(x))
+    fitted = sps.fit(bnn, x, x.sum(1, keepdim=True), num_steps=20, progress=False)
+    torch.testing.assert_close(fitted.bnn.fixed["part.first.weight"], own.part.first.weight.detach())
+    fitted.save(tmp_path)
+    torch.testing.assert_close(sps.load(tmp_path, own).predict(x).mean, fitted.predict(x).mean)
+    chains = sps.sample(bnn, x, x.sum(1, keepdim=True), chains=2, warmup=5, num_samples=2, map_steps=5, progress=False)
+    assert chains.predict(x).mean.shape == (20, 1)
