@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..data.observed import fields_of
-from ..posterior.fit import Fit
+from ..posterior.fit import ELBO_ROWS, Fit
 from ..posterior.outputs import Member
 from ..posterior.predict import Prediction
 from .density import Data, Draws
@@ -80,7 +80,7 @@ def convergence(fit: Fit, data: Data | None, seed: int, num_draws: int = 256) ->
 
     Args:
         fit: The fit.
-        data: Training data, or None. Where some rows stand for all, the ELBO is `Fit.elbo`.
+        data: Training data, or None. Of more than 20,000 rows the ELBO is `Fit.elbo`, for which some stand for all.
         seed: Seeds the fresh draws.
         num_draws: Number of fresh draws.
     """
@@ -92,9 +92,12 @@ def convergence(fit: Fit, data: Data | None, seed: int, num_draws: int = 256) ->
         if fit.x is None:
             units = fit.standardizer
             fit = replace(fit, x=units.inputs(data.x), source=None, **fields_of(units.targets(data.y)))
-        values = fit.elbo_draws(num_draws, seed).cpu().numpy()
-        elbo, single = float(values.mean()), float(values.std(ddof=1))
-        error = single / math.sqrt(num_draws)
+        if data.num_rows > ELBO_ROWS:
+            elbo, error = fit.elbo, fit.elbo_error
+        else:
+            values = fit.elbo_draws(num_draws, seed).cpu().numpy()
+            elbo, single = float(values.mean()), float(values.std(ddof=1))
+            error = single / math.sqrt(num_draws)
     window = len(fit.losses) // 10
     if len(fit.losses) < MIN_STEPS or not np.isfinite(fit.losses[-2 * window :]).all():
         return Convergence(elbo, error, math.nan, math.nan, math.nan, math.nan)

@@ -25,7 +25,7 @@ from .findings import warnings_of
 from .importance import importance
 from .predictive import check_predictions, is_label, row_means
 
-# Log densities (of a row under a draw) that importance sampling takes of data that is read in pieces.
+# Log densities (of a row under a draw) that importance sampling takes.
 MOST_LOGS = 200_000_000
 
 
@@ -101,7 +101,7 @@ def diagnose(
     if data is None:
         left_out.append("ELBO and importance sampling: they need the training data, x and y")
     judged = data
-    if data is not None and data.whole is not None and data.num_rows * draws > MOST_LOGS:
+    if data is not None and data.num_rows * draws > MOST_LOGS:
         judged = None
         left_out.append(
             f"importance sampling: it needs each of {data.num_rows:,} rows under each of {draws:,} draws, more than "
