@@ -42,6 +42,7 @@ class Run:
             `options`.
         tuning: Options that are put over these while choosing, to make it cheaper.
         elsewhere: Options that are put over these for all data sets but `energy`.
+        data: The data sets that it is for; none for all of the study.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Run:
     grid: tuple[Mapping[str, Any], ...] = ()
     tuning: Mapping[str, Any] | None = None
     elsewhere: Mapping[str, Any] | None = None
+    data: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,10 @@ class Study:
             raise ValueError(f"the runs of study {self.name!r} must have different names, got {names}")
         if self.reference not in names:
             raise ValueError(f"reference must be one of {names}, got {self.reference!r}")
+
+    def data_of(self, run: Run) -> tuple[str, ...]:
+        """The data sets that a run is for, in the study's order."""
+        return tuple(data for data in self.data if not run.data or data in run.data)
 
 
 @dataclass(frozen=True)
@@ -252,7 +258,7 @@ def _workers(
 def _validation_jobs(study: Study, quick: bool) -> Iterator[Job]:
     for run in study.runs:
         for options in run.grid:
-            for data in study.data:
+            for data in study.data_of(run):
                 yield _job(run, options, data, "validation", VALIDATION_SPLITS, quick)
 
 
@@ -260,7 +266,7 @@ def _final_jobs(study: Study, rows: Sequence[Mapping[str, Any]], splits: int, qu
     """The jobs that a table reports, with the settings that were chosen."""
     lpp = {row["key"]: np.mean([one["lpp"] for one in row["scores"]]) for row in rows if "error" not in row}
     for run in study.runs:
-        for data in study.data:
+        for data in study.data_of(run):
             tried = {
                 _job(run, options, data, "validation", VALIDATION_SPLITS, quick).key: options for options in run.grid
             }

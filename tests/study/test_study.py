@@ -1,5 +1,6 @@
 """The study harness: problems, scores, jobs that are kept and gone on with, tables."""
 
+import csv
 import inspect
 import json
 import math
@@ -393,6 +394,14 @@ def test_one_huge_difference_does_not_hide_the_others():
     assert 0.3 < high < 1
     assert [text.get_text() for text in ax.texts] == ["-27"]
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize("name", table.STUDIES)
+def test_every_row_of_a_study_was_run(name):
+    study = table.STUDIES[name]
+    with (Path(__file__).parents[2] / "study" / f"{name}.csv").open(newline="", encoding="utf-8") as file:
+        rows = {(row["data"], row["run"]) for row in csv.DictReader(file)}
+    assert rows == {(data, run.name) for run in study.runs for data in study.data_of(run)}
 
 
 def test_the_page_has_the_table_of_the_committed_results():
