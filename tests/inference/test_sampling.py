@@ -477,9 +477,12 @@ def interrupted(directory, step, kernel="mclmc"):
     return x, y, draw(small(), x, y, **QUICK | {"kernel": kernel})
 
 
-@pytest.mark.parametrize("kernel", ["mclmc", "mams"])
-@pytest.mark.parametrize("step", [8, 25], ids=["in the warm-up", "after it"])
-def test_resumed_chains_are_those_without_a_break(tmp_path, kernel, step):
+BREAKS = [(kernel, step) for kernel in ("mclmc", "mams") for step in (8, 25)]  # in the warm-up, and after it
+
+
+@pytest.mark.parametrize("when", few_of(BREAKS, ("mclmc", 8), ("mams", 25)), ids=lambda when: f"{when[0]} at {when[1]}")
+def test_resumed_chains_are_those_without_a_break(tmp_path, when):
+    kernel, step = when
     x, y, whole = interrupted(tmp_path, step, kernel)
     again = sps.resume(tmp_path, small(), x, y, progress=False)
     assert all(torch.equal(value, whole.samples[name]) for name, value in again.samples.items())

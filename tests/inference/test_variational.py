@@ -231,7 +231,10 @@ def _log_joint(net, x, y):
     return value
 
 
-@pytest.mark.parametrize("rule", [{}, {"held_out": 0.4}, {"held_out": 0.4, "noise_share": 0.1}])
+@pytest.mark.parametrize(
+    "rule",
+    [{}, pytest.param({"held_out": 0.4}, marks=pytest.mark.slow), {"held_out": 0.4, "noise_share": 0.1}],
+)
 def test_map_values_and_map_start_are_one_estimate(rule):
     x, y = regression()
     options = {"num_steps": 1, "learning_rate": 1e-9, "batch_size": 16, **QUICK}  # MAP values: start there

@@ -139,6 +139,7 @@ def test_all_tables_name_what_exists():
                 methods.make_values(options.get("values", "zero"), **options.get("value_options", {}))
 
 
+@pytest.mark.slow
 def test_a_low_rank_posterior_of_a_linear_model_is_the_true_one():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 20, 2, generator=generator, dtype=torch.float64)
