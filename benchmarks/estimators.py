@@ -67,8 +67,7 @@ def split(name, seed, folder=None):
         table = read_mixed(str(Path(folder) / name), [FILES[name]])
         frame = table.frame(list(table.columns))
         y = frame.pop(FILES[name]).to_numpy(float)
-        order = np.random.default_rng([seed, 2]).permutation(len(y))
-        test, train = order[: len(y) // 5], order[len(y) // 5 :]
+        train, test = _rows(len(y), seed)
         y, y_test = _scaled(y[train].reshape(-1, 1), y[test].reshape(-1, 1))
         return frame.iloc[train], y, frame.iloc[test], y_test
     if name.startswith("linear-"):
@@ -87,14 +86,19 @@ def split(name, seed, folder=None):
 
             table = load_uci(name)
             x, y = table.x, table.y
-        order = np.random.default_rng([seed, 2]).permutation(len(x))
-        test, train = order[: len(x) // 5], order[len(x) // 5 :]
+        train, test = _rows(len(x), seed)
     scaled = [_scaled(x[train], x[test])]
     scaled.append(
         (y[train], y[test]) if name in CLASSES else _scaled(*(y[i].reshape(len(i), -1) for i in (train, test)))
     )
     (x, x_test), (y, y_test) = scaled
     return x, y, x_test, y_test
+
+
+def _rows(count, seed):
+    """Numbers of the rows of training and test."""
+    order = np.random.default_rng([seed, 2]).permutation(count)
+    return order[count // 5 :], order[: count // 5]
 
 
 def encoded(x, y, x_test, y_test):

@@ -18,7 +18,6 @@ from ..base.process import process_lock, warn_user
 from . import layers as layers  # registers their rules
 from .assemble import assemble
 from .dropping import Dropping, set_training
-from .elements import SCALE, SIGN
 from .inputs import Inputs, are_several, arguments, inputs_of, named_parts, unpack
 from .layers.recurrent import make_stepwise
 from .recorder import Recorder
@@ -128,13 +127,7 @@ def _recorded(net: nn.Module, example: Any, dtype: torch.dtype, deterministic: S
         )
     known = recorder.value(out)
     assert known is not None
-    value = recorder.as_value(known)
-    for kind in (SIGN, SCALE):
-        recorder.atoms.lose(kind, value.characters[kind].ravel())
-    outputs = np.concatenate([np.zeros(0, dtype=np.int64), *(token.ravel() for token in value.tokens)])
-    recorder.atoms.pin(outputs)
-    outputs = np.unique(outputs)
-    made = recorder.atoms.units.root[outputs[outputs >= 0]]
+    made = recorder.atoms.units.root[recorder.pin(known)]
     _tell_of_closed(recorder, fixed)
     return assemble(
         recorder,

@@ -252,6 +252,15 @@ class Recorder(TorchDispatchMode):
                     self.atoms.lose(kind, token.ravel())
         return Value(tokens, place, (own, own))
 
+    def pin(self, value: Value) -> Ints:
+        """Give an identity to all units that a value has, and no sign or scale; returns their atoms."""
+        value = self.as_value(value)
+        for kind in (SIGN, SCALE):
+            self.atoms.lose(kind, value.characters[kind].ravel())
+        atoms = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *(token.ravel() for token in value.tokens)]))
+        self.atoms.pin(atoms)
+        return atoms[atoms >= 0]
+
     def give(self, tensors: list[Tensor]) -> None:
         """Note the inputs: numbers that have an identity."""
         for number, tensor in enumerate(tensors):
@@ -301,14 +310,8 @@ class Recorder(TorchDispatchMode):
 
     def _tell_apart(self, values: Mapping[int, Value | None], results: Sequence[Tensor]) -> None:
         """Give an identity to all that enters or leaves an operation."""
-        entering = [np.zeros(0, dtype=np.int64)]
-        for value in (self.as_value(value) for value in values.values() if value is not None):
-            entering += [token.ravel() for token in value.tokens]
-            for kind in (SIGN, SCALE):
-                self.atoms.lose(kind, value.characters[kind].ravel())
-        atoms = np.unique(np.concatenate(entering))
-        self.atoms.pin(atoms)
-        self.apart.append((f"{self.place()}, operation {self.operation!r}", atoms[atoms >= 0]))
+        entering = [self.pin(value) for value in values.values() if value is not None]
+        self.apart.append((f"{self.place()}, operation {self.operation!r}", np.unique(np.concatenate(entering))))
         for result in results:
             place = pair(mix(np.arange(result.numel())), self.atoms.event())
             self.write(result, Value.pinned(place.reshape(tuple(result.shape))))
