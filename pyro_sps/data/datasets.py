@@ -205,7 +205,7 @@ UCI: dict[str, Remote] = {
 def load_uci(name: str) -> Dataset:
     """A data set of the UCI repository: in a folder of yours, in the cache, or downloaded into the cache.
 
-    The folder is named by the environment variable `PYRO_SPS_DATA`; the cache is `pooch.oscache("pyro_sps")`.
+    The folder is named by the environment variable `PYRO_SPS_DATA`; the cache is `pooch.os_cache("pyro_sps")`.
 
     Args:
         name: `energy` (both targets), `concrete`, `power-plant`, `wine-red` or `kin8nm`.

@@ -55,7 +55,7 @@ def cache() -> Path:
     """The folder of downloads."""
     import pooch
 
-    return Path(pooch.oscache("pyro_sps"))
+    return Path(pooch.os_cache("pyro_sps"))
 
 
 def _verify(content: bytes, source: Remote, place: str) -> None:

@@ -172,6 +172,13 @@ def fake(monkeypatch, tmp_path):
     return fetched
 
 
+def test_the_cache_is_where_pooch_has_it(monkeypatch, tmp_path):
+    import pooch
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert remote.cache() == Path(pooch.os_cache("pyro_sps"))
+
+
 def test_a_download_is_unpacked_checked_and_cached(fake, tmp_path):
     for _ in range(2):
         data = load_uci("fake")
