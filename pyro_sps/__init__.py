@@ -31,6 +31,7 @@ _get, _names = exports(
             "Categorical",
             "Gaussian",
             "HeteroscedasticGaussian",
+            "HeteroscedasticStudentT",
             "Ordinal",
             "Poisson",
             "StudentT",

@@ -84,7 +84,7 @@ def with_likelihood(
     import numpy as np
 
     from ..estimators.methods import choose_likelihood
-    from ..model.likelihoods import HeteroscedasticGaussian
+    from ..model.likelihoods import HeteroscedasticGaussian, HeteroscedasticStudentT
 
     x = training.x
     if training.encoder is None and settings.method == "fit":  # trials are on inputs of scale one
@@ -94,7 +94,8 @@ def with_likelihood(
     if not isinstance(found, HeteroscedasticGaussian):
         return chosen
     say("the noise may depend on the inputs; --likelihood gaussian has one for all rows")
-    return replace(chosen, likelihood="heteroscedastic")
+    heavy = isinstance(found, HeteroscedasticStudentT)
+    return replace(chosen, likelihood="student-t" if heavy else "heteroscedastic")
 
 
 def options_of(recipe: Recipe, options: Mapping[str, Any], standardize: bool, rows: int) -> dict[str, Any]:

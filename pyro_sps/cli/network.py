@@ -12,7 +12,10 @@ from .files import FORMAT, MAX_LAYERS, MAX_WEIGHTS, network_of, too_large
 from .options import make_scheme, make_values_rule
 from .table import Training
 
-LIKELIHOODS = ("gaussian", "heteroscedastic", "poisson", "bernoulli", "categorical")
+LIKELIHOODS = ("gaussian", "heteroscedastic", "student-t", "poisson", "bernoulli", "categorical")
+
+# Those of which half of the outputs are scales of the noise.
+HALF_FOR_NOISE = ("heteroscedastic", "student-t")
 
 
 @dataclass(frozen=True)
@@ -67,14 +70,14 @@ class Settings:
     @property
     def real_valued(self) -> bool:
         """Whether targets are numbers that may be scaled."""
-        return self.likelihood in ("gaussian", "heteroscedastic")
+        return self.likelihood in ("gaussian", *HALF_FOR_NOISE)
 
     def model(self, training: Training) -> dict[str, Any]:
         """What `predict` must know besides the fit."""
         from ..estimators.methods import has_linear_path
 
         targets = len(training.classes) if training.classes else len(training.targets)
-        outputs = targets * (2 if self.likelihood == "heteroscedastic" else 1)
+        outputs = targets * (2 if self.likelihood in HALF_FOR_NOISE else 1)
         rows, features = training.x.shape
         widths = [features, *self.hidden, outputs]
         if too_large(widths):
@@ -97,10 +100,13 @@ class Settings:
         """The network's model; its skeleton takes no memory."""
         import pyro_sps as sps
 
+        from ..estimators.methods import DEGREES
+
         scale, learn = self._noise()
         likelihoods: dict[str, Callable[[], Any]] = {
             "gaussian": lambda: sps.Gaussian(scale, learn=learn),
             "heteroscedastic": sps.HeteroscedasticGaussian,
+            "student-t": lambda: sps.HeteroscedasticStudentT(DEGREES),
             "poisson": sps.Poisson,
             "bernoulli": sps.Bernoulli,
             "categorical": sps.Categorical,

@@ -10,8 +10,8 @@ from sklearn.base import RegressorMixin
 from sklearn.utils.validation import check_array
 
 from ..data.frames import as_table
-from ..model.likelihoods import Gaussian, HeteroscedasticGaussian, Likelihood
-from .methods import Recipe, choose_likelihood
+from ..model.likelihoods import Gaussian, HeteroscedasticGaussian, HeteroscedasticStudentT, Likelihood
+from .methods import DEGREES, Recipe, choose_likelihood
 from .table import TableEstimator
 
 
@@ -26,10 +26,11 @@ class BNNRegressor(RegressorMixin, TableEstimator):
         hidden: Widths of the hidden layers.
         activation: One of `pyro_sps.network.ACTIVATIONS`.
         likelihood: `"gaussian"` (normal noise, its scale learned), `"heteroscedastic"` (a scale that depends on the
-            inputs), a real-valued likelihood of `pyro_sps`, or `"auto"`: Gaussian with fewer than 100 rows; else for
-            samples heteroscedastic, under a prior that holds noise to one scale until data says otherwise; for fits
-            heteroscedastic where two short ones say that it predicts held-out rows better, by more than two standard
-            errors.
+            inputs), `"student-t"` (such a scale, and a t law of eight degrees of freedom in place of the normal one, of
+            which outliers cost less), a real-valued likelihood of `pyro_sps`, or `"auto"`: Gaussian with fewer than 100
+            rows; else for samples Student's t, under a prior that holds noise to one scale until data says otherwise;
+            for fits heteroscedastic where two short ones say that it predicts held-out rows better, by more than two
+            standard errors.
         scheme: What is fixed: `"none"`, `"light"`, `"heavy"`, `"random"`, `"rigid"`, a scheme of `pyro_sps`, or
             `"auto"`: nothing for samples, 85 % of each weight matrix at random places for fits.
         values: At what: `"zero"`, `"constant"`, `"learned-constant"`, `"normal"`, `"ladder"`, `"map"`, a rule of
@@ -77,7 +78,7 @@ class BNNRegressor(RegressorMixin, TableEstimator):
         ((2,), True, (2, 3))
     """
 
-    _LIKELIHOODS = ("auto", "gaussian", "heteroscedastic")
+    _LIKELIHOODS = ("auto", "gaussian", "heteroscedastic", "student-t")
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -117,9 +118,9 @@ class BNNRegressor(RegressorMixin, TableEstimator):
         if self.likelihood == "auto":
             return choose_likelihood(recipe, x, y, seconds, weights)
         per_output = y.shape[1] if y.shape[1] > 1 else None
-        return (
-            Gaussian(learn=True, per_output=per_output) if self.likelihood == "gaussian" else HeteroscedasticGaussian()
-        )
+        if self.likelihood == "gaussian":
+            return Gaussian(learn=True, per_output=per_output)
+        return HeteroscedasticStudentT(DEGREES) if self.likelihood == "student-t" else HeteroscedasticGaussian()
 
     def predict(self, X: Any, return_std: bool = False) -> Any:
         """Mean, and with `return_std` standard deviation, of the posterior predictive, in the units of the targets.

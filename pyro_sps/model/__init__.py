@@ -23,6 +23,7 @@ __getattr__, __all__ = exports(
             "Categorical",
             "Gaussian",
             "HeteroscedasticGaussian",
+            "HeteroscedasticStudentT",
             "Likelihood",
             "Ordinal",
             "Poisson",

@@ -261,7 +261,7 @@ def test_noise_of_sampled_tables():
     x = rng.uniform(-1, 1, (120, 2))
     model = regressor(likelihood="auto", method="sample", chains=1, num_steps=30)
     found = [type(model.fit(x[:rows], x[:rows, 0]).likelihood_) for rows in (99, 120)]
-    assert found == [sps.Gaussian, sps.HeteroscedasticGaussian]
+    assert found == [sps.Gaussian, sps.HeteroscedasticStudentT]
     assert {"skip.weight", "skip.weight_log_scale"} <= set(model.posterior_.samples)
 
 

@@ -118,6 +118,7 @@ def test_replicas_may_have_data_of_their_own():
     [
         (sps.Gaussian(0.3, learn=True, per_output=2), 2, lambda y: y),
         (sps.HeteroscedasticGaussian(), 4, lambda y: y),
+        (sps.HeteroscedasticStudentT(), 4, lambda y: y),
         (sps.Gaussian(0.3, learn=True, sampled=True), 2, lambda y: y),
         (sps.StudentT(None, 0.3, learn=True), 2, lambda y: y),
         (sps.StudentT(None, 0.3, learn=True, sampled=True), 2, lambda y: y),

@@ -22,6 +22,8 @@ ALL = [
     sps.HeteroscedasticGaussian([0.01, 0.3]),
     sps.StudentT(7.0, 0.3),
     sps.StudentT(7.0, 0.3, learn=True, per_output=4),
+    sps.HeteroscedasticStudentT(7.0),
+    sps.HeteroscedasticStudentT(7.0, [0.01, 0.3]),
     sps.Ordinal([-1, 0, 0.5, 2], [-1.0, 0.2, 0.7]),
     sps.Ordinal([-1, 0, 0.5, 2], [-1.0, 0.2, 0.7], learn=False),
     sps.Categorical(),
@@ -56,7 +58,9 @@ def by_scipy(likelihood, outputs):
     """The distribution of every target as a frozen scipy distribution, from outputs as a numpy array."""
     if isinstance(likelihood, sps.HeteroscedasticGaussian):
         loc, scale = np.split(outputs, 2, axis=-1)
-        return stats.norm(loc, softplus(scale) + likelihood.minimum)
+        scale = softplus(scale) + likelihood.minimum
+        heavy = isinstance(likelihood, sps.HeteroscedasticStudentT)
+        return stats.t(7.0, loc, scale) if heavy else stats.norm(loc, scale)
     if isinstance(likelihood, sps.Gaussian):
         return stats.norm(outputs, 0.3)
     if isinstance(likelihood, sps.StudentT):
@@ -373,6 +377,7 @@ SAMPLED = [
     sps.Gaussian(0.3, learn=True, per_output=2, sampled=True),
     sps.StudentT(None, 0.3, learn=True, sampled=True),
     sps.StudentT(5.0, 0.3, learn=True, per_output=2, sampled=True),
+    sps.HeteroscedasticStudentT(sampled=True),
     sps.Ordinal(3, sampled=True),
 ]
 NAMES = [
@@ -380,12 +385,13 @@ NAMES = [
     "Gaussian per output",
     "StudentT, df too",
     "StudentT per output",
+    "HeteroscedasticStudentT",
     "Ordinal",
 ]
 
 
 def sampled_model(likelihood):
-    net = sps.mlp([3, 4, 2], dtype=torch.float64)
+    net = sps.mlp([3, 4, 4 if likelihood.num_targets(2) == 1 else 2], dtype=torch.float64)
     x = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     y = torch.randint(0, 3, (6, 2), generator=torch.Generator().manual_seed(1)).double()
     return sps.BNN(net, sps.Rigid(), sps.Constant(1.0), likelihood), x, y
@@ -415,7 +421,11 @@ def expected_likelihood(likelihood, sites, outputs, y):
             ordinal_probabilities(outputs, cuts), np.broadcast_to(y.astype(int), outputs.shape)[..., None], -1
         )
         return np.log(picked[..., 0])
-    scale = np.exp(sites["likelihood.log_scale"].numpy())[:, None, :]
+    if isinstance(likelihood, sps.HeteroscedasticStudentT):
+        outputs, scale = np.split(outputs, 2, axis=-1)
+        scale = softplus(scale) + likelihood.minimum
+    else:
+        scale = np.exp(sites["likelihood.log_scale"].numpy())[:, None, :]
     if isinstance(likelihood, sps.Gaussian):
         return stats.norm(outputs, scale).logpdf(y)
     df = 5.0 if likelihood.initial_df else 2 + np.exp(sites["likelihood.log_df"].numpy())[:, None, :]
@@ -534,6 +544,9 @@ def test_posterior_of_the_noise_by_quadrature():
         (lambda: sps.StudentT(2.0), "df must be a number above 2"),
         (lambda: sps.StudentT(True), "df must be a number above 2"),
         (lambda: sps.StudentT(None), "df=None needs learn=True"),
+        (lambda: sps.HeteroscedasticStudentT(1.5), "df must be a number above 2"),
+        (lambda: sps.HeteroscedasticStudentT(4.0, sampled=True), "sampled=True needs df=None"),
+        (lambda: sps.HeteroscedasticStudentT(minimum=-1.0), "minimum must be a non-negative finite number"),
         (lambda: sps.StudentT(4.0, -1.0), "scale must be a positive finite number"),
         (lambda: sps.Ordinal(3, prior_std=0.0), "prior_std must be a positive finite number"),
         (lambda: sps.Gaussian(learn=True, sampled=True).at({}), "sites must have .'likelihood.log_scale'"),

@@ -9,11 +9,21 @@ make it a sample site with a prior by setting `sampled`; see `Likelihood`.
 
 from .base import Latent, Likelihood
 from .discrete import Bernoulli, Categorical, Poisson
-from .noise import Gaussian, HeteroscedasticGaussian, StudentT
+from .noise import Gaussian, HeteroscedasticGaussian, HeteroscedasticStudentT, StudentT
 from .ordinal import Ordinal
 
 LIKELIHOODS: dict[str, type[Likelihood]] = {
-    cls.__name__: cls for cls in (Gaussian, HeteroscedasticGaussian, StudentT, Categorical, Ordinal, Bernoulli, Poisson)
+    cls.__name__: cls
+    for cls in (
+        Gaussian,
+        HeteroscedasticGaussian,
+        HeteroscedasticStudentT,
+        StudentT,
+        Categorical,
+        Ordinal,
+        Bernoulli,
+        Poisson,
+    )
 }
 
 __all__ = [
@@ -22,6 +32,7 @@ __all__ = [
     "Categorical",
     "Gaussian",
     "HeteroscedasticGaussian",
+    "HeteroscedasticStudentT",
     "Latent",
     "Likelihood",
     "Ordinal",

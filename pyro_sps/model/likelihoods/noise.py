@@ -20,8 +20,8 @@ from .base import Latent, Likelihood
 
 #: Mean and standard deviation of log σ a priori, where it is sampled.
 NOISE_PRIOR = (-2.0, 1.5)
-#: The same of log(df - 2) of Student's t.
-DF_PRIOR = (1.5, 1.0)
+#: The same of log(df - 2) of Student's t, and where learned degrees of freedom begin.
+DF_PRIOR, FIRST_DF = (1.5, 1.0), 4.0
 
 
 class _Scaled(Likelihood):
@@ -116,7 +116,36 @@ class Gaussian(_Scaled):
         return dist.Normal(outputs, self.noise_scale.to(outputs.dtype))
 
 
-class StudentT(_Scaled):
+class _HeavyTails(Likelihood):
+    """Degrees of freedom, given or learned."""
+
+    df_prior: tuple[float, float] = DF_PRIOR
+    initial_df: float | None = None
+
+    def _set_degrees(self, df: float | None, df_prior: Sequence[float]) -> None:
+        if df is not None and (not is_number(df) or not 2 < df < math.inf):
+            raise ValueError(f"df must be a number above 2, of which the variance exists, or None, got {df!r}")
+        self.initial_df, self.df_prior = df, check_prior("df_prior", df_prior)
+        value = torch.tensor(FIRST_DF if df is None else float(df), dtype=torch.float64)
+        if df is None:
+            self.df = PyroParam(value, constraint=constraints.greater_than(2.0))
+        else:
+            self.register_buffer("df", value)
+
+    @property
+    def degrees(self) -> Tensor:
+        """Degrees of freedom, shape (); where they are sampled (`at`), B + (1, 1)."""
+        given = self._given.get("log_df")
+        df: Any = self.df if given is None else 2 + given.exp().unsqueeze(-2)
+        return df
+
+    def _latent_degrees(self) -> dict[str, Latent]:
+        if self.initial_df is not None:
+            return {}
+        return {"log_df": Latent(self._unconstrained("df").reshape(1), *self.df_prior)}
+
+
+class StudentT(_Scaled, _HeavyTails):
     """Noise of Student's t distribution, which forgives targets far from all others.
 
     Args:
@@ -137,8 +166,6 @@ class StudentT(_Scaled):
         tensor([[0.0200]])
     """
 
-    df_prior: tuple[float, float] = DF_PRIOR
-
     def __init__(
         self,
         df: float | None = 4.0,
@@ -150,29 +177,13 @@ class StudentT(_Scaled):
         sampled: bool = False,
     ) -> None:
         super().__init__(scale, learn, per_output, prior, sampled)
-        if df is not None and (not is_number(df) or not 2 < df < math.inf):
-            raise ValueError(f"df must be a number above 2, of which the variance exists, or None, got {df!r}")
         if df is None and not learn:
             raise ValueError("df=None needs learn=True: it is learned with the scale")
-        self.initial_df, self.df_prior = df, check_prior("df_prior", df_prior)
-        value = torch.tensor(4.0 if df is None else float(df), dtype=torch.float64)
-        if df is None:
-            self.df = PyroParam(value, constraint=constraints.greater_than(2.0))
-        else:
-            self.register_buffer("df", value)
-
-    @property
-    def degrees(self) -> Tensor:
-        """Degrees of freedom, shape (); where they are sampled (`at`), B + (1, 1)."""
-        given = self._given.get("log_df")
-        df: Any = self.df if given is None else 2 + given.exp().unsqueeze(-2)
-        return df
+        self._set_degrees(df, df_prior)
 
     def latents(self) -> dict[str, Latent]:
         """The logarithms of a learned scale and of learned degrees of freedom less 2."""
-        if self.initial_df is not None:
-            return super().latents()
-        return super().latents() | {"log_df": Latent(self._unconstrained("df").reshape(1), *self.df_prior)}
+        return super().latents() | self._latent_degrees()
 
     def elementwise(self, outputs: Tensor) -> dist.StudentT:
         """Student's t around the outputs."""
@@ -277,6 +288,58 @@ class HeteroscedasticGaussian(Likelihood):
     def config(self) -> dict[str, Any]:
         """Constructor arguments, for saving."""
         return {"minimum": self.minimum}
+
+
+class HeteroscedasticStudentT(HeteroscedasticGaussian, _HeavyTails):
+    """Noise of Student's t distribution, its scale from the network: `HeteroscedasticGaussian` that forgives outliers.
+
+    A normal law whose scale the network may shrink is very sure where rows of equal inputs agreed; one held-out row
+    that disagrees there costs a hundred nats. Of a t law it costs a few.
+
+    Args:
+        df: Degrees of freedom, above 2, so that the variance exists; None to learn them, from 4 on.
+        minimum: Smallest scale, as for `HeteroscedasticGaussian`.
+        df_prior: Mean and standard deviation of the normal prior of log(df - 2), where they are sampled.
+        sampled: Whether learned degrees are a sample site, `likelihood.log_df`, and no parameter.
+
+    Raises:
+        ValueError: If `df` is not above 2, or `minimum` is negative or not finite.
+
+    Example:
+        >>> import pyro_sps as sps, torch
+        >>> likelihood = sps.HeteroscedasticStudentT(df=4.0)
+        >>> likelihood(torch.zeros(5, 4)).event_shape
+        torch.Size([2])
+        >>> bool(likelihood.log_density(torch.zeros(1, 2), torch.full((1, 1), 50.0)) > -20)
+        True
+    """
+
+    def __init__(
+        self,
+        df: float | None = None,
+        minimum: float | Sequence[float] | None = None,
+        df_prior: Sequence[float] = DF_PRIOR,
+        sampled: bool = False,
+    ) -> None:
+        super().__init__(minimum)
+        if sampled and df is not None:
+            raise ValueError("sampled=True needs df=None: given degrees of freedom are not sampled")
+        self._set_degrees(df, df_prior)
+        self.sampled = sampled
+
+    def latents(self) -> dict[str, Latent]:
+        """The logarithm of learned degrees of freedom less 2."""
+        return self._latent_degrees()
+
+    def elementwise(self, outputs: Tensor) -> dist.TorchDistribution:
+        """Student's t around the first half of the outputs."""
+        normal = super().elementwise(outputs)
+        return dist.StudentT(self.degrees.to(outputs.dtype), normal.loc, normal.scale)
+
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments, for saving."""
+        own = {"df": self.initial_df, **super().config(), "df_prior": list(self.df_prior)}
+        return own | ({"sampled": True} if self.sampled else {})
 
 
 def check_prior(name: str, prior: Any) -> tuple[float, float]:
