@@ -93,8 +93,9 @@ def with_likelihood(
     found = choose_likelihood(recipe, x, training.y, None)
     if not isinstance(found, HeteroscedasticGaussian):
         return chosen
-    say("the noise may depend on the inputs; --likelihood gaussian has one for all rows")
     heavy = isinstance(found, HeteroscedasticStudentT)
+    tails = ", and forgives outliers" if heavy else ""
+    say(f"the noise may depend on the inputs{tails}; --likelihood gaussian has one for all rows")
     return replace(chosen, likelihood="student-t" if heavy else "heteroscedastic")
 
 

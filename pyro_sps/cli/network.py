@@ -100,13 +100,11 @@ class Settings:
         """The network's model; its skeleton takes no memory."""
         import pyro_sps as sps
 
-        from ..estimators.methods import DEGREES
-
         scale, learn = self._noise()
         likelihoods: dict[str, Callable[[], Any]] = {
             "gaussian": lambda: sps.Gaussian(scale, learn=learn),
             "heteroscedastic": sps.HeteroscedasticGaussian,
-            "student-t": lambda: sps.HeteroscedasticStudentT(DEGREES),
+            "student-t": sps.HeteroscedasticStudentT,
             "poisson": sps.Poisson,
             "bernoulli": sps.Bernoulli,
             "categorical": sps.Categorical,

@@ -63,11 +63,6 @@ MANY_ROWS, LARGE_BATCH, EPOCHS, MOST_STEPS = 20_000, 1024, 20, 20_000
 #: With fewer rows no likelihood is chosen on rows held out: it would be a guess.
 ROWS_TO_CHOOSE, TRIAL_STEPS = 100, 1_500
 
-#: Degrees of freedom of the noise of chains. With a normal law a single held-out row whose inputs are those of training
-#: rows that agreed with each other took 120 to 160 nats of tables of 600 and 800 rows; with eight degrees it takes 16.
-#: Learned, they fell to 2.3 there: what the network has not found yet passes for outliers, and the mean predicts worse.
-DEGREES = 8.0
-
 #: Networks for labels have a linear path up to so many rows.
 LINEAR_ROWS = 500
 
@@ -232,7 +227,9 @@ def choose_likelihood(
     if len(x) < ROWS_TO_CHOOSE:
         return constant
     if recipe.method == "sample":  # of which the prior decides how much of it there is
-        return HeteroscedasticStudentT(DEGREES)
+        # With a normal law a single held-out row whose inputs are those of training rows that agreed with each other
+        # took 120 to 160 nats of tables of 600 and 800 rows; with eight degrees of freedom it takes 16 to 20.
+        return HeteroscedasticStudentT()
     order = np.random.default_rng(recipe.seed).permutation(len(x))
     test, train = order[: len(x) // 5], order[len(x) // 5 :][:MANY_ROWS]
     trial = dataclasses.replace(

@@ -11,7 +11,7 @@ from sklearn.utils.validation import check_array
 
 from ..data.frames import as_table
 from ..model.likelihoods import Gaussian, HeteroscedasticGaussian, HeteroscedasticStudentT, Likelihood
-from .methods import DEGREES, Recipe, choose_likelihood
+from .methods import Recipe, choose_likelihood
 from .table import TableEstimator
 
 
@@ -26,11 +26,11 @@ class BNNRegressor(RegressorMixin, TableEstimator):
         hidden: Widths of the hidden layers.
         activation: One of `pyro_sps.network.ACTIVATIONS`.
         likelihood: `"gaussian"` (normal noise, its scale learned), `"heteroscedastic"` (a scale that depends on the
-            inputs), `"student-t"` (such a scale, and a t law of eight degrees of freedom in place of the normal one, of
-            which outliers cost less), a real-valued likelihood of `pyro_sps`, or `"auto"`: Gaussian with fewer than 100
-            rows; else for samples Student's t, under a prior that holds noise to one scale until data says otherwise;
-            for fits heteroscedastic where two short ones say that it predicts held-out rows better, by more than two
-            standard errors.
+            inputs), `"student-t"` (such a scale, and a t law in place of the normal one, of which outliers cost less:
+            `pyro_sps.HeteroscedasticStudentT`), a real-valued likelihood of `pyro_sps`, or `"auto"`: Gaussian with
+            fewer than 100 rows; else for samples Student's t, under a prior that holds noise to one scale until data
+            says otherwise; for fits heteroscedastic where two short ones say that it predicts held-out rows better, by
+            more than two standard errors.
         scheme: What is fixed: `"none"`, `"light"`, `"heavy"`, `"random"`, `"rigid"`, a scheme of `pyro_sps`, or
             `"auto"`: nothing for samples, 85 % of each weight matrix at random places for fits.
         values: At what: `"zero"`, `"constant"`, `"learned-constant"`, `"normal"`, `"ladder"`, `"map"`, a rule of
@@ -120,7 +120,7 @@ class BNNRegressor(RegressorMixin, TableEstimator):
         per_output = y.shape[1] if y.shape[1] > 1 else None
         if self.likelihood == "gaussian":
             return Gaussian(learn=True, per_output=per_output)
-        return HeteroscedasticStudentT(DEGREES) if self.likelihood == "student-t" else HeteroscedasticGaussian()
+        return HeteroscedasticStudentT() if self.likelihood == "student-t" else HeteroscedasticGaussian()
 
     def predict(self, X: Any, return_std: bool = False) -> Any:
         """Mean, and with `return_std` standard deviation, of the posterior predictive, in the units of the targets.

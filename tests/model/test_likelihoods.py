@@ -377,7 +377,7 @@ SAMPLED = [
     sps.Gaussian(0.3, learn=True, per_output=2, sampled=True),
     sps.StudentT(None, 0.3, learn=True, sampled=True),
     sps.StudentT(5.0, 0.3, learn=True, per_output=2, sampled=True),
-    sps.HeteroscedasticStudentT(sampled=True),
+    sps.HeteroscedasticStudentT(sampled=True, least=3.0),
     sps.Ordinal(3, sampled=True),
 ]
 NAMES = [
@@ -428,7 +428,8 @@ def expected_likelihood(likelihood, sites, outputs, y):
         scale = np.exp(sites["likelihood.log_scale"].numpy())[:, None, :]
     if isinstance(likelihood, sps.Gaussian):
         return stats.norm(outputs, scale).logpdf(y)
-    df = 5.0 if likelihood.initial_df else 2 + np.exp(sites["likelihood.log_df"].numpy())[:, None, :]
+    least = getattr(likelihood, "least", 2.0)
+    df = 5.0 if likelihood.initial_df else least + np.exp(sites["likelihood.log_df"].numpy())[:, None, :]
     return stats.t(df, outputs, scale).logpdf(y)
 
 
@@ -546,6 +547,7 @@ def test_posterior_of_the_noise_by_quadrature():
         (lambda: sps.StudentT(None), "df=None needs learn=True"),
         (lambda: sps.HeteroscedasticStudentT(1.5), "df must be a number above 2"),
         (lambda: sps.HeteroscedasticStudentT(4.0, sampled=True), "sampled=True needs df=None"),
+        (lambda: sps.HeteroscedasticStudentT(least=1.0), "least must be a number of at least 2"),
         (lambda: sps.HeteroscedasticStudentT(minimum=-1.0), "minimum must be a non-negative finite number"),
         (lambda: sps.StudentT(4.0, -1.0), "scale must be a positive finite number"),
         (lambda: sps.Ordinal(3, prior_std=0.0), "prior_std must be a positive finite number"),
