@@ -1,0 +1,174 @@
+"""What masks do to the default chains: which weights are fixed, how many, at what; predictions, mixing, seconds.
+
+    PYRO_SPS_DATA=... python benchmarks/masks.py run [--tables energy concrete ...] [--splits 3 4 5] [--methods ...]
+    python benchmarks/masks.py show
+
+Tables, splits and scores are those of benchmarks/estimators.py, the chains those of `BNNRegressor` with all defaults but
+`scheme` and `values`. `wedge P` fixes P % of each matrix in the structure of the heavy scheme (`pyro_sps.study.methods.Wedge`),
+`random P` as many anywhere. Constants ±c are one c for the network, sampled with the weights. MAP values are those of the
+estimators' default for fits. R-hat and effective sample sizes are `pyro_sps.diagnose`'s, of weights and of the functions at
+50 training rows: medians.
+
+Each result is a line of JSON in benchmarks/results/masks.jsonl, and what is there is not run again. `show` writes
+benchmarks/results/masks.md: means over splits, and differences to `none` with intervals as in benchmarks/estimators.py.
+"""
+
+import argparse
+import functools
+import itertools
+import json
+import math
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+from estimators import split
+
+HERE = Path(__file__).resolve().parent
+RESULTS, PAGE = HERE / "results" / "masks.jsonl", HERE / "results" / "masks.md"
+TABLES = ["energy", "concrete", "diabetes", "wine-red"]
+SHARES = (25, 50, 75, 90)
+
+
+def schemes():
+    """Schemes and values by the names of methods."""
+    import pyro_sps as sps
+    from pyro_sps.study.methods import Wedge
+
+    def constant():
+        return sps.Constant(1.0, learn=True)
+
+    zero, fixed = sps.Zero, sps.MAP
+    found = {
+        "none": (sps.Unmasked(), zero),
+        "heavy, zeros": (sps.Heavy(), zero),
+        "as heavy at random, zeros": (sps.Random(like=sps.Heavy()), zero),
+        "light, zeros": (sps.Light(), zero),
+        "rigid, zeros": (sps.Rigid(), zero),
+        "heavy, ±c": (sps.Heavy(), constant),
+        "heavy, MAP": (sps.Heavy(), fixed),
+        "as heavy at random, ±c": (sps.Random(like=sps.Heavy()), constant),
+        "as heavy at random, MAP": (sps.Random(like=sps.Heavy()), fixed),
+        "light, ±c": (sps.Light(), constant),
+        "rigid, ±c": (sps.Rigid(), constant),
+    }
+    for share in reversed(SHARES):
+        found[f"wedge {share}, zeros"] = (Wedge(share / 100), zero)
+        found[f"random {share}, zeros"] = (sps.Random(like=share / 100), zero)
+    return found
+
+
+def scores(parts, scheme, values):
+    """Chains of one mask on one split."""
+    import torch
+
+    import pyro_sps as sps
+
+    x, y, x_test, y_test = parts
+    begun = time.perf_counter()
+    model = sps.BNNRegressor(random_state=0, progress=False, scheme=scheme, values=values(), method="sample").fit(x, y)
+    seconds = time.perf_counter() - begun
+    prediction = model.prediction(x_test)
+    low, high = (np.asarray(bound) for bound in prediction.interval(0.95))
+    samples, found = model.posterior_, sps.diagnose(model.posterior_)
+    bnn = samples.bnn
+    facts = {
+        "lpp": prediction.lpp(y_test),
+        "error": prediction.rmse(y_test),
+        "coverage": float(((y_test >= low) & (y_test <= high)).mean()),
+        "seconds": seconds,
+        "fixed": bnn.num_fixed,
+        "weights": bnn.topology.num_weights,
+    }
+    for name in ("rhat_weights", "rhat_predictions", "ess_weights", "ess_predictions"):
+        facts[name] = float(np.nanmedian(getattr(found, name)))
+    left = found.symmetry.signed_permutations
+    if left is not None and left.log10_after is not None:
+        facts["log10_symmetries"] = left.log10_after
+    if isinstance(scale := bnn.constant_scale(), torch.Tensor):
+        facts["c"] = float(scale.detach().mean())
+    return facts
+
+
+def run(options):
+    """What is asked for and not there yet, one split of all tables after the other."""
+    import torch
+
+    torch.set_num_threads(options.threads)
+    every = schemes()
+    done = {(row["table"], row["split"], row["method"]) for row in read()}
+    for seed, table, name in itertools.product(options.splits, options.tables, options.methods or every):
+        if (table, seed, name) in done:
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            row = {"table": table, "split": seed, "method": name, **scores(split(table, seed), *every[name])}
+        with RESULTS.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(f"{table} {seed} {name}: {row['lpp']:.3f} {row['error']:.3f} {row['seconds']:.0f} s", flush=True)
+
+
+def read():
+    """All results."""
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+
+
+def cell(found, base):
+    """A mean over the splits that both have, and the difference to the base."""
+    from pyro_sps.study.summary import paired_interval
+
+    both = sorted(set(found) & set(base))
+    if not both:
+        return ""
+    text = f"{np.mean([found[s] for s in both]):.3f}"
+    if found is base:
+        return text
+    mean, half = paired_interval([found[s] - base[s] for s in both], 0.25)
+    gap = f"{mean:+.3f} ± {half:.3f}" if math.isfinite(half) else f"{mean:+.3f}"
+    return f"{text} ({'**' + gap + '**' if abs(mean) > half else gap})"
+
+
+def show():
+    """The page."""
+    rows, lines = read(), [f"# Masks under chains\n\n```\n{__doc__.strip()}\n```\n"]
+    for table in dict.fromkeys(row["table"] for row in rows):
+        own = [row for row in rows if row["table"] == table]
+        lines += [f"## {table}", "", "Bold: surely better or worse than `none`.", ""]
+        lines += ["| | splits | fixed | LPP | RMSE | 95 % holds | R-hat, ESS of weights | of functions | seconds |"]
+        lines += ["| --- |" + " ---: |" * 8]
+
+        def of(method, name, own=own):
+            return {row["split"]: row[name] for row in own if row["method"] == method}
+
+        for method in dict.fromkeys(row["method"] for row in own):
+            mean = functools.partial(lambda method, name: np.mean(list(of(method, name).values())), method)
+            scored = [of(m, name) for name in ("lpp", "error") for m in (method, "none")]
+            pairs = [scored[:2], scored[2:]]
+            cells = [cell(a, a if method == "none" else b) for a, b in pairs]
+            mixing = [
+                f"{mean('rhat_' + of_what):.2f}, {mean('ess_' + of_what):.0f}" for of_what in ("weights", "predictions")
+            ]
+            share = f"{100 * mean('fixed') / mean('weights'):.0f} %"
+            head = [method, str(len(scored[0])), share, *cells, f"{100 * mean('coverage'):.0f} %", *mixing]
+            lines.append(f"| {' | '.join(head)} | {np.median(list(of(method, 'seconds').values())):.0f} |")
+        lines.append("")
+    PAGE.write_text("\n".join(lines))
+    print(PAGE.read_text())
+
+
+def main():
+    """Parse and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["run", "show"])
+    parser.add_argument("--tables", nargs="+", default=TABLES)
+    parser.add_argument("--splits", nargs="+", type=int, default=list(range(3, 13)))
+    parser.add_argument("--methods", nargs="+")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    show() if options.command == "show" else run(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
