@@ -196,7 +196,7 @@ def test_standardised_scores_do_not_depend_on_the_units(fitted, tmp_path):
         ["--scheme", "random", "--fraction", "0.5"],
         ["--values", "normal", "--noise", "learned", "--no-standardize"],
         ["--values", "learned-normal", "--likelihood", "heteroscedastic", "--batch-size", "8"],
-        ["--likelihood", "student-t", "--scheme", "none"],
+        ["--likelihood", "student-t", "--scheme", "none", "--values", "zero"],
         ["--test-fraction", "0", "--prior-scale", "2", "--scheme", "rigid-signs", "--values", "ladder"],
     ],
 )
