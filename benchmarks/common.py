@@ -62,6 +62,17 @@ def machine(threads):
     )
 
 
+def stored(path):
+    """Results that were kept in a file, one JSON object a line."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def keep(path, row):
+    """Add a result to such a file."""
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
 def report(name, options, results, lines):
     """Print a table and write it, and the numbers as JSON, to the folder that was asked for."""
     command = " ".join(["python", f"benchmarks/{name}.py", *sys.argv[1:]])

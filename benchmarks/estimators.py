@@ -32,6 +32,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+from common import keep, stored
 
 HERE = Path(__file__).resolve().parent
 RESULTS, PAGE = HERE / "results" / "estimators.jsonl", HERE / "RESULTS-estimators.md"
@@ -305,10 +306,6 @@ def _of_normal(mean, scale, y):
 # --- running and showing -------------------------------------------------------------------------
 
 
-def read():
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-
-
 def run(options):
     import torch
 
@@ -317,7 +314,7 @@ def run(options):
     contenders |= {"random": as_many_at_random, "map": starts_as_ensemble}
     if options.bde:
         contenders["bde"] = lambda *parts: bde(options.bde, *parts)
-    done = {(row["table"], row["split"], row["method"]) for row in read()}
+    done = {(row["table"], row["split"], row["method"]) for row in stored(RESULTS)}
     RESULTS.parent.mkdir(exist_ok=True)
     for seed, name in itertools.product(options.splits, options.tables):
         parts = split(name, seed, options.folder)
@@ -333,15 +330,14 @@ def run(options):
                 scores = contender(*(numbers if method in ("linear", "hgb", "bde") else parts))
             row = {"table": name, "split": seed, "method": method, "seconds": time.perf_counter() - begun, **scores}
             row |= {"rows": len(parts[0])}
-            with RESULTS.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            keep(RESULTS, row)
             print(f"{name} {seed} {method}: {row['lpp']:.3f} {row['error']:.3f} {row['seconds']:.0f} s", flush=True)
 
 
 def show():
     from pyro_sps.study.summary import paired_interval, with_headline
 
-    rows, lines = read(), [f"# Estimators\n\n```\n{__doc__.strip()}\n```\n"]
+    rows, lines = stored(RESULTS), [f"# Estimators\n\n```\n{__doc__.strip()}\n```\n"]
     lines += [
         "LPP, and of the others the difference with a 95 % interval: to ours, of heavy, random and map to normal, where it was run.",
         "Bold: surely better or worse.",

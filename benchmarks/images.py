@@ -18,7 +18,6 @@ benchmarks/results/images.md. Laplace needs laplace-torch (extra `study`).
 
 import argparse
 import itertools
-import json
 import math
 import sys
 import time
@@ -27,6 +26,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from common import keep, stored
 from torch import nn
 from torch.nn.functional import cross_entropy, pad
 
@@ -265,7 +265,7 @@ def scores(logs_test, logs_other, y):
 def run(options):
     """What is asked for and not there yet."""
     torch.set_num_threads(options.threads)
-    done = {(row["case"], row["seed"], row["method"]) for row in read()}
+    done = {(row["case"], row["seed"], row["method"]) for row in stored(RESULTS)}
     every = methods()
     for case in options.cases:
         data = load(options.folder, case)
@@ -281,19 +281,13 @@ def run(options):
             row = (
                 {"case": case, "seed": seed, "method": name, "epochs": data.epochs, "seconds": seconds} | found | facts
             )
-            with RESULTS.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            keep(RESULTS, row)
             print(f"{case} {seed} {name}: {found} {seconds:.0f} s", flush=True)
-
-
-def read():
-    """All results."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
 
 
 def show():
     """The page: means over seeds, with their range where there are several."""
-    lines, rows = [f"# Images\n\n```\n{__doc__.strip()}\n```\n"], read()
+    lines, rows = [f"# Images\n\n```\n{__doc__.strip()}\n```\n"], stored(RESULTS)
     for case in dict.fromkeys(row["case"] for row in rows):
         own = [row for row in rows if row["case"] == case]
         lines += [f"## {case}, {own[0]['epochs']} epochs", ""]

@@ -16,7 +16,6 @@ benchmarks/results/masks.md: means over splits, and differences to `none` with i
 import argparse
 import functools
 import itertools
-import json
 import math
 import sys
 import time
@@ -24,6 +23,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+from common import keep, stored
 from estimators import split
 
 HERE = Path(__file__).resolve().parent
@@ -98,21 +98,15 @@ def run(options):
 
     torch.set_num_threads(options.threads)
     every = schemes()
-    done = {(row["table"], row["split"], row["method"]) for row in read()}
+    done = {(row["table"], row["split"], row["method"]) for row in stored(RESULTS)}
     for seed, table, name in itertools.product(options.splits, options.tables, options.methods or every):
         if (table, seed, name) in done:
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             row = {"table": table, "split": seed, "method": name, **scores(split(table, seed), *every[name])}
-        with RESULTS.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        keep(RESULTS, row)
         print(f"{table} {seed} {name}: {row['lpp']:.3f} {row['error']:.3f} {row['seconds']:.0f} s", flush=True)
-
-
-def read():
-    """All results."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
 
 
 def cell(found, base):
@@ -132,7 +126,7 @@ def cell(found, base):
 
 def show():
     """The page."""
-    rows, lines = read(), [f"# Masks under chains\n\n```\n{__doc__.strip()}\n```\n"]
+    rows, lines = stored(RESULTS), [f"# Masks under chains\n\n```\n{__doc__.strip()}\n```\n"]
     for table in dict.fromkeys(row["table"] for row in rows):
         own = [row for row in rows if row["table"] == table]
         lines += [f"## {table}", "", "Bold: surely better or worse than `none`.", ""]

@@ -20,7 +20,6 @@ benchmarks/results/recurrent.md.
 
 import argparse
 import itertools
-import json
 import math
 import sys
 import time
@@ -30,6 +29,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from common import keep, stored
 from estimators import _of_classes, _of_normal
 
 import pyro_sps as sps
@@ -178,7 +178,7 @@ def methods():
 def run(options):
     """What is asked for and not there yet."""
     torch.set_num_threads(options.threads)
-    done, every = {(row["case"], row["seed"], row["method"]) for row in read()}, methods()
+    done, every = {(row["case"], row["seed"], row["method"]) for row in stored(RESULTS)}, methods()
     cases = {"temperatures": (temperatures, options.temperatures), "vowels": (vowels, options.vowels)}
     for seed, (case, (load, path)) in itertools.product(options.seeds, cases.items()):
         if path is None:
@@ -192,19 +192,13 @@ def run(options):
                 warnings.simplefilter("ignore")
                 scores = every[name](data, seed)
             row = {"case": case, "seed": seed, "method": name, "seconds": time.perf_counter() - begun, **scores}
-            with RESULTS.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            keep(RESULTS, row)
             print(f"{case} {seed} {name}: {scores} {row['seconds']:.0f} s", flush=True)
-
-
-def read():
-    """All results."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
 
 
 def show():
     """The page: means over seeds, with half their range where there are several."""
-    lines, rows = [f"# Series\n\n```\n{__doc__.strip()}\n```\n"], read()
+    lines, rows = [f"# Series\n\n```\n{__doc__.strip()}\n```\n"], stored(RESULTS)
     for case in dict.fromkeys(row["case"] for row in rows):
         own = [row for row in rows if row["case"] == case]
         last = "coverage" if "coverage" in own[0] else "calibration"
