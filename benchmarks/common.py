@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import platform
 import sys
@@ -60,6 +61,46 @@ def machine(threads):
         f"{processor()}, {os.cpu_count()} cores, {threads} threads, {load}; Python {platform.python_version()}, "
         + ", ".join(versions)
     )
+
+
+def run_or_show(doc, run, show, required=(), **defaults):
+    """The command line of a benchmark that keeps its results line by line: `run` with options, or `show`.
+
+    Args:
+        doc: What the benchmark is.
+        run: Called with the parsed options: those of `defaults`, `methods` and `threads`.
+        show: Called without any.
+        required: Options that `run` cannot do without.
+        **defaults: Options with defaults; a list takes several.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["run", "show"])
+    for name, default in defaults.items():
+        several = {"nargs": "+", "type": type(default[0])} if isinstance(default, list) else {}
+        parser.add_argument(f"--{name}", default=default, **several)
+    parser.add_argument("--methods", nargs="+")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    if options.command == "show":
+        return show()
+    if missing := [name for name in required if not getattr(options, name)]:
+        parser.error(f"run needs {', '.join(f'--{name}' for name in missing)}")
+    return run(options)
+
+
+def difference(values, base, overlap=0.25):
+    """The mean paired difference with its 95 % interval, of the splits that both have, in bold where it is sure."""
+    from pyro_sps.study.summary import paired_interval
+
+    mean, half = paired_interval([values[s] - base[s] for s in sorted(set(values) & set(base))], overlap)
+    text = f"{mean:+.3f} ± {half:.3f}" if math.isfinite(half) else f"{mean:+.3f}"
+    return f"**{text}**" if abs(mean) > half else text
+
+
+def over_seeds(values):
+    """The mean, and half the range where there are several."""
+    spread = f" ± {(max(values) - min(values)) / 2:.3f}" if len(values) > 1 else ""
+    return f"{sum(values) / len(values):.3f}{spread}"
 
 
 def stored(path):

@@ -4,14 +4,15 @@
                                                           [--folder FOLDER]
     python benchmarks/estimators.py show
 
-A fifth of the rows is test. Contenders: `ours` with all defaults; `normal`, with normal noise in place of Student's t (the
-default before; for numbers, from 100 rows on); with that noise too: `heavy`, the paper's heavy mask, 40 % of the weights at
-zero, `random`, as many at random places, and `map`, the networks that chains start from, as an ensemble; `linear` (least squares with its predictive normal, or logistic regression with C by cross-validation); `hgb`
-(scikit-learn's HistGradientBoosting, its learning rate and leaves by cross-validation; for numbers with a normal whose
-scale is that of cross-validated errors); `bde` (scikit-learn-contrib's, of another interpreter that has it, with the
+A fifth of the rows is test. Contenders: `ours` with all defaults; `normal`, with normal noise in place of Student's t
+(the default before; for numbers, from 100 rows on); with that noise too: `heavy`, the paper's heavy mask, 40 % of the
+weights at zero, `random`, as many at random places, and `map`, the networks that chains start from, as an ensemble;
+`linear` (least squares with its predictive normal, or logistic regression with C by cross-validation); `hgb` (scikit-
+learn's HistGradientBoosting, its learning rate and leaves by cross-validation; for numbers with a normal whose scale
+is that of cross-validated errors); `bde` (scikit-learn-contrib's, of another interpreter that has it, with the
 settings of its documentation, noise that depends on the inputs). For tables `linear-N`, which are drawn from a linear
-model, also `exact`: Bayes by quadrature over noise and prior scale. The tables `NAME.csv` are files in FOLDER, with text,
-dates and gaps: ours get them as they are, the others the numbers that our transformers make of them.
+model, also `exact`: Bayes by quadrature over noise and prior scale. The tables `NAME.csv` are files in FOLDER, with
+text, dates and gaps: ours get them as they are, the others the numbers that our transformers make of them.
 
 LPP is in units of the standardised targets. Each result is a line of JSON in benchmarks/results/estimators.jsonl, and
 what is there is not run again. `show` writes benchmarks/RESULTS-estimators.md: means over splits, and differences to
@@ -32,7 +33,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from common import keep, stored
+from common import difference, keep, stored
 
 HERE = Path(__file__).resolve().parent
 RESULTS, PAGE = HERE / "results" / "estimators.jsonl", HERE / "RESULTS-estimators.md"
@@ -135,15 +136,22 @@ def ours(x, y, x_test, y_test, **options):
         extra |= {"energy_error": posterior.errors.mean().item(), "failures": posterior.failures.mean().item()}
     if classes:
         return {**_of_classes(model.predict_proba(x_test), y_test), **extra}
-    inside = np.mean([(y_test >= a) & (y_test <= b) for a, b in [[_np(v) for v in prediction.interval(0.95)]]])
-    return {"lpp": prediction.lpp(y_test), "error": prediction.rmse(y_test), "coverage": float(inside), **extra}
+    return {
+        "lpp": prediction.lpp(y_test),
+        "error": prediction.rmse(y_test),
+        "coverage": prediction.coverage(y_test),
+        **extra,
+    }
+
+
+def has_tails(x, y):
+    """Whether the default's noise is Student's t: for numbers, from 100 rows on."""
+    return y.ndim == 2 and len(x) >= 100
 
 
 def normal(*parts, **options):
     """With the noise that was the default before."""
-    if parts[1].ndim == 1 or len(parts[0]) < 100:  # where the default is another
-        return ours(*parts, **options)
-    return ours(*parts, likelihood="heteroscedastic", **options)
+    return ours(*parts, **({"likelihood": "heteroscedastic"} if has_tails(*parts[:2]) else {}), **options)
 
 
 def heavy(*parts):
@@ -275,10 +283,6 @@ def bde_worker(path):
     print(json.dumps({**scores, "seconds": time.perf_counter() - begun}))
 
 
-def _np(tensor):
-    return tensor.detach().cpu().double().numpy()
-
-
 def _of_classes(probabilities, y):
     chosen = probabilities[np.arange(len(y)), y]
     calibration = _calibration(probabilities, y)
@@ -321,7 +325,7 @@ def run(options):
         numbers = encoded(*parts) if name in FILES else parts
         for method, contender in contenders.items():
             skipped = method not in options.methods or (method == "exact" and not name.startswith("linear"))
-            skipped |= method == "normal" and (parts[1].ndim == 1 or len(parts[0]) < 100)
+            skipped |= method == "normal" and not has_tails(*parts[:2])
             if (name, seed, method) in done or skipped:
                 continue
             begun = time.perf_counter()
@@ -335,7 +339,7 @@ def run(options):
 
 
 def show():
-    from pyro_sps.study.summary import paired_interval, with_headline
+    from pyro_sps.study.summary import with_headline
 
     rows, lines = stored(RESULTS), [f"# Estimators\n\n```\n{__doc__.strip()}\n```\n"]
     lines += [
@@ -360,10 +364,8 @@ def show():
             both = sorted(set(found) & set(base))
             cells.append("" if not found else f"{np.mean([row['lpp'] for row in found.values()]):.3f}")
             if found and method != "ours" and both:
-                gaps = [found[s]["lpp"] - base[s]["lpp"] for s in both]
-                mean, half = paired_interval(gaps, 0.0 if name.startswith("linear") else 0.25)
-                text = f"{mean:+.3f} ± {half:.3f}" if math.isfinite(half) else f"{mean:+.3f}"
-                cells[-1] += f" ({'**' + text + '**' if abs(mean) > half else text})"
+                own_lpp, base_lpp = ({s: rows[s]["lpp"] for s in both} for rows in (found, base))
+                cells[-1] += f" ({difference(own_lpp, base_lpp, 0.0 if name.startswith('linear') else 0.25)})"
             mean = np.mean([row["error"] for row in found.values()]) if found else math.nan
             seconds = np.median([row["seconds"] for row in found.values()]) if found else math.nan
             errors.append(f"{mean:.3f}, {seconds:.0f} s" if found else "")

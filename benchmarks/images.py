@@ -3,30 +3,31 @@
     python benchmarks/images.py run --folder FOLDER [--cases mnist cifar10] [--methods ...] [--seeds 0]
     python benchmarks/images.py show
 
-FOLDER holds mnist-train.parquet, mnist-test.parquet, cifar10-train.parquet and cifar10-test.parquet. All networks (ReLU;
-group norm) see the same number of epochs, of 128 rows a step or 64, none augmented; one draw of the weights a step. Adam's step
-size falls from 0.003 along a cosine, also for networks without a posterior, which have the same prior (MAP) or none but
-dropout; IVON's from 0.1. Predictions are of 10 draws. Fixed values ±c: one c, learned from 0.1 on. W-asymmetric (Lim et al.
-2024): 8 or (from 100 inputs of a unit on) 16 weights of each unit at draws of Normal(0, 0.5²).
+FOLDER holds mnist-train.parquet, mnist-test.parquet, cifar10-train.parquet and cifar10-test.parquet. All networks
+(ReLU; group norm) see the same number of epochs, of 128 rows a step or 64, none augmented; one draw of the weights a
+step. Adam's step size falls from 0.003 along a cosine, also for networks without a posterior, which have the same
+prior (MAP) or none but dropout; IVON's from 0.1. Predictions are of 10 draws. Fixed values ±c: one c, learned from
+0.1 on. W-asymmetric (Lim et al. 2024): 8 or (from 100 inputs of a unit on) 16 weights of each unit at draws of
+Normal(0, 0.5²).
 
-Accuracy, NLL and expected calibration error (15 bins) on the first 2,500 test images; AUROC of telling these from 1,000 of the
-other data set (made grey or coloured, cut or framed to size) by the entropy of the predicted classes. CPU seconds of training on one thread.
+Accuracy, NLL and expected calibration error (15 bins) on the first 2,500 test images; AUROC of telling these from
+1,000 of the other data set (made grey or coloured, cut or framed to size) by the entropy of the predicted classes.
+CPU seconds of training on one thread.
 
 Each result is a line of JSON in benchmarks/results/images.jsonl, and what is there is not run again. `show` writes
 benchmarks/results/images.md. Laplace needs laplace-torch (extra `study`).
 """
 
-import argparse
 import itertools
 import math
-import sys
 import time
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from common import keep, stored
+from common import keep, over_seeds, run_or_show, stored
+from estimators import _calibration
 from torch import nn
 from torch.nn.functional import cross_entropy, pad
 
@@ -245,19 +246,13 @@ def scores(logs_test, logs_other, y):
     from sklearn.metrics import roc_auc_score
 
     test, other = (part.double().logsumexp(0) - math.log(len(part)) for part in (logs_test, logs_other))
-    sure, chosen = test.exp().max(-1)
-    right = (chosen == y).double()
-    place = (sure * 15).long().clamp(max=14)
-    gaps = [
-        (sure[place == b].mean() - right[place == b].mean()).abs() * (place == b).double().mean()
-        for b in place.unique()
-    ]
+    probabilities = test.exp().numpy()
     entropy = torch.cat([-(part.exp() * part.clamp(min=-100)).sum(-1) for part in (test, other)])
     label = torch.cat([torch.zeros(len(test)), torch.ones(len(other))])
     return {
-        "accuracy": right.mean().item(),
+        "accuracy": float((probabilities.argmax(1) == y.numpy()).mean()),
         "nll": -test.gather(1, y[:, None]).mean().item(),
-        "calibration": sum(gaps).item(),
+        "calibration": _calibration(probabilities, y.numpy(), bins=15),
         "auroc": float(roc_auc_score(label.numpy(), entropy.numpy())),
     }
 
@@ -297,11 +292,7 @@ def show():
         ]
         for method in [name for name in methods() if name in {row["method"] for row in own}]:
             every = [row for row in own if row["method"] == method]
-            cells = []
-            for name in ("accuracy", "nll", "calibration", "auroc"):
-                values = [row[name] for row in every]
-                spread = f" ± {(max(values) - min(values)) / 2:.3f}" if len(values) > 1 else ""
-                cells.append(f"{sum(values) / len(values):.3f}{spread}")
+            cells = [over_seeds([row[name] for row in every]) for name in ("accuracy", "nll", "calibration", "auroc")]
             share = f"{100 * every[0]['fixed'] / every[0]['weights']:.0f} %" if "fixed" in every[0] else ""
             seconds = sorted(row["seconds"] for row in every)[len(every) // 2]
             lines.append(f"| {method} | {len(every)} | {share} | {' | '.join(cells)} | {seconds:.0f} |")
@@ -310,20 +301,5 @@ def show():
     print(PAGE.read_text())
 
 
-def main():
-    """Parse and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["run", "show"])
-    parser.add_argument("--folder")
-    parser.add_argument("--cases", nargs="+", default=list(EPOCHS), choices=list(EPOCHS))
-    parser.add_argument("--methods", nargs="+")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
-    if options.command == "run" and not options.folder:
-        parser.error("run needs --folder, where the Parquet files are")
-    show() if options.command == "show" else run(options)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    run_or_show(__doc__, run, show, required=["folder"], folder=None, cases=list(EPOCHS), seeds=[0])

@@ -13,17 +13,14 @@ Each result is a line of JSON in benchmarks/results/masks.jsonl, and what is the
 benchmarks/results/masks.md: means over splits, and differences to `none` with intervals as in benchmarks/estimators.py.
 """
 
-import argparse
 import functools
 import itertools
-import math
-import sys
 import time
 import warnings
 from pathlib import Path
 
 import numpy as np
-from common import keep, stored
+from common import difference, keep, run_or_show, stored
 from estimators import split
 
 HERE = Path(__file__).resolve().parent
@@ -71,13 +68,12 @@ def scores(parts, scheme, values):
     model = sps.BNNRegressor(random_state=0, progress=False, scheme=scheme, values=values(), method="sample").fit(x, y)
     seconds = time.perf_counter() - begun
     prediction = model.prediction(x_test)
-    low, high = (np.asarray(bound) for bound in prediction.interval(0.95))
     samples, found = model.posterior_, sps.diagnose(model.posterior_)
     bnn = samples.bnn
     facts = {
         "lpp": prediction.lpp(y_test),
         "error": prediction.rmse(y_test),
-        "coverage": float(((y_test >= low) & (y_test <= high)).mean()),
+        "coverage": prediction.coverage(y_test),
         "seconds": seconds,
         "fixed": bnn.num_fixed,
         "weights": bnn.topology.num_weights,
@@ -111,17 +107,11 @@ def run(options):
 
 def cell(found, base):
     """A mean over the splits that both have, and the difference to the base."""
-    from pyro_sps.study.summary import paired_interval
-
     both = sorted(set(found) & set(base))
     if not both:
         return ""
     text = f"{np.mean([found[s] for s in both]):.3f}"
-    if found is base:
-        return text
-    mean, half = paired_interval([found[s] - base[s] for s in both], 0.25)
-    gap = f"{mean:+.3f} ± {half:.3f}" if math.isfinite(half) else f"{mean:+.3f}"
-    return f"{text} ({'**' + gap + '**' if abs(mean) > half else gap})"
+    return text if found is base else f"{text} ({difference(found, base)})"
 
 
 def show():
@@ -152,17 +142,5 @@ def show():
     print(PAGE.read_text())
 
 
-def main():
-    """Parse and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["run", "show"])
-    parser.add_argument("--tables", nargs="+", default=TABLES)
-    parser.add_argument("--splits", nargs="+", type=int, default=list(range(3, 13)))
-    parser.add_argument("--methods", nargs="+")
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
-    show() if options.command == "show" else run(options)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    run_or_show(__doc__, run, show, tables=TABLES, splits=list(range(3, 13)))

@@ -18,10 +18,8 @@ Each result is a line of JSON in benchmarks/results/recurrent.jsonl, and what is
 benchmarks/results/recurrent.md.
 """
 
-import argparse
 import itertools
 import math
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -29,8 +27,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from common import keep, stored
-from estimators import _of_classes, _of_normal
+from common import keep, over_seeds, run_or_show, stored
+from estimators import _of_classes, linear
 
 import pyro_sps as sps
 
@@ -111,29 +109,14 @@ def scored(prediction, data):
     y = data.y_test.numpy()
     if data.labels:
         return _of_classes(prediction.probabilities.double().numpy(), y)
-    low, high = (np.asarray(bound) for bound in prediction.interval(0.95))
-    inside = float(((y >= low) & (y <= high)).mean())
-    return {
-        "lpp": prediction.lpp(data.y_test.float()),
-        "error": prediction.rmse(data.y_test.float()),
-        "coverage": inside,
-    }
+    y = data.y_test.float()
+    return {"lpp": prediction.lpp(y), "error": prediction.rmse(y), "coverage": prediction.coverage(y)}
 
 
 def plain(data, seed):
     """Without a network."""
     x, x_test = (part.flatten(1).double().numpy() for part in (data.x, data.x_test))
-    y, y_test = data.y.numpy(), data.y_test.numpy()
-    if data.labels:
-        from sklearn.linear_model import LogisticRegressionCV
-
-        found = LogisticRegressionCV(Cs=7, cv=5, scoring="neg_log_loss", max_iter=2000).fit(x, y)
-        return _of_classes(found.predict_proba(x_test), y_test)
-    design, test = (np.column_stack([part, np.ones(len(part))]) for part in (x, x_test))
-    weights, _, rank, _ = np.linalg.lstsq(design, y, rcond=None)
-    variance = ((y - design @ weights) ** 2).sum(0) / (len(x) - rank)
-    leverage = np.einsum("ij,jk,ik->i", test, np.linalg.pinv(design.T @ design), test)
-    return _of_normal(test @ weights, np.sqrt(variance * (1 + leverage[:, None])), y_test)
+    return linear(x, data.y.numpy(), x_test, data.y_test.numpy())
 
 
 def mean_field(data, seed, scheme):
@@ -210,11 +193,7 @@ def show():
         lines += ["| --- |" + " ---: |" * 7]
         for method in [name for name in methods() if name in {row["method"] for row in own}]:
             every = [row for row in own if row["method"] == method]
-            cells = []
-            for name in ("lpp", "error", last):
-                values = [row[name] for row in every]
-                spread = f" ± {(max(values) - min(values)) / 2:.3f}" if len(values) > 1 else ""
-                cells.append(f"{np.mean(values):.3f}{spread}")
+            cells = [over_seeds([row[name] for row in every]) for name in ("lpp", "error", last)]
             for what in ("weights", "predictions"):
                 mixing = [np.mean([row.get(f"{name}_{what}", np.nan) for row in every]) for name in ("rhat", "ess")]
                 cells.append("" if np.isnan(mixing[0]) else f"{mixing[0]:.2f}, {mixing[1]:.0f}")
@@ -225,18 +204,5 @@ def show():
     print(PAGE.read_text())
 
 
-def main():
-    """Parse and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["run", "show"])
-    parser.add_argument("--temperatures")
-    parser.add_argument("--vowels")
-    parser.add_argument("--methods", nargs="+")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
-    show() if options.command == "show" else run(options)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    run_or_show(__doc__, run, show, temperatures=None, vowels=None, seeds=[0])

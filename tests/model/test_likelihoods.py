@@ -428,8 +428,7 @@ def expected_likelihood(likelihood, sites, outputs, y):
         scale = np.exp(sites["likelihood.log_scale"].numpy())[:, None, :]
     if isinstance(likelihood, sps.Gaussian):
         return stats.norm(outputs, scale).logpdf(y)
-    least = getattr(likelihood, "least", 2.0)
-    df = 5.0 if likelihood.initial_df else least + np.exp(sites["likelihood.log_df"].numpy())[:, None, :]
+    df = 5.0 if likelihood.initial_df else likelihood.least + np.exp(sites["likelihood.log_df"].numpy())[:, None, :]
     return stats.t(df, outputs, scale).logpdf(y)
 
 
