@@ -7,6 +7,7 @@ or ours runs in a step. The recording is compiled with `torch.compile` where tha
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -205,7 +206,7 @@ def _program(
         if compiled is not None:
             program = _on_same_threads(compiled, recorded)
             return Replay(program, changes) if replays else program, "compiled", ""
-    return recorded, "recorded", reason
+    return _by_torchscript(recorded, example, changes), "recorded", reason
 
 
 def _grad_and_value(objective: Objective) -> Callable[..., tuple[Params, Tensor]]:
@@ -349,6 +350,38 @@ def _key_of(recorded: fx.GraphModule, example: tuple[Any, ...]) -> str:
     return digest.hexdigest()
 
 
+def _by_torchscript(recorded: fx.GraphModule, example: tuple[Any, ...], changes: int) -> Callable[..., Any]:
+    """Recorded operations called by TorchScript, half the time of Python for tiny tensors, where there is one."""
+    given = [place for place, one in enumerate(example) if isinstance(one, Tensor)]
+    tensors = [example[place].clone() if place < changes else example[place] for place in given]
+    try:
+        with torch.no_grad():
+            quick = _with_quick_tanh(recorded, example)
+            for node, one in zip(quick.graph.find_nodes(op="placeholder"), example, strict=True):
+                if not isinstance(one, Tensor):  # such as no noise, which TorchScript does not take
+                    quick.graph.erase_node(node)
+            quick.recompile()
+            script = torch.jit.freeze(torch.jit.trace(quick.eval(), tuple(tensors), check_trace=False))
+    except Exception:
+        return recorded
+    return lambda *args: script(*(args[place] for place in given))
+
+
+def _with_quick_tanh(recorded: fx.GraphModule, example: tuple[Any, ...]) -> fx.GraphModule:
+    """Tanh on a CPU as 2 σ(2x) - 1, which is right to three ulp of 1 and takes a fourth of the time."""
+    quick = fx.GraphModule(recorded, copy.deepcopy(recorded.graph))
+    if all(one.device.type == "cpu" for one in example if isinstance(one, Tensor)):
+        aten, graph = torch.ops.aten, quick.graph
+        for node in graph.find_nodes(op="call_function", target=aten.tanh.default):
+            with graph.inserting_before(node):
+                value = graph.call_function(aten.mul.Scalar, (node.args[0], 2.0))
+                value = graph.call_function(aten.sigmoid.default, (value,))
+                value = graph.call_function(aten.mul.Scalar, (value, 2.0))
+                node.replace_all_uses_with(graph.call_function(aten.sub.Scalar, (value, 1.0)))
+            graph.erase_node(node)
+    return quick
+
+
 def _by_inductor(recorded: fx.GraphModule, example: tuple[Any, ...], changes: int) -> Callable[..., Any]:
     from torch._inductor import compile as inductor_compile
 
@@ -419,17 +452,7 @@ def make_program(
     """
     with silenced():
         program, mode, reason = _program(function, 0, example, compile, announce)
-        if mode == "recorded":
-            program = _by_torchscript(program, example)
         return Program(_without_gradients(program), mode, reason)
-
-
-def _by_torchscript(recorded: Any, example: tuple[Tensor, ...]) -> Callable[..., Any]:
-    """Recorded operations called by TorchScript, half the time of Python for tiny tensors, where there is one."""
-    try:
-        return torch.jit.freeze(torch.jit.trace(recorded.eval(), example, check_trace=False))
-    except Exception:
-        return recorded
 
 
 def _without_gradients(function: Callable[..., Any]) -> Callable[..., Any]:

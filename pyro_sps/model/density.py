@@ -14,6 +14,7 @@ differentiated, mapped over replicas and compiled.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -218,15 +219,38 @@ def negative_log_joint(
     Densities are those of the constrained values, as in Pyro's `AutoDelta`.
     """
     many = loc.dim() == 2
-    latents = _latents(problem, loc if many else loc.unsqueeze(0))
-    total = loc.new_zeros(latents[problem.sites[0].name].shape[0])
-    for node in _run(problem, latents, args, kwargs, params).values():
+    flat = loc if many else loc.unsqueeze(0)
+    run = _run(problem, _latents(problem, flat), args, kwargs, params)
+    total, plain = _plain_energy(problem, flat, run)
+    for name, node in run.items():
+        if name in plain:
+            continue
         log_prob = _log_prob(node, node["value"])
         if log_prob.dim() > problem.nesting:  # carries the dimension of the points
             total = total - log_prob.reshape((log_prob.shape[0], -1)).sum(-1)
         else:
             total = total - log_prob.sum()
     return total if many else total.squeeze(0)
+
+
+def _plain_energy(problem: Problem, flat: Tensor, run: Mapping[str, Any]) -> tuple[Tensor, set[str]]:
+    """Minus the log density of all sites with a plain normal prior at once, shape (S,), and their names.
+
+    Term by term, priors are most of the operations of a small network.
+    """
+    nodes = {site: _plain_normal(run[site.name]) for site in problem.sites if site.support is None}
+    plain = {site.name: prior for site, prior in nodes.items() if prior is not None}
+    if not plain:
+        return flat.new_zeros(len(flat)), set()
+    # Of other sites nothing counts: their precision is zero.
+    centres, widths = [], []
+    for site in problem.sites:
+        prior, size = plain.get(site.name), site.stop - site.start
+        centres.append(flat.new_zeros(size) if prior is None else prior.loc.reshape(-1))
+        widths.append(flat.new_full((size,), math.inf) if prior is None else prior.scale.reshape(-1))
+    width = torch.cat(widths)
+    constant = torch.where(width.isinf(), 0.0, width.log() + math.log(2 * math.pi) / 2).sum()
+    return ((flat - torch.cat(centres)) / width).square().sum(-1) / 2 + constant, set(plain)
 
 
 class _Replay(Messenger):

@@ -163,7 +163,10 @@ class Priors:
         if tensor.is_matrix and isinstance(self.given, Hierarchical):
             damping = [1.0] + [self.given.noise_scale] * (factor.shape[-1] - 1)
             factor = factor * factor.new_tensor(damping)
-        return factor[..., self.kinds_of(tensor, weight)]
+        # By a product with ones and zeros, for the gradient of a lookup changes a tensor in place, and what inductor of
+        # torch 2.13 makes of that does not always compile (pytorch issue 196570).
+        kinds = self.kinds_of(tensor, weight)
+        return factor @ (torch.arange(factor.shape[-1], device=kinds.device).unsqueeze(1) == kinds).to(factor)
 
     def check(self, topology: Topology, weights: Sequence[PartialWeight]) -> None:
         """Make every prior once, so that one that does not fit is told now and not during a fit.

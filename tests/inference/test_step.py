@@ -13,7 +13,7 @@ import pyro_sps as sps
 import pyro_sps.inference.step as step_module
 from pyro_sps.inference import replay
 from pyro_sps.inference.optimizers import State, adam_scalars
-from pyro_sps.inference.step import Layout, Parts, _rational_tanh, make_step
+from pyro_sps.inference.step import Layout, Parts, _rational_tanh, make_program, make_step
 
 TARGET = torch.tensor([[1.0, -2.0, 0.5], [3.0, 0.0, -1.0]], dtype=torch.float64)
 
@@ -350,6 +350,42 @@ def test_rational_tanh_is_tanh_to_three_units_in_the_last_place():
     assert (error <= 3 * torch.finfo(torch.float32).eps * exact.abs()).all()
     assert _rational_tanh(torch.tensor([float("nan")])).isnan()
     assert _rational_tanh(x.double()) is NotImplemented
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_quick_tanh_of_recorded_steps_is_right_to_three_units_of_one(dtype):
+    x = torch.cat([torch.linspace(-12, 12, 200_001), torch.logspace(-30, 2, 10_001), torch.tensor([0.0, float("inf")])])
+    x = torch.cat([x, -x]).to(dtype)
+    x = torch.cat([x, torch.full_like(x[:1], float("nan"))])
+
+    def slope(x):
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            value = leaf.tanh()
+            return value.detach(), torch.autograd.grad(value.sum(), leaf)[0]
+
+    program = make_program(slope, (x,), compile=False)
+    assert program.mode == "recorded"
+    value, gradient = (one.double() for one in program.run(x))
+    exact, unit = x.double().tanh(), torch.finfo(dtype).eps
+    assert (value - exact)[:-1].abs().max() <= 3 * unit
+    assert (gradient - (1 - exact.square()))[:-1].abs().max() <= 6 * unit
+    assert value[-1].isnan()
+
+
+def test_without_torchscript_a_recorded_step_does_the_same(monkeypatch):
+    results = []
+    for works in (True, False):
+        if not works:
+            monkeypatch.setattr(torch.jit, "trace", None)
+        _, layout, state, noise = start(2)
+        x, y = torch.ones(3, dtype=torch.float64) * 2, TARGET[0]
+        step = make_step(objective, layout, (state, noise, x, y), (0, None, None), 1.0, compile=False)
+        assert (step.mode, step.reason) == ("recorded", "")
+        for scalars in adam_scalars([0.01] * 5, state.params):
+            losses = step.run(state, scalars, noise, x, y)
+        results.append((state.params, losses))
+    torch.testing.assert_close(results[0], results[1])
 
 
 def test_a_compiled_step_runs_with_another_number_of_threads():

@@ -131,10 +131,16 @@ def test_expectation_equals_stock():
 
 
 def test_log_joint_equals_the_traced_one():
-    for case in ("heavy", "ordered"):
-        bnn, x, y = bnn_case(
-            scheme=sps.Heavy() if case == "heavy" else sps.Unmasked(), ordered_biases=case == "ordered"
-        )
+    laplace = dist.Laplace(torch.zeros(()).double(), 0.5)
+    cases = [
+        {},
+        {"scheme": sps.Unmasked(), "ordered_biases": True},
+        {"prior": {"2.weight": laplace, "4.bias": dist.Normal(torch.tensor([0.1, -0.2]).double(), 0.7)}},
+        {"prior": laplace},
+        {"prior": sps.Hierarchical(), "likelihood": sps.Gaussian(learn=True, sampled=True)},
+    ]
+    for options in cases:
+        bnn, x, y = bnn_case(**options)
         guide = sps.AutoSPSNormal(bnn)
         problem, _ = prepare(bnn, guide, x, y)
         flat = torch.randn(4, problem.size).double()

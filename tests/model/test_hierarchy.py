@@ -13,8 +13,9 @@ from scipy import integrate, stats
 from torch import nn
 
 import pyro_sps as sps
+from pyro_sps.base.recording import record
 from pyro_sps.diagnostics.density import log_prior, prior_draws
-from pyro_sps.model.density import Target
+from pyro_sps.model.density import Target, pyro_session
 
 FAMILIES = ["lognormal", "halfnormal"]
 
@@ -298,3 +299,21 @@ def test_errors_say_what_is_wrong():
     del sites["0.weight_log_scale"]
     with pytest.raises(ValueError, match=r"sites must have '0.weight_log_scale': the prior of '0.weight'"):
         bnn.assemble(sites)
+
+
+def test_the_gradient_changes_no_tensor_in_place():
+    """Inductor of torch 2.13 does not compile some programs that do (pytorch issue 196570), as this one once did."""
+    net, likelihood = sps.mlp([2, 3, 2], skip=True), sps.HeteroscedasticStudentT()
+    bnn = sps.BNN(net, sps.Unmasked(), likelihood=likelihood, prior=sps.Hierarchical())
+    target = Target.of(bnn, torch.zeros(4, 2), torch.zeros(4, 1))
+
+    def gradient(flat):
+        with torch.enable_grad():
+            leaf = flat.detach().requires_grad_()
+            return torch.autograd.grad(target.energy(leaf).sum(), leaf)[0]
+
+    with pyro_session():
+        graph = record(gradient, torch.zeros(5, target.problem.size)).graph
+    names = {str(node.target) for node in graph.nodes}
+    assert "aten.bmm.default" in names
+    assert not [name for name in names if "index_put" in name or "scatter" in name or "index_add" in name]

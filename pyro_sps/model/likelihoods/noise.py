@@ -146,6 +146,25 @@ class _HeavyTails(Likelihood):
         return {"log_df": Latent(self._unconstrained("df").reshape(1), *self.df_prior)}
 
 
+class _SharedDegrees(dist.StudentT):
+    """Student's t with the gamma functions of its degrees of freedom for those that differ, not for each row."""
+
+    def __init__(self, df: Tensor, loc: Tensor, scale: Tensor) -> None:
+        super().__init__(df, loc, scale)
+        self.shared = df
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> _SharedDegrees:
+        """The same for more rows."""
+        return _SharedDegrees(self.shared, self.loc.expand(batch_shape), self.scale.expand(batch_shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density."""
+        df = self.shared
+        constant = torch.lgamma((df + 1) / 2) - torch.lgamma(df / 2) - (df * math.pi).log() / 2
+        square = ((value - self.loc) / self.scale).square()
+        return constant - self.scale.log() - (df + 1) / 2 * torch.log1p(square / df)
+
+
 class StudentT(_Scaled, _HeavyTails):
     """Noise of Student's t distribution, which forgives targets far from all others.
 
@@ -188,7 +207,7 @@ class StudentT(_Scaled, _HeavyTails):
 
     def elementwise(self, outputs: Tensor) -> dist.StudentT:
         """Student's t around the outputs."""
-        return dist.StudentT(self.degrees.to(outputs.dtype), outputs, self.noise_scale.to(outputs.dtype))
+        return _SharedDegrees(self.degrees.to(outputs.dtype), outputs, self.noise_scale.to(outputs.dtype))
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments, for saving."""
@@ -345,7 +364,7 @@ class HeteroscedasticStudentT(HeteroscedasticGaussian, _HeavyTails):
     def elementwise(self, outputs: Tensor) -> dist.TorchDistribution:
         """Student's t around the first half of the outputs."""
         normal = super().elementwise(outputs)
-        return dist.StudentT(self.degrees.to(outputs.dtype), normal.loc, normal.scale)
+        return _SharedDegrees(self.degrees.to(outputs.dtype), normal.loc, normal.scale)
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments, for saving."""
