@@ -16,7 +16,7 @@ from common import arguments, report
 from estimators import bde, split
 
 TABLES = ("energy", "concrete", "kin8nm")
-STEPS = (750, 1500, 3000, None)
+STEPS = (500, 1000, 1500, 2000, 3000, None)
 MOST_ROWS = 1_200
 
 
