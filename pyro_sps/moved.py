@@ -32,7 +32,7 @@ _MOVED = {
     "report": ["symmetry.report"],
     "rigid": ["masks.rigid", "masks.values", "symmetry.table"],
     "schemes": ["masks.schemes"],
-    "step": ["inference.step"],
+    "step": ["inference.step", "inference.program"],
     "tables": ["data.tables"],
     "text": ["base.text"],
     "topology": ["network.topology", "network.build", "network.run", "network.trace"],

@@ -37,7 +37,7 @@ from .langevin import (
     unadjusted,
 )
 from .loop import Callback, replicas_at_once
-from .step import Program, make_program
+from .program import Program, make_program
 
 # Chains are looked at after this share of the warm-up; one that is stuck or stands apart begins again, once.
 JUDGED_AT = 0.4

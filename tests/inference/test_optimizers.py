@@ -196,17 +196,17 @@ def test_ivon_goes_on_resumes_and_fits_replicas(tmp_path):
 
 def test_mixed_precision_is_that_of_products_alone(monkeypatch):
     """On a CPU, where it is refused, the program is the same but for its device."""
-    from pyro_sps.inference import effects, step
+    from pyro_sps.inference import effects, program
 
     programs = []
-    record = step._record
-    monkeypatch.setattr(step, "_record", lambda *args: programs.append(record(*args)) or programs[-1])
+    record = program._record
+    monkeypatch.setattr(program, "_record", lambda *args: programs.append(record(*args)) or programs[-1])
     monkeypatch.setattr(effects, "_require_mixed", lambda *_: None)
     x, y = (value.float() for value in data())
     bnn = sps.BNN(sps.mlp([2, 4, 1]), sps.Unmasked(), sps.Zero())
     full = sps.fit(bnn, x, y, num_steps=5, **QUICK)
     mixed = sps.fit(bnn, x, y, num_steps=5, precision="bf16-mixed", **QUICK)
-    assert ["torch.bfloat16" in program.code for program, _ in programs] == [False, True]
+    assert ["torch.bfloat16" in one.code for one, _ in programs] == [False, True]
     assert mixed.guide.loc.dtype == mixed.guide.scale.dtype == torch.float32
     np.testing.assert_allclose(mixed.losses, full.losses, rtol=0.05)
     assert not np.array_equal(mixed.losses, full.losses)

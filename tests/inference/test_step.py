@@ -10,10 +10,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyro_sps as sps
-import pyro_sps.inference.step as step_module
+import pyro_sps.inference.program as program_module
 from pyro_sps.inference import replay
 from pyro_sps.inference.optimizers import State, adam_scalars
-from pyro_sps.inference.step import Layout, Parts, _rational_tanh, make_program, make_step
+from pyro_sps.inference.program import _rational_tanh, make_program
+from pyro_sps.inference.step import Layout, Parts, make_step
 
 TARGET = torch.tensor([[1.0, -2.0, 0.5], [3.0, 0.0, -1.0]], dtype=torch.float64)
 
@@ -159,8 +160,8 @@ def test_compiled_step_equals_recorded_step():
 def test_the_same_step_is_compiled_once_a_process(monkeypatch):
     """Known by its operations, numbers, constants and shapes; those of other constants or shapes are others."""
     made = []
-    monkeypatch.setattr(step_module, "_COMPILED", OrderedDict())
-    monkeypatch.setattr(step_module, "_by_inductor", lambda recorded, *_: made.append(recorded) or recorded)
+    monkeypatch.setattr(program_module, "_COMPILED", OrderedDict())
+    monkeypatch.setattr(program_module, "_by_inductor", lambda recorded, *_: made.append(recorded) or recorded)
 
     def run(scale, factor, rows, replicas=1):
         _, layout, state, noise = start(replicas)
@@ -185,14 +186,14 @@ def test_the_same_step_is_compiled_once_a_process(monkeypatch):
         run(constant, 2.0, 3)
     for factor in range(40):  # what is kept has a bound
         run(one, float(factor), 3)
-    assert len(step_module._COMPILED) == step_module._KEPT
+    assert len(program_module._COMPILED) == program_module._KEPT
 
 
 @pytest.mark.parametrize("parts", [None, Parts(6, 2, 2)])
 @pytest.mark.parametrize("group", [None, 1])
 def test_a_replayed_program_does_the_same(monkeypatch, parts, group):
     """Each argument may be another tensor than before, or the same with other numbers in it; results stay whole."""
-    monkeypatch.setattr(step_module, "_compile", lambda recorded, *_: (recorded, ""))
+    monkeypatch.setattr(program_module, "_compile", lambda recorded, *_: (recorded, ""))
     found = []
     for kinds in ((), ("cpu",)):
         monkeypatch.setattr(replay, "REPLAYED", frozenset(kinds))
@@ -324,8 +325,8 @@ def test_that_it_is_compiled_is_said_once_where_there_is_a_bar(monkeypatch, term
     said = io.StringIO()
     said.isatty = lambda: terminal
     monkeypatch.setattr(sys, "stderr", said)
-    monkeypatch.setattr(step_module, "_COMPILED", OrderedDict())
-    monkeypatch.setattr(step_module, "_by_inductor", lambda recorded, *_: recorded)
+    monkeypatch.setattr(program_module, "_COMPILED", OrderedDict())
+    monkeypatch.setattr(program_module, "_by_inductor", lambda recorded, *_: recorded)
     x = torch.linspace(-1, 1, 6).unsqueeze(1)
     bnn = sps.BNN(sps.mlp([1, 3, 1]), sps.Unmasked(), sps.Zero())
     for _ in range(2):
