@@ -40,7 +40,7 @@ def ours(options, compile):
     import pyro_sps as sps
     from pyro_sps.inference.chains import ChainRun
     from pyro_sps.inference.coordinates import Coordinates
-    from pyro_sps.model.density import Target
+    from pyro_sps.model.target import Target
 
     x, y = data(options)
     net = sps.mlp(widths(options), device=x.device)

@@ -26,7 +26,7 @@ _MOVED = {
     "loop": ["inference.loop"],
     "maximum": ["inference.maximum"],
     "nn": ["model.bnn", "model.partial", "model.priors"],
-    "nuts": ["inference.nuts", "inference.sampling", "posterior.samples", "model.density"],
+    "nuts": ["inference.nuts", "inference.sampling", "posterior.samples", "model.density", "model.target"],
     "predict": ["posterior.predict", "posterior.outputs"],
     "process": ["base.process"],
     "report": ["symmetry.report"],

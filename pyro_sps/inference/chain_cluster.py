@@ -16,8 +16,8 @@ from torch import Tensor
 from ..base.cluster import dask_client, gathered
 from ..base.plain import plain_torch
 from ..base.terminal import progress_bar
-from ..model.density import Target
 from ..model.streams import Stream
+from ..model.target import Target
 from .chains import KEPT, ChainRun
 from .coordinates import Coordinates
 from .langevin import Chains, Tuning

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..data.arrays import make_generator
-from ..model.density import Target
+from ..model.target import Target
 from .langevin import FEWEST_DIMENSIONS, Gradient
 
 

@@ -17,7 +17,9 @@ from torch import Tensor
 from ..base.process import warn_user
 from ..base.terminal import progress_bar
 from ..data.arrays import make_generator
-from ..model.density import Target, pyro_session, recorded
+from ..model.density import pyro_session
+from ..model.target import Target
+from .program import make_program
 
 # More weights than this take NUTS very long.
 MANY_WEIGHTS = 2000
@@ -74,7 +76,7 @@ def run_nuts(
         warn_user(
             f"NUTS on {target.problem.size:,} stochastic weights takes very long and will hardly mix", RuntimeWarning
         )
-    gradient_and_energy = recorded(torch.func.grad_and_value(target.energy), points[0])
+    gradient_and_energy = make_program(torch.func.grad_and_value(target.energy), (points[0],), compile=False).run
 
     def potential(params: dict[str, Tensor]) -> Any:
         return _Energy.apply(params["weights"], gradient_and_energy)

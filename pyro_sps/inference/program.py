@@ -60,7 +60,8 @@ def _record(step: Callable[..., Any], example: tuple[Any, ...], changes: int = 0
     changed = [tensor.clone() for tensor in example[:changes]]
     try:
         with pyro_session():
-            recorded = record(step, *changed, *example[changes:])
+            # A function of its own, for recording cannot read bound methods.
+            recorded = record(lambda *args: step(*args), *changed, *example[changes:])
     except Exception as error:  # whatever a user's model does that tracing cannot follow
         return None, f"the model cannot be recorded ({type(error).__name__}: {str(error).splitlines()[0][:120]})"
     _fold_constants(recorded)

@@ -20,7 +20,8 @@ from ..data.opening import data_of
 from ..data.trees import rows_of
 from ..masks.values import MAP, Given
 from ..model.bnn import BNN
-from ..model.density import Target, pyro_session
+from ..model.density import pyro_session
+from ..model.target import Target
 from ..posterior.fit import Fit
 from ..posterior.samples import Samples
 from .chain_cluster import check_spread, draw_on_cluster, nuts_on_cluster

@@ -13,7 +13,8 @@ from torch import Tensor
 from ..data.arrays import Standardizer, make_generator
 from ..data.observed import Observed
 from ..data.trees import rows_of
-from ..model.density import Params, Target
+from ..model.density import Params
+from ..model.target import Target
 from ..posterior.fit import Fit
 from ..posterior.samples import Samples
 from .coordinates import Coordinates

@@ -15,10 +15,9 @@ differentiated, mapped over replicas and compiled.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pyro
@@ -27,13 +26,10 @@ from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import biject_to, kl_divergence, transform_to
+from torch.distributions import kl_divergence, transform_to
 
 from ..base.plain import plain_torch
 from ..base.process import process_lock
-from ..base.recording import record
-from ..data.observed import Observed
-from .bnn import BNN
 from .guides import AutoSPSNormal, Site, site_distribution
 
 Params = dict[str, Tensor]
@@ -156,8 +152,8 @@ def elbo_terms(
 
     The KL divergences of all sites with a plain normal prior are one term, named `KL`.
     """
-    latents = _latents(problem, loc + scale * noise)
-    run = _run(problem, latents, args, kwargs, params)
+    latents = latents_of(problem, loc + scale * noise)
+    run = run_model(problem, latents, args, kwargs, params)
     terms = {}
     for name, node in run.items():
         if name not in latents:
@@ -196,7 +192,7 @@ def normal_prior(
     with pyro_session(), torch.random.fork_rng(devices=[]):
         for value in (0.0, 1.0):
             flat = like.new_full((1, problem.size), value)
-            run = _run(problem, _latents(problem, flat), args, kwargs, None)
+            run = run_model(problem, latents_of(problem, flat), args, kwargs, None)
             priors = [_plain_normal(run[site.name]) for site in problem.sites]
             parts = [(p.loc.reshape(-1), p.scale.reshape(-1)) for p in priors if p is not None]
             if len(parts) < len(priors):
@@ -220,7 +216,7 @@ def negative_log_joint(
     """
     many = loc.dim() == 2
     flat = loc if many else loc.unsqueeze(0)
-    run = _run(problem, _latents(problem, flat), args, kwargs, params)
+    run = run_model(problem, latents_of(problem, flat), args, kwargs, params)
     total, plain = _plain_energy(problem, flat, run)
     for name, node in run.items():
         if name in plain:
@@ -274,13 +270,25 @@ class _Replay(Messenger):
             msg["value"], msg["done"] = self.params[msg["name"]], True
 
 
-def _run(
+def run_model(
     problem: Problem,
     latents: Mapping[str, Tensor],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any] | None,
     params: Mapping[str, Tensor] | None,
 ) -> dict[str, Any]:
+    """What the model makes of its sites: messages of latent and observed ones, by name, in the order of the model.
+
+    Args:
+        problem: The model and its layout.
+        latents: Values of its latent sites.
+        args: Arguments of the model.
+        kwargs: Keyword arguments of the model.
+        params: Values of the model's parameters; those not given are the model's own.
+
+    Raises:
+        ValueError: If the model did not sample a site that it sampled before.
+    """
     with _Replay(latents, params or {}) as replay:
         problem.model(*args, **(kwargs or {}))
     if missing := [name for name in latents if name not in replay.nodes]:
@@ -288,7 +296,7 @@ def _run(
     return replay.nodes
 
 
-def _latents(problem: Problem, flat: Tensor) -> Params:
+def latents_of(problem: Problem, flat: Tensor) -> Params:
     """Values of shape (particles,) + 1s for missing plate dimensions + the site's shape, from (particles, n)."""
     latents = {}
     # Split at once: its derivative is one concatenation, that of slices a sum of as many vectors padded with zeros.
@@ -343,132 +351,3 @@ def _kl(site: Site, loc: Tensor, scale: Tensor, node: Any) -> Tensor:
     except NotImplementedError:
         divergence = guide.log_prob(node["value"]) - node["fn"].log_prob(node["value"])
     return scale_and_mask(divergence, node["scale"], node["mask"])
-
-
-@dataclass(frozen=True)
-class Target:
-    """The unnormalised posterior of a network's stochastic weights, in unconstrained space.
-
-    Parameters of the model (a learned c, a learned noise) are held at the values that the network has.
-
-    Attributes:
-        bnn: The model.
-        problem: The layout of its sites in the flat vector.
-        params: Values of the model's parameters.
-        x: Inputs, in the units of the network.
-        y: Targets, likewise.
-        num_data: Size of the whole data set if these rows are some of it, drawn at random: they stand for all then.
-    """
-
-    bnn: BNN
-    problem: Problem
-    params: Params = field(repr=False)
-    x: Tensor = field(repr=False)
-    y: Tensor | Observed = field(repr=False)
-    num_data: int | None = None
-
-    @staticmethod
-    def of(bnn: BNN, x: Tensor, y: Tensor | Observed, num_data: int | None = None) -> Target:
-        """The target of checked data."""
-        problem, own = prepare(bnn, AutoSPSNormal(bnn), x, y)
-        return Target(bnn, problem, problem.constrain(own), x, y, num_data)
-
-    @property
-    def rows(self) -> int:
-        """Number of rows of the data."""
-        return len(self.x) if self.num_data is None else self.num_data
-
-    def energy(self, flat: Tensor) -> Tensor:
-        """Minus the log density with respect to the unconstrained weights: shape () for (n,), (S,) for (S, n)."""
-        return self.energy_on(flat, self.x, self.y, self.num_data)
-
-    def energy_on(self, flat: Tensor, x: Tensor, y: Tensor | Observed, num_data: int | None = None) -> Tensor:
-        """`energy` on other data.
-
-        Args:
-            flat: Unconstrained weights, shape (n,) or (S, n).
-            x: Inputs, in the units of the network.
-            y: Targets, likewise.
-            num_data: Size of the whole data set if this is a minibatch of it.
-        """
-        energy = negative_log_joint(self.problem, flat, (x, y), {"num_data": num_data}, self.params)
-        for site in self.problem.sites:
-            if site.support is not None:  # such as ordered biases
-                transform = biject_to(site.support)
-                value = site.view(flat)
-                log_det = transform.log_abs_det_jacobian(value, transform(value))
-                energy = energy - log_det.reshape((*flat.shape[:-1], -1)).sum(-1)
-        return energy
-
-    @torch.no_grad()
-    def log_likelihoods(self, flat: Tensor, x: Tensor, y: Tensor | Observed) -> Tensor:
-        """Log densities of the targets of each row given draws, shape (S, rows), whatever else the model samples.
-
-        What does not count like all others, counts in them as often as it does.
-
-        Args:
-            flat: Unconstrained weights, shape (S, n).
-            x: Inputs, in the units of the network.
-            y: Targets, likewise.
-        """
-        with pyro_session():
-            node = _run(self.problem, _latents(self.problem, flat), (x, y), None, self.params)["obs"]
-            log_prob: Tensor = node["fn"].log_prob(node["value"])
-        if isinstance(y, Observed) and y.weights is not None:
-            log_prob = log_prob * y.weights
-        return log_prob.reshape(-1, len(x)).expand(len(flat), -1)
-
-    def sites(self, flat: Tensor) -> dict[str, Tensor]:
-        """Values of the sample sites, B + (entries,), from B + (n,)."""
-        return {site.name: site.constrain(site.view(flat)) for site in self.problem.sites}
-
-    def log_likelihood(self, flat: Tensor) -> Tensor:
-        """Log density of the targets given the weights, shape B for B + (n,)."""
-        sites = self.sites(flat)
-        outputs = self.bnn.function(self.bnn.assemble(sites), self.x)
-        log: Tensor = self.bnn.likelihood.at(sites).log_density(outputs, self.y)
-        return log.flatten(-1 - self.bnn.likelihood.event_dim).sum(-1)
-
-    def flat(self, sites: Mapping[str, Tensor]) -> Tensor:
-        """The opposite of `sites`.
-
-        Raises:
-            ValueError: If a site is missing or has another size.
-        """
-        parts = []
-        for site in self.problem.sites:
-            value = sites.get(site.name)
-            if value is None or value.shape[value.dim() - len(site.shape) :] != site.shape:
-                found = "nothing" if value is None else f"shape {tuple(value.shape)}"
-                raise ValueError(f"site {site.name!r} must have values of shape {tuple(site.shape)}, got {found}")
-            value = value.detach().to(self.x)
-            value = site.unconstrain(value)
-            parts.append(value.reshape((*value.shape[: value.dim() - len(site.shape)], -1)))
-        return torch.cat(parts, dim=-1)
-
-    def prior_draws(self, num_samples: int, generator: torch.Generator) -> Tensor:
-        """Draws of the prior in unconstrained space, shape (num_samples, n)."""
-        devices = [self.x.device] if self.x.is_cuda else []
-        with pyro_session(), torch.random.fork_rng(devices), torch.no_grad(), poutine.block():
-            torch.manual_seed(generator.initial_seed())
-            with poutine.trace() as tracer, pyro.plate("draws", num_samples, dim=-2):
-                self.bnn(self.x[:1])
-        nodes: Any = tracer.trace.nodes
-        values = {site.name: nodes[site.name]["value"].reshape(num_samples, *site.shape) for site in self.problem.sites}
-        return self.flat(values)
-
-
-def recorded(function: Callable[..., Any], *examples: Tensor) -> Callable[..., Any]:
-    """A pure function of tensors as recorded operations, without the Python that led to them.
-
-    Args:
-        function: The function; it may run Pyro models.
-        *examples: Arguments; later ones must have the same shapes.
-    """
-    with pyro_session(), warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # of TorchScript's deprecation: nothing else is as fast for tiny tensors
-        operations = record(lambda *args: function(*args), *examples)  # which cannot read bound methods
-        try:
-            return torch.jit.freeze(torch.jit.trace(operations.eval(), examples, check_trace=False))
-        except Exception:  # on a Python without TorchScript
-            return operations

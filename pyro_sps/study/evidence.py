@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from ..data.arrays import make_generator
-from ..model.density import Target, recorded
+from ..inference.program import make_program
+from ..model.target import Target
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def log_evidence(
 
     Example:
         >>> import torch, pyro_sps as sps
-        >>> from pyro_sps.model.density import Target
+        >>> from pyro_sps.model.target import Target
         >>> from pyro_sps.study.evidence import log_evidence
         >>> bnn = sps.BNN(torch.nn.Linear(1, 1), scheme=sps.Unmasked(), likelihood=sps.Gaussian(1.0))
         >>> target = Target.of(bnn, torch.ones(3, 1), torch.zeros(3, 1))
@@ -77,7 +78,7 @@ def log_evidence(
         energy = target.energy(flat) + (1 - beta) * likelihood
         return energy.sum(), (energy, likelihood)
 
-    program = recorded(torch.func.grad(tempered, has_aux=True), start, one)
+    program = make_program(torch.func.grad(tempered, has_aux=True), (start, one), compile=False).run
     runs, particles = [], []
     with torch.no_grad():
         for run in range(num_runs):

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..model.density import Target, recorded
+from ..inference.program import make_program
+from ..model.target import Target
 from ..network.topology import Topology
 
 
@@ -88,7 +89,7 @@ def _climb(target: Target, draws: Tensor, num_steps: int) -> tuple[Tensor, Tenso
         energy = target.energy(flat)
         return energy.sum(), energy
 
-    program = recorded(torch.func.grad(energies, has_aux=True), draws)
+    program = make_program(torch.func.grad(energies, has_aux=True), (draws,), compile=False).run
     place, first, second = draws.clone(), torch.zeros_like(draws), torch.zeros_like(draws)
     with torch.no_grad():
         for step in range(num_steps):

@@ -28,8 +28,8 @@ from ..masks.rigid import Rigid
 from ..masks.schemes import Heavy, Light, Scheme, SymmetryWarning, Unmasked
 from ..masks.values import Constant, Ladder, Values, Zero
 from ..model.bnn import BNN
-from ..model.density import Target
 from ..model.likelihoods import Gaussian
+from ..model.target import Target
 from ..network.build import mlp
 from ..plots import plot_twins
 from ..posterior.samples import Samples

@@ -15,7 +15,8 @@ from torch import nn
 
 import pyro_sps as sps
 from pyro_sps.data.arrays import make_generator
-from pyro_sps.model.density import Target, recorded
+from pyro_sps.inference.program import make_program
+from pyro_sps.model.target import Target
 
 QUICK = {
     "kernel": "nuts",
@@ -59,7 +60,9 @@ def test_the_target_is_that_of_pyro(options):
     pyro.clear_param_store()
     initial, potential, _, _ = initialize_model(bnn, (x, y))
     target = Target.of(bnn, x, y)
-    program = recorded(torch.func.grad_and_value(target.energy), torch.zeros(target.problem.size, dtype=x.dtype))
+    program = make_program(
+        torch.func.grad_and_value(target.energy), (torch.zeros(target.problem.size, dtype=x.dtype),), compile=False
+    ).run
     generator = torch.Generator().manual_seed(1)
     for _ in range(3):
         flat = torch.randn(target.problem.size, generator=generator, dtype=x.dtype)

@@ -15,7 +15,8 @@ from pyro_sps.data.trees import rows_of
 from pyro_sps.inference.job import prepare_job
 from pyro_sps.inference.members import members_of
 from pyro_sps.inference.settings import FitSettings
-from pyro_sps.model.density import Target, pyro_session
+from pyro_sps.model.density import pyro_session
+from pyro_sps.model.target import Target
 
 ROWS, FEATURES = 12, 3
 

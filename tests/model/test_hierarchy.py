@@ -15,7 +15,8 @@ from torch import nn
 import pyro_sps as sps
 from pyro_sps.base.recording import record
 from pyro_sps.diagnostics.density import log_prior, prior_draws
-from pyro_sps.model.density import Target, pyro_session
+from pyro_sps.model.density import pyro_session
+from pyro_sps.model.target import Target
 
 FAMILIES = ["lognormal", "halfnormal"]
 

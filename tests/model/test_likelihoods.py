@@ -11,8 +11,8 @@ from scipy import stats
 
 import pyro_sps as sps
 from pyro_sps.diagnostics.density import log_prior, prior_draws
-from pyro_sps.model.density import Target
 from pyro_sps.model.likelihoods import LIKELIHOODS, Likelihood
+from pyro_sps.model.target import Target
 
 ALL = [
     sps.Gaussian(0.3),

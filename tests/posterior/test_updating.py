@@ -99,7 +99,7 @@ def test_only_stochastic_weights_change_and_units_stay():
 
 def test_samplers_see_the_new_prior():
     """The density that they climb is the exact one, up to a constant."""
-    from pyro_sps.model.density import Target
+    from pyro_sps.model.target import Target
 
     parts = halves()
     mean, sd = exact(parts[:1], [1.0])

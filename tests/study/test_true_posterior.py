@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import pyro_sps as sps
-from pyro_sps.model.density import Target
+from pyro_sps.model.target import Target
 from pyro_sps.network.trace import trace
 from pyro_sps.study import evidence, modes, records, true_posterior
 from pyro_sps.symmetry.report import Move
