@@ -13,7 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyro_sps as sps
-from pyro_sps.inference import loop, replay, step
+from pyro_sps.inference import loop, program, replay
 from pyro_sps.inference.job import prepare_job
 from pyro_sps.inference.settings import FitSettings
 
@@ -97,7 +97,7 @@ def test_compiled_steps_are_replayed_and_the_same(device, monkeypatch, options):
     """On an accelerator as CUDA graphs; on a CPU the lines around them, of the recorded step."""
     monkeypatch.setattr(replay, "REPLAYED", frozenset({device.type}))
     if device.type == "cpu":  # where compiling has tests of its own
-        monkeypatch.setattr(step, "_compile", lambda recorded, *_: (recorded, ""))
+        monkeypatch.setattr(program, "_compile", lambda recorded, *_: (recorded, ""))
     graphs = []
     monkeypatch.setattr(replay.Replay, "_recorded", noting(replay.Replay._recorded, graphs))
     fits = [sps.fit(model(device), *data(), compile=compile, **QUICK, **options) for compile in (True, False)]

@@ -198,6 +198,7 @@ class Run:
             self.optimizer,
             parts,
             self.label if self.progress and self.processes.first else "",
+            self.num_steps,
         )
         if self.step.reason:
             warn_user(f"{self.label} runs without the fast path: {self.step.reason}", RuntimeWarning)

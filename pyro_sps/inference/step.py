@@ -7,6 +7,7 @@ or ours runs in a step. The recording is compiled with `torch.compile` where tha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -80,6 +81,7 @@ def make_step(
     optimizer: Optimizer = ADAM,
     parts: Parts | None = None,
     announce: str = "",
+    calls: float = math.inf,
 ) -> Step:
     """Build the optimisation step of an objective.
 
@@ -96,6 +98,7 @@ def make_step(
         parts: How the rows of a step are divided, if they are; the step is then two programs, one of the gradient on a
             part of the rows and one of the update, which is done once.
         announce: What is said to be compiled, on a terminal, where that takes time; empty for nothing.
+        calls: How often it will be called, if that is known.
 
     Returns:
         The step, as fast as it could be made. What cannot be recorded or compiled falls back and says why.
@@ -140,13 +143,13 @@ def make_step(
     scalars = optimizer.scalars([0.0], state.params, 0)[0]
     with silenced():  # under the lock of the process, which neither recording nor compiling shares with other threads
         if parts is None:
-            program, mode, reason = program_of(step, 3, (*tensors, scalars, *arguments), compile, announce)
+            program, mode, reason = program_of(step, 3, (*tensors, scalars, *arguments), compile, announce, calls)
             return Step(_runner(program, replicas, data_dims), mode, reason)
         shares = parts.of(arguments, data_dims)
         example = (tensors[0], tensors[2], *next(shares)[1])
-        program, mode, reason = program_of(gradients, 0, example, compile, announce)
+        program, mode, reason = program_of(gradients, 0, example, compile, announce, calls)
         example = (*tensors, scalars, torch.zeros_like(tensors[0]), tensors[0].new_zeros(replicas))
-        change, _, _ = program_of(update, 3, example, compile)
+        change, _, _ = program_of(update, 3, example, compile, calls=calls)
 
     def in_parts(params: Tensor, first: Tensor, second: Tensor, scalars: Tensor, *args: Any) -> Tensor:
         total = torch.zeros_like(params), params.new_zeros(len(params))

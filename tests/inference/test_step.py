@@ -1,6 +1,7 @@
 """The recorded step against torch.optim and against the plain objective."""
 
 import io
+import math
 import sys
 from collections import OrderedDict
 from contextlib import contextmanager, nullcontext
@@ -375,18 +376,22 @@ def test_quick_tanh_of_recorded_steps_is_right_to_three_units_of_one(dtype):
 
 
 def test_without_torchscript_a_recorded_step_does_the_same(monkeypatch):
-    results = []
-    for works in (True, False):
-        if not works:
+    """As for a few calls, and where there is no TorchScript."""
+    results, made = [], []
+    trace = torch.jit.trace
+    monkeypatch.setattr(torch.jit, "trace", lambda *args, **kwargs: made.append(1) or trace(*args, **kwargs))
+    for calls in (1e6, 5, math.inf):
+        if calls == math.inf:
             monkeypatch.setattr(torch.jit, "trace", None)
         _, layout, state, noise = start(2)
         x, y = torch.ones(3, dtype=torch.float64) * 2, TARGET[0]
-        step = make_step(objective, layout, (state, noise, x, y), (0, None, None), 1.0, compile=False)
-        assert (step.mode, step.reason) == ("recorded", "")
+        step = make_step(objective, layout, (state, noise, x, y), (0, None, None), 1.0, compile=False, calls=calls)
+        assert (step.mode, step.reason, len(made)) == ("recorded", "", 1)
         for scalars in adam_scalars([0.01] * 5, state.params):
             losses = step.run(state, scalars, noise, x, y)
         results.append((state.params, losses))
     torch.testing.assert_close(results[0], results[1])
+    torch.testing.assert_close(results[0], results[2])
 
 
 def test_a_compiled_step_runs_with_another_number_of_threads():
