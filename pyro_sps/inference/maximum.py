@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from ..data.arrays import make_generator
 from ..data.observed import Observed
 from ..data.trees import leaves, rows_of
 from ..masks.values import MAP
+from ..model.bnn import BNN
 from ..model.density import Params, Problem, negative_log_joint, prepare
 from ..model.guides import AutoSPSNormal
 from ..model.likelihoods import Gaussian
@@ -78,37 +80,45 @@ def maximise_posterior(
     progress: bool,
     watcher: _Averaging | None = None,
     held: Collection[str] = (),
+    constant_noise: bool = False,
 ) -> tuple[list[Params], str]:
     """MAP estimates of every replica: `loc` and the model's parameters; and what interrupted the optimisation.
 
     The `best` states of a watcher, if it has some, are the result. The parameters named in `held` are not optimised.
+    With `constant_noise` a noise that may depend on the inputs has one scale, and the weights that would let it depend
+    on them are zero (`BNN.noise_head`).
     """
     rows = members[0].rows
     plates = {"num_data": rows}
 
     bnn = members[0].bnn
     count = bnn.num_dropout_draws(members[0].x[:batch])
+    still = noise_head(bnn, problem) if constant_noise else torch.zeros(problem.size, dtype=torch.bool)
+    if held_still := bool(still.any()):
+        starts = [{**start, "loc": torch.where(still, 0.0, start["loc"])} for start in starts]
 
     def objective(params: Params, noise: Tensor | None, x: Tensor, y: Tensor | Observed, *constants: Tensor) -> Tensor:
         params = {name: value.detach() if name in held else value for name, value in params.items()}
+        loc = torch.where(still, params["loc"].detach(), params["loc"]) if held_still else params["loc"]
         with bnn.constants_as(constants), bnn.dropping(noise):
-            return negative_log_joint(problem, params["loc"], (x, y), plates, problem.constrain(params)) / rows
+            return negative_log_joint(problem, loc, (x, y), plates, problem.constrain(params)) / rows
 
-    run = Run(
-        objective=objective,
-        members=members,
-        starts=[_point(start) for start in starts],
-        num_steps=steps,
-        batch_size=batch,
-        noise_shape=(1, count) if count else None,
-        seeds=[seed + index for index in range(len(members))],
-        rates=decaying_rates(rate, rate / 10, steps),
-        max_grad_norm=1e3,
-        compile=pays_to_compile(steps, len(members) * batch, members[0].bnn),
-        progress=progress,
-        label="MAP",
-    )
-    run((), watcher)
+    with bnn.likelihood.constant_noise() if constant_noise else nullcontext():
+        run = Run(
+            objective=objective,
+            members=members,
+            starts=[_point(start) for start in starts],
+            num_steps=steps,
+            batch_size=batch,
+            noise_shape=(1, count) if count else None,
+            seeds=[seed + index for index in range(len(members))],
+            rates=decaying_rates(rate, rate / 10, steps),
+            max_grad_norm=1e3,
+            compile=pays_to_compile(steps, len(members) * batch, members[0].bnn),
+            progress=progress,
+            label="MAP",
+        )
+        run((), watcher)
     if not np.isfinite(run.losses_so_far()[:, -1:]).all():
         raise FloatingPointError(
             "the loss of the MAP optimisation is not finite; standardize the data, or lower its learning rate: that of "
@@ -118,8 +128,24 @@ def maximise_posterior(
     return [{name: value[index] for name, value in final.items()} for index in range(len(members))], run.paused
 
 
+def noise_head(bnn: BNN, problem: Problem) -> Tensor:
+    """Which latent values do nothing but let the noise depend on the inputs, Boolean, shape (n,)."""
+    still = torch.zeros(problem.size, dtype=torch.bool, device=bnn.like.device)
+    head = bnn.noise_head()
+    for site in problem.sites:
+        if site.name in head:
+            still[site.start : site.stop] = head[site.name]
+    return still
+
+
 def map_weights(
-    members: list[Replica], rule: MAP, batch: int, seed: int, progress: bool, interrupted: list[str] | None = None
+    members: list[Replica],
+    rule: MAP,
+    batch: int,
+    seed: int,
+    progress: bool,
+    interrupted: list[str] | None = None,
+    constant_noise: bool = True,
 ) -> list[Params]:
     """MAP estimates of the members' models without masks.
 
@@ -130,6 +156,8 @@ def map_weights(
         seed: Seeds the starts.
         progress: Whether to show progress bars.
         interrupted: Gets what interrupted the search, whose estimates so far are returned then; None to raise.
+        constant_noise: Whether noise that may depend on the inputs does not do so: a network would explain by noise
+            what its means have not learned yet.
 
     Returns:
         For each member, by name: weight tensors, sites of hyperparameters, unconstrained parameters of the model.
@@ -148,7 +176,17 @@ def map_weights(
     ) -> list[Params]:
         some = min(batch, data[0].rows)
         points, paused = maximise_posterior(
-            data, problem, starts, rule.num_steps, rule.learning_rate, some, seed, progress, watcher, held
+            data,
+            problem,
+            starts,
+            rule.num_steps,
+            rule.learning_rate,
+            some,
+            seed,
+            progress,
+            watcher,
+            held,
+            constant_noise,
         )
         if paused and interrupted is None:  # a half-done optimisation would pass for an estimate
             raise KeyboardInterrupt

@@ -19,6 +19,7 @@ from ..posterior.fit import Fit
 from ..posterior.samples import Samples
 from .coordinates import Coordinates
 from .loop import Replica, Run, decaying_rates, pays_to_compile, replicas_at_once
+from .maximum import noise_head
 from .optimizers import State
 from .snapshot import SCALING
 
@@ -143,7 +144,7 @@ def map_points(coordinates: Coordinates, chains: int, steps: int, seed: int, pro
     check = rows_of((target.x, target.y), order[:held]) if held else (x, y)
     batch = min(ROWS, len(x))
     num_data = target.num_data or (None if batch == len(x) else len(x))
-    still = _noise_head(target)
+    still = noise_head(bnn, target.problem)
     held_still = bool(still.any())
 
     def objective(params: Params, noise: None, x: Tensor, y: Tensor | Observed, *constants: Tensor) -> Tensor:
@@ -218,13 +219,3 @@ def _random_point(coordinates: Coordinates, seed: int, chain: int) -> Tensor:
             value = min(prior, 0.3) * noise
         point[site.start : site.stop] = given[site.name].cpu().flatten() if site.name in given else value
     return point.to(target.x)
-
-
-def _noise_head(target: Target) -> Tensor:
-    """Which latent values only let the noise depend on the inputs, Boolean, shape (n,)."""
-    still = torch.zeros(target.problem.size, dtype=torch.bool, device=target.x.device)
-    head = target.bnn.noise_head()
-    for site in target.problem.sites:
-        if site.name in head:
-            still[site.start : site.stop] = head[site.name]
-    return still

@@ -247,5 +247,6 @@ def map_estimate(
         batch_size=batch_size, standardize=standardize, missing=missing, seed=seed, device=device, progress=progress
     )
     members = members_of(bnn, x, y, asked, extras=extras)
-    estimate = map_weights(members, rule, asked.rows(members[0].rows), seed, progress)[0]
+    rows = asked.rows(members[0].rows)
+    estimate = map_weights(members, rule, rows, seed, progress, constant_noise=False)[0]
     return {tensor.name: estimate[tensor.name] for tensor in bnn.topology.tensors}

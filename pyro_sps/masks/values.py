@@ -206,7 +206,9 @@ class MAP:
         noise_share: Where a `Gaussian` noise is learned, its variance is held at this share of the mean squared error
             on these rows; the rest is ascribed to the network. The noise of the fit starts there.
 
-    The weights are means over the last steps, at most 200 (exponentially weighted).
+    The weights are means over the last steps, at most 200 (exponentially weighted). Noise that may depend on the inputs
+    (`HeteroscedasticGaussian`) has one scale meanwhile, or a network would explain by noise what its means have not
+    learned yet; `pyro_sps.map_estimate` takes the model as it is.
 
     Raises:
         ValueError: If `num_steps` is not a positive integer, `learning_rate` not a positive finite number,

@@ -563,3 +563,20 @@ def test_fewer_than_ten_rows_are_not_held_out(stops):
         assert (abs(estimate["likelihood.scale"].item() - math.log(0.3)) > 0.1) == held
     with pytest.raises(ValueError, match=r"held_out must be in \[0, 1\), got 1.0"):
         sps.map_estimate(sps.BNN(sps.mlp([3, 1])), x, y, held_out=1.0)
+
+
+@pytest.mark.parametrize("rows", [8, 60])
+def test_noise_does_not_depend_on_inputs_while_map_values_are_looked_for(rows):
+    """With early stopping and without: a network would explain by noise what its means have not learned yet."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(rows, 3, generator=generator, dtype=torch.float64)
+    y = x.sum(1, keepdim=True).sin() + 0.1 * torch.randn(rows, 1, generator=generator, dtype=torch.float64)
+    likelihood = sps.HeteroscedasticGaussian()
+    bnn = sps.BNN(sps.mlp([3, 4, 2], dtype=torch.float64), sps.Random(like=0.5), sps.MAP(num_steps=60), likelihood)
+    fit = sps.fit(bnn, x, y, num_steps=1, learning_rate=1e-9, **QUICK)
+    weights = fit.bnn.assemble(fit.guide.median())
+    assert torch.equal(weights["2.weight"][1].abs() < 1e-7, torch.ones(4, dtype=torch.bool))  # of the noise's output
+    assert (weights["2.weight"][0].abs() > 1e-3).all()
+    assert weights["2.bias"][1].abs() > 1e-3  # the noise's scale is learned
+    free = sps.map_estimate(bnn, x, y, num_steps=60, progress=False)  # that of the model as it is
+    assert (free["2.weight"].abs() > 1e-3).all()
