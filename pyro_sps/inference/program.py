@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..base.process import silenced
+from ..base.process import interrupts_deferred, silenced
 from ..base.recording import record
 from ..base.terminal import note
 from ..model.density import pyro_session
@@ -203,6 +203,15 @@ def _copy(recorded: fx.GraphModule) -> fx.GraphModule:
 
 
 def _by_inductor(recorded: fx.GraphModule, example: tuple[Any, ...], changes: int) -> Callable[..., Any]:
+    # An interrupt waits: torch that was half-way in loading its compiler does not compile in this process again.
+    with interrupts_deferred() as interrupted:
+        compiled = _compiled(recorded, example, changes)
+    if interrupted():
+        raise KeyboardInterrupt
+    return compiled
+
+
+def _compiled(recorded: fx.GraphModule, example: tuple[Any, ...], changes: int) -> Callable[..., Any]:
     from torch._inductor import compile as inductor_compile
 
     copies = [tensor.clone() for tensor in example[:changes]]

@@ -234,11 +234,14 @@ def _plain_energy(problem: Problem, flat: Tensor, run: Mapping[str, Any]) -> tup
 
     Term by term, priors are most of the operations of a small network.
     """
-    nodes = {site: _plain_normal(run[site.name]) for site in problem.sites if site.support is None}
-    plain = {site.name: prior for site, prior in nodes.items() if prior is not None}
+    plain = {}
+    for site in problem.sites:
+        prior = _plain_normal(run[site.name]) if site.support is None else None
+        if prior is not None:
+            plain[site.name] = prior
     if not plain:
         return flat.new_zeros(len(flat)), set()
-    # Of other sites nothing counts: their precision is zero.
+    # Other sites do not count: their precision is zero.
     centres, widths = [], []
     for site in problem.sites:
         prior, size = plain.get(site.name), site.stop - site.start

@@ -23,6 +23,7 @@ import pyro_sps as sps
 from pyro_sps.base.process import process_lock, silenced, warn_user
 from pyro_sps.cli import main
 from pyro_sps.inference import loop
+from pyro_sps.inference.program import make_program
 from pyro_sps.model.density import pyro_session
 
 
@@ -269,34 +270,45 @@ def test_interrupting_the_command_line_keeps_the_result_so_far(tmp_path, monkeyp
     assert fit.predict(torch.zeros(1, 2), 5).mean.isfinite().all()
 
 
-def test_map_values_that_were_interrupted_are_not_used():
-    def interrupt(*_):
-        raise KeyboardInterrupt
+def interrupted_at(number, arguments):
+    """The arguments of a run's steps, of which those of one come with Ctrl-C."""
 
-    old = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, 1.0)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            sps.map_estimate(model(), *data(), num_steps=10**6, progress=False)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, old)
+    def interrupting(run, *start):
+        for count, drawn in enumerate(arguments(run, *start), start=1):
+            if count == number:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield drawn
+
+    return interrupting
+
+
+def test_map_values_that_were_interrupted_are_not_used(monkeypatch):
+    monkeypatch.setattr(loop.Run, "arguments", interrupted_at(25, loop.Run.arguments))
+    with pytest.raises(KeyboardInterrupt):
+        sps.map_estimate(model(), *data(), num_steps=60, progress=False)
+
+
+def test_an_interrupt_waits_for_the_compiler(monkeypatch):
+    """Half-loaded or half-way, it would not compile anything more in this process."""
+    ended = []
+
+    def compiler(program, *_, **__):
+        signal.raise_signal(signal.SIGINT)
+        ended.append(True)
+        return program
+
+    monkeypatch.setattr("torch._inductor.compile", compiler)
+    with pytest.raises(KeyboardInterrupt):
+        make_program(lambda x: x * 2.5, (torch.ones(3),), compile=True)
+    assert ended == [True]
 
 
 @pytest.mark.parametrize("held_out", [0.0, 0.3])
 def test_interrupting_the_search_for_map_values_keeps_what_was_reached(monkeypatch, tmp_path, held_out):
-    arguments = loop.Run.arguments
-
-    def interrupting(run, *start):
-        for number, drawn in enumerate(arguments(run, *start), start=1):
-            if number == 25:
-                os.kill(os.getpid(), signal.SIGINT)
-            yield drawn
-
     bnn = sps.BNN(sps.mlp([3, 4, 2]), sps.Random(like=0.5), sps.MAP(num_steps=60, held_out=held_out))
     x = torch.randn(60, 3)
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Run, "arguments", interrupting)
+        patch.setattr(loop.Run, "arguments", interrupted_at(25, loop.Run.arguments))
         fit = sps.fit(bnn, x, x[:, :2], num_steps=50, checkpoint=tmp_path, progress=False)
     assert fit.stopped == "interrupted after step 25 of the search for MAP values: its constants are not those yet"
     assert len(fit.losses) == 0
