@@ -7,7 +7,8 @@ Tables, splits and scores are those of benchmarks/estimators.py, the chains thos
 `scheme` and `values`. `wedge P` fixes P % of each matrix in the structure of the heavy scheme (`pyro_sps.study.methods.Wedge`),
 `random P` as many anywhere. Constants ±c are one c for the network, sampled with the weights. MAP values are those of the
 estimators' default for fits. R-hat and effective sample sizes are `pyro_sps.diagnose`'s, of weights and of the functions at
-50 training rows: medians.
+50 training rows: medians. Seconds are of cores that other work shared, and of chains that became faster in the meantime:
+they do not compare methods.
 
 Each result is a line of JSON in benchmarks/results/masks.jsonl, and what is there is not run again. `show` writes
 benchmarks/results/masks.md: means over splits, and differences to `none` with intervals as in benchmarks/estimators.py.
