@@ -166,12 +166,12 @@ def _by_torchscript(recorded: fx.GraphModule, example: tuple[Any, ...], changes:
     """Recorded operations called by TorchScript, half the time of Python for tiny tensors, where there is one."""
     given = [place for place, one in enumerate(example) if isinstance(one, Tensor)]
     tensors = [example[place].clone() if place < changes else example[place] for place in given]
-    script = _copy(recorded)
-    for node, one in zip(script.graph.find_nodes(op="placeholder"), example, strict=True):
-        if not isinstance(one, Tensor):  # such as no noise, which nothing reads and TorchScript does not take
-            script.graph.erase_node(node)
-    script.recompile()
     try:
+        script = _copy(recorded)
+        for node, one in zip(script.graph.find_nodes(op="placeholder"), example, strict=True):
+            if not isinstance(one, Tensor):  # such as no noise, which nothing reads and TorchScript does not take
+                script.graph.erase_node(node)
+        script.recompile()
         with torch.no_grad():
             traced = torch.jit.freeze(torch.jit.trace(script.eval(), tuple(tensors), check_trace=False))
     except Exception:
