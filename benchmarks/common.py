@@ -5,6 +5,7 @@ import json
 import math
 import os
 import platform
+import statistics
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -101,6 +102,32 @@ def over_seeds(values):
     """The mean, and half the range where there are several."""
     spread = f" ± {(max(values) - min(values)) / 2:.3f}" if len(values) > 1 else ""
     return f"{sum(values) / len(values):.3f}{spread}"
+
+
+def write_cases(path, title, doc, rows, methods, table):
+    """Write and print a page with a table for each case and a line for each method that has rows there.
+
+    Args:
+        path: Where it goes.
+        title: Its title.
+        doc: What the benchmark is.
+        rows: Results with `case`, `method` and `seconds`.
+        methods: Names of methods, in order.
+        table: `rows of a case -> (heading, names of columns, function of a method's rows that gives their cells)`.
+    """
+    lines = [f"# {title}\n\n```\n{doc.strip()}\n```\n"]
+    for case in dict.fromkeys(row["case"] for row in rows):
+        own = [row for row in rows if row["case"] == case]
+        heading, columns, cells = table(own)
+        lines += [f"## {heading}", "", f"| | seeds | {' | '.join(columns)} | seconds |"]
+        lines += ["| --- |" + " ---: |" * (len(columns) + 2)]
+        for method in methods:
+            if every := [row for row in own if row["method"] == method]:
+                seconds = statistics.median(row["seconds"] for row in every)
+                lines.append(f"| {method} | {len(every)} | {' | '.join(cells(every))} | {seconds:.0f} |")
+        lines.append("")
+    path.write_text("\n".join(lines))
+    print(path.read_text())
 
 
 def stored(path):

@@ -26,7 +26,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from common import keep, over_seeds, run_or_show, stored
+from common import keep, over_seeds, run_or_show, stored, write_cases
 from estimators import _calibration
 from torch import nn
 from torch.nn.functional import cross_entropy, pad
@@ -280,25 +280,20 @@ def run(options):
             print(f"{case} {seed} {name}: {found} {seconds:.0f} s", flush=True)
 
 
+def cells(every):
+    """Of a method's rows."""
+    share = f"{100 * every[0]['fixed'] / every[0]['weights']:.0f} %" if "fixed" in every[0] else ""
+    return [share, *(over_seeds([row[name] for row in every]) for name in ("accuracy", "nll", "calibration", "auroc"))]
+
+
 def show():
-    """The page: means over seeds, with their range where there are several."""
-    lines, rows = [f"# Images\n\n```\n{__doc__.strip()}\n```\n"], stored(RESULTS)
-    for case in dict.fromkeys(row["case"] for row in rows):
-        own = [row for row in rows if row["case"] == case]
-        lines += [f"## {case}, {own[0]['epochs']} epochs", ""]
-        lines += [
-            "| | seeds | fixed | accuracy | NLL | calibration error | AUROC | seconds |",
-            "| --- |" + " ---: |" * 7,
-        ]
-        for method in [name for name in methods() if name in {row["method"] for row in own}]:
-            every = [row for row in own if row["method"] == method]
-            cells = [over_seeds([row[name] for row in every]) for name in ("accuracy", "nll", "calibration", "auroc")]
-            share = f"{100 * every[0]['fixed'] / every[0]['weights']:.0f} %" if "fixed" in every[0] else ""
-            seconds = sorted(row["seconds"] for row in every)[len(every) // 2]
-            lines.append(f"| {method} | {len(every)} | {share} | {' | '.join(cells)} | {seconds:.0f} |")
-        lines.append("")
-    PAGE.write_text("\n".join(lines))
-    print(PAGE.read_text())
+    """The page: means over seeds, with half their range where there are several."""
+    columns = ["fixed", "accuracy", "NLL", "calibration error", "AUROC"]
+
+    def table(own):
+        return f"{own[0]['case']}, {own[0]['epochs']} epochs", columns, cells
+
+    write_cases(PAGE, "Images", __doc__, stored(RESULTS), methods(), table)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from common import keep, over_seeds, run_or_show, stored
+from common import keep, over_seeds, run_or_show, stored, write_cases
 from estimators import _of_classes, linear
 
 import pyro_sps as sps
@@ -179,29 +179,24 @@ def run(options):
             print(f"{case} {seed} {name}: {scores} {row['seconds']:.0f} s", flush=True)
 
 
+def cells(every, last):
+    """Of a method's rows."""
+    found = [over_seeds([row[name] for row in every]) for name in ("lpp", "error", last)]
+    for what in ("weights", "predictions"):
+        mixing = [np.mean([row.get(f"{name}_{what}", np.nan) for row in every]) for name in ("rhat", "ess")]
+        found.append("" if np.isnan(mixing[0]) else f"{mixing[0]:.2f}, {mixing[1]:.0f}")
+    return found
+
+
 def show():
     """The page: means over seeds, with half their range where there are several."""
-    lines, rows = [f"# Series\n\n```\n{__doc__.strip()}\n```\n"], stored(RESULTS)
-    for case in dict.fromkeys(row["case"] for row in rows):
-        own = [row for row in rows if row["case"] == case]
+
+    def table(own):
         last = "coverage" if "coverage" in own[0] else "calibration"
-        lines += [
-            f"## {case}",
-            "",
-            f"| | seeds | LPP | error | {last} | R-hat, ESS of weights | of functions | seconds |",
-        ]
-        lines += ["| --- |" + " ---: |" * 7]
-        for method in [name for name in methods() if name in {row["method"] for row in own}]:
-            every = [row for row in own if row["method"] == method]
-            cells = [over_seeds([row[name] for row in every]) for name in ("lpp", "error", last)]
-            for what in ("weights", "predictions"):
-                mixing = [np.mean([row.get(f"{name}_{what}", np.nan) for row in every]) for name in ("rhat", "ess")]
-                cells.append("" if np.isnan(mixing[0]) else f"{mixing[0]:.2f}, {mixing[1]:.0f}")
-            seconds = np.median([row["seconds"] for row in every])
-            lines.append(f"| {method} | {len(every)} | {' | '.join(cells)} | {seconds:.0f} |")
-        lines.append("")
-    PAGE.write_text("\n".join(lines))
-    print(PAGE.read_text())
+        columns = ["LPP", "error", last, "R-hat, ESS of weights", "of functions"]
+        return own[0]["case"], columns, lambda every: cells(every, last)
+
+    write_cases(PAGE, "Series", __doc__, stored(RESULTS), methods(), table)
 
 
 if __name__ == "__main__":
