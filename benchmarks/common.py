@@ -111,7 +111,7 @@ def write_cases(path, title, doc, rows, methods, table):
         path: Where it goes.
         title: Its title.
         doc: What the benchmark is.
-        rows: Results with `case`, `method` and `seconds`.
+        rows: Results with `case`, `method` and `seconds`, which may be None.
         methods: Names of methods, in order.
         table: `rows of a case -> (heading, names of columns, function of a method's rows that gives their cells)`.
     """
@@ -123,8 +123,9 @@ def write_cases(path, title, doc, rows, methods, table):
         lines += ["| --- |" + " ---: |" * (len(columns) + 2)]
         for method in methods:
             if every := [row for row in own if row["method"] == method]:
-                seconds = statistics.median(row["seconds"] for row in every)
-                lines.append(f"| {method} | {len(every)} | {' | '.join(cells(every))} | {seconds:.0f} |")
+                seconds = [row["seconds"] for row in every if row["seconds"] is not None]
+                median = f"{statistics.median(seconds):.0f}" if seconds else ""
+                lines.append(f"| {method} | {len(every)} | {' | '.join(cells(every))} | {median} |")
         lines.append("")
     path.write_text("\n".join(lines))
     print(path.read_text())

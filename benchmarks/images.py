@@ -1,6 +1,7 @@
 """Masks, optimisers and parts without a posterior on images: LeNet-5 on MNIST, ResNet-20 on CIFAR-10.
 
     python benchmarks/images.py run --folder FOLDER [--cases mnist cifar10] [--methods ...] [--seeds 0]
+                                    [--epochs N] [--device cuda]
     python benchmarks/images.py show
 
 FOLDER holds mnist-train.parquet, mnist-test.parquet, cifar10-train.parquet and cifar10-test.parquet. All networks
@@ -12,7 +13,7 @@ Normal(0, 0.5²).
 
 Accuracy, NLL and expected calibration error (15 bins) on the first 2,500 test images; AUROC of telling these from
 1,000 of the other data set (made grey or coloured, cut or framed to size) by the entropy of the predicted classes.
-CPU seconds of training on one thread.
+CPU seconds of training on one thread; none of an accelerator, which several runs share.
 
 Each result is a line of JSON in benchmarks/results/images.jsonl, and what is there is not run again. `show` writes
 benchmarks/results/images.md. Laplace needs laplace-torch (extra `study`).
@@ -42,7 +43,7 @@ SEEN, OTHERS, DRAWS, RATE, MEMBERS, DROPOUT = 2_500, 1_000, 10, 0.003, 3, 0.1
 # --- data ------------------------------------------------------------------------------------------
 
 
-def load(folder, case):
+def load(folder, case, epochs=0, device="cpu"):
     """Training and test images of a case, and test images of the other one in its size."""
     from torch.utils.data import DataLoader
 
@@ -60,18 +61,19 @@ def load(folder, case):
     x, y = read(f"{case}-train", None)
     mean, scale = x.mean((0, 2, 3), keepdim=True), x.std((0, 2, 3), keepdim=True)
     x_test, y_test = read(f"{case}-test", SEEN)
-    x, x_test, other = ((part - mean) / scale for part in (x, x_test, other))
-    return SimpleNamespace(
-        case=case, x=x, y=y, x_test=x_test, y_test=y_test, other=other, epochs=EPOCHS[case], batch=BATCH[case]
-    )
+    found = {"x": (x - mean) / scale, "x_test": (x_test - mean) / scale, "other": (other - mean) / scale}
+    found = {name: part.to(device) for name, part in (found | {"y": y, "y_test": y_test}).items()}
+    return SimpleNamespace(**found, case=case, epochs=epochs or EPOCHS[case], batch=BATCH[case])
 
 
 def network(data, seed):
     """The case's network."""
     torch.manual_seed(seed)
     if data.case == "mnist":
-        return sps.networks.lenet5(activation=nn.ReLU)
-    return sps.networks.resnet20(norm="group")
+        net = sps.networks.lenet5(activation=nn.ReLU)
+    else:
+        net = sps.networks.resnet20(norm="group")
+    return net.to(data.x.device)
 
 
 # --- contenders: each returns log probabilities, shape (draws, rows, classes), of test and of other images ------------
@@ -113,7 +115,7 @@ def mean_field(data, seed, scheme=None, values=None, **options):
         batch_size=data.batch,
         **{"learning_rate": rate, "final_learning_rate": rate / 100, "schedule": "cosine"},
         standardize=False,
-        compile=False,
+        compile=data.x.device.type != "cpu",
         progress=False,
         seed=seed,
         **options,
@@ -245,7 +247,7 @@ def scores(logs_test, logs_other, y):
     """Accuracy, NLL, calibration error and AUROC of a mixture's draws."""
     from sklearn.metrics import roc_auc_score
 
-    test, other = (part.double().logsumexp(0) - math.log(len(part)) for part in (logs_test, logs_other))
+    test, other = (part.cpu().double().logsumexp(0) - math.log(len(part)) for part in (logs_test, logs_other))
     probabilities = test.exp().numpy()
     entropy = torch.cat([-(part.exp() * part.clamp(min=-100)).sum(-1) for part in (test, other)])
     label = torch.cat([torch.zeros(len(test)), torch.ones(len(other))])
@@ -260,24 +262,24 @@ def scores(logs_test, logs_other, y):
 def run(options):
     """What is asked for and not there yet."""
     torch.set_num_threads(options.threads)
-    done = {(row["case"], row["seed"], row["method"]) for row in stored(RESULTS)}
+    done = {(row["case"], row["epochs"], row["seed"], row["method"]) for row in stored(RESULTS)}
     every = methods()
     for case in options.cases:
-        data = load(options.folder, case)
+        data = load(options.folder, case, int(options.epochs), options.device)
         for seed, name in itertools.product(options.seeds, options.methods or every):
-            if (case, seed, name) in done or (name == "norms deterministic" and case == "mnist"):
+            if (case, data.epochs, seed, name) in done or (name == "norms deterministic" and case == "mnist"):
                 continue
             begun = time.process_time()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 predict, facts = every[name](data, seed)
                 seconds = time.process_time() - begun
-                found = scores(predict(data.x_test), predict(data.other), data.y_test)
-            row = (
-                {"case": case, "seed": seed, "method": name, "epochs": data.epochs, "seconds": seconds} | found | facts
-            )
-            keep(RESULTS, row)
-            print(f"{case} {seed} {name}: {found} {seconds:.0f} s", flush=True)
+                found = scores(predict(data.x_test), predict(data.other), data.y_test.cpu())
+            if options.device != "cpu":
+                seconds = None
+            row = {"case": case, "seed": seed, "method": name, "epochs": data.epochs, "seconds": seconds}
+            keep(RESULTS, row | found | facts)
+            print(f"{case} {seed} {name}: {found}", flush=True)
 
 
 def cells(every):
@@ -291,10 +293,12 @@ def show():
     columns = ["fixed", "accuracy", "NLL", "calibration error", "AUROC"]
 
     def table(own):
-        return f"{own[0]['case']}, {own[0]['epochs']} epochs", columns, cells
+        return own[0]["case"], columns, cells
 
-    write_cases(PAGE, "Images", __doc__, stored(RESULTS), methods(), table)
+    rows = [row | {"case": f"{row['case']}, {row['epochs']} epochs"} for row in stored(RESULTS)]
+    write_cases(PAGE, "Images", __doc__, rows, methods(), table)
 
 
 if __name__ == "__main__":
-    run_or_show(__doc__, run, show, required=["folder"], folder=None, cases=list(EPOCHS), seeds=[0])
+    options = {"folder": None, "cases": list(EPOCHS), "seeds": [0], "epochs": 0, "device": "cpu"}
+    run_or_show(__doc__, run, show, required=["folder"], **options)
