@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import signal
 import sys
@@ -94,6 +95,30 @@ def silenced(category: type[Warning] = Warning) -> Iterator[None]:
         finally:
             if _FILTERS:  # a child that was forked meanwhile has forgotten them
                 _FILTERS.pop()
+
+
+@contextmanager
+def logged_less(name: str) -> Iterator[None]:
+    """Let a library's logger tell no warnings meanwhile, where nobody has asked it to tell more than these.
+
+    Args:
+        name: Of the logger, whose children are meant too.
+
+    Example:
+        >>> import logging
+        >>> from pyro_sps.base.process import logged_less
+        >>> with logged_less("some.library"):
+        ...     logging.getLogger("some.library.part").isEnabledFor(logging.WARNING)
+        False
+    """
+    logger = logging.getLogger(name)
+    level = logger.level
+    if logger.getEffectiveLevel() == logging.WARNING:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 # What was warned of, and where. Python keeps such a list too, but forgets it whenever filters change, as they do in

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..base.process import interrupts_deferred, silenced
+from ..base.process import interrupts_deferred, logged_less, silenced
 from ..base.recording import record
 from ..base.terminal import note
 from ..model.density import pyro_session
@@ -196,7 +196,8 @@ def _quicken_tanh(recorded: fx.GraphModule, example: tuple[Any, ...]) -> None:
 
 def _by_inductor(recorded: fx.GraphModule, example: tuple[Any, ...], changes: int) -> Callable[..., Any]:
     # An interrupt waits: torch that was half-way in loading its compiler does not compile in this process again.
-    with interrupts_deferred() as interrupted:
+    # On accelerators inductor warns of ways to convolve that it then does not choose.
+    with interrupts_deferred() as interrupted, logged_less("torch._inductor"):
         compiled = _compiled(recorded, example, changes)
     if interrupted():
         raise KeyboardInterrupt

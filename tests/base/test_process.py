@@ -1,6 +1,7 @@
 """The same numbers in other processes and threads, and nothing of the process left changed."""
 
 import json
+import logging
 import multiprocessing
 import os
 import pickle
@@ -20,7 +21,7 @@ from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 
 import pyro_sps as sps
-from pyro_sps.base.process import process_lock, silenced, warn_user
+from pyro_sps.base.process import logged_less, process_lock, silenced, warn_user
 from pyro_sps.cli import main
 from pyro_sps.inference import loop
 from pyro_sps.inference.program import make_program
@@ -167,6 +168,17 @@ def test_silence_in_threads_ends():
     before = list(warnings.filters)
     in_threads(*[often] * 4)
     assert list(warnings.filters) == before
+
+
+@pytest.mark.parametrize("level", [logging.NOTSET, logging.DEBUG, logging.ERROR])
+def test_a_library_tells_no_warnings_but_what_it_was_asked_for(level, caplog):
+    of_user = logging.getLogger("compiler")
+    of_user.setLevel(level)
+    with pytest.raises(KeyError), logged_less("compiler"):
+        logging.getLogger("compiler.convolutions").warning("an odd way was not taken")
+        raise KeyError  # which leaves all as it was, too
+    assert of_user.level == level
+    assert [record.message for record in caplog.records] == ["an odd way was not taken"] * (level == logging.DEBUG)
 
 
 def test_models_are_made_in_threads_while_modules_are_called():
