@@ -69,10 +69,8 @@ def load(folder, case, epochs=0, device="cpu"):
 def network(data, seed):
     """The case's network."""
     torch.manual_seed(seed)
-    if data.case == "mnist":
-        net = sps.networks.lenet5(activation=nn.ReLU)
-    else:
-        net = sps.networks.resnet20(norm="group")
+    small = data.case == "mnist"
+    net = sps.networks.lenet5(activation=nn.ReLU) if small else sps.networks.resnet20(norm="group")
     return net.to(data.x.device)
 
 
