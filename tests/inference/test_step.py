@@ -190,6 +190,31 @@ def test_the_same_step_is_compiled_once_a_process(monkeypatch):
     assert len(program_module._COMPILED) == program_module._KEPT
 
 
+def test_what_was_compiled_is_found_on_disk_whatever_its_constants(monkeypatch):
+    """Other processes compile the same in a fourth of the time; here one that has forgotten what it compiled."""
+    from torch._dynamo.utils import counters
+
+    generator, found = torch.Generator().manual_seed(0), []
+    for _ in range(3):
+        few, many = torch.randn(3, generator=generator), torch.randn(500, 3, generator=generator)
+        number = torch.rand((), generator=generator)
+
+        def function(x, few=few, many=many, number=number):
+            return (x * few).sin() + many.sum(0) * number, (x @ many.T).sum(-1)
+
+        x = torch.randn(4, 3, generator=generator)
+        for again in (False, True):  # the second time from the disk
+            monkeypatch.setattr(program_module, "_COMPILED", OrderedDict())
+            before = counters["inductor"]["fxgraph_cache_hit"]
+            compiled = make_program(function, (x,), compile=True)
+            if compiled.mode != "compiled":
+                pytest.skip(f"no compiler here: {compiled.reason}")
+            if again:
+                found.append(counters["inductor"]["fxgraph_cache_hit"] - before)
+            torch.testing.assert_close(compiled.run(x + 1), function(x + 1), rtol=1e-4, atol=1e-4)
+    assert found[1:] == [1, 1]  # inductor settles some of its options in the first
+
+
 @pytest.mark.parametrize("parts", [None, Parts(6, 2, 2)])
 @pytest.mark.parametrize("group", [None, 1])
 def test_a_replayed_program_does_the_same(monkeypatch, parts, group):
