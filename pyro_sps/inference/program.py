@@ -206,19 +206,24 @@ def _by_inductor(recorded: fx.GraphModule, example: tuple[Any, ...], changes: in
 
 
 def _compiled(recorded: fx.GraphModule, example: tuple[Any, ...], changes: int) -> Callable[..., Any]:
+    try:
+        with _kept_on_disk():
+            return _compiled_here(recorded, example, changes)
+    except Exception:  # such as of torch 2.6, which takes nothing from there but for dynamo
+        return _compiled_here(recorded, example, changes)
+
+
+def _compiled_here(recorded: fx.GraphModule, example: tuple[Any, ...], changes: int) -> Callable[..., Any]:
     from torch._inductor import compile as inductor_compile
 
-    copies = [tensor.clone() for tensor in example[:changes]]
+    arguments = [*(tensor.clone() for tensor in example[:changes]), *example[changes:]]
     with torch.no_grad():
         shorter = {torch.ops.aten.tanh.default: _rational_tanh}
-        fast = record(recorded, *copies, *example[changes:], decompositions=shorter)
+        fast = record(recorded, *arguments, decompositions=shorter)
         # Inductor without dynamo, whose guards cost more than the step of a small network takes: the recording
         # has no Python left to guard, and all its arguments keep their shapes.
-        with _kept_on_disk():
-            compiled: Callable[..., Any] = inductor_compile(
-                fast, [*copies, *example[changes:]], options=_inductor_options()
-            )
-        compiled(*copies, *example[changes:])
+        compiled: Callable[..., Any] = inductor_compile(fast, arguments, options=_inductor_options())
+        compiled(*arguments)
     return compiled
 
 
