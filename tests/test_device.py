@@ -88,8 +88,28 @@ def test_what_is_on_two_devices_is_refused(device):
     x, y = data()
     with pytest.raises(ValueError, match=f"x is on {other} and the model on {device}"):
         model(device)(x.to(other), y.to(device))
-    with pytest.raises(ValueError, match="device='xla' cannot be used here"):
-        sps.fit(model(device), x, y, device="xla", **QUICK)
+
+
+@pytest.mark.parametrize("device", ["xla", "nowhere", "meta", 1.5])
+def test_a_device_that_is_not_there_is_told_by_name(device, tmp_path):
+    x, y = data()
+    fit = sps.fit(model(), x, y, checkpoint=tmp_path / "run", **QUICK)
+    fit.save(tmp_path / "fit")
+    drawn = {"chains": 1, "num_samples": 2, "warmup": 2, "progress": False}
+    sps.sample(model(), x, y, checkpoint=tmp_path / "chains", starts="prior", **drawn)
+    for run in (
+        lambda: sps.fit(model(), x, y, device=device, **QUICK),
+        lambda: sps.map_estimate(model(), x, y, num_steps=2, device=device, progress=False),
+        lambda: sps.sample(model(), x, y, device=device, **drawn),
+        lambda: sps.load(tmp_path / "fit", network(), device=device),
+        lambda: sps.resume(tmp_path / "run", model(), x, y, num_steps=8, device=device, progress=False),
+        lambda: sps.resume(tmp_path / "chains", model(), x, y, num_samples=3, device=device, progress=False),
+        lambda: sps.BNNRegressor(device=device, num_steps=4, progress=False).fit(x, y),
+        lambda: sps.BNNRegressor(device=device, num_steps=4, progress=False, method="fit").fit(x, y),
+    ):
+        with pytest.raises(ValueError, match=f"device={device!r} cannot be used here: .") as caught:
+            run()
+        assert type(caught.value) is ValueError
 
 
 @pytest.mark.parametrize("options", [{}, {"batch_size": 5, "accumulate": 2, "replicas": 2}])

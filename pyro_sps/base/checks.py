@@ -7,6 +7,8 @@ import os
 from numbers import Integral
 from typing import Any
 
+import torch
+
 
 def is_number(value: Any) -> bool:
     """Whether a value is an integer or a float of Python's, but no Boolean."""
@@ -41,6 +43,16 @@ def require_seed(value: Any) -> None:
     """Raise `ValueError` unless a seed is a non-negative integer."""
     if not is_integer(value, 0):
         raise ValueError(f"seed must be a non-negative integer, got {value!r}")
+
+
+def require_device(device: Any) -> None:
+    """Raise `ValueError` unless torch has a device here; None stands for the one where things are."""
+    try:
+        if device is not None:
+            torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError, OverflowError) as error:
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"device={device!r} cannot be used here: {why}") from error
 
 
 def require_checkpoint(directory: Any, errors: Any) -> None:

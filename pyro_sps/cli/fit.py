@@ -28,6 +28,7 @@ from .options import (
     NUMBERS,
     Command,
     activation_option,
+    device_option,
     force_option,
     integers,
     printer,
@@ -70,7 +71,14 @@ MOST_WORDS = 40
         ],
         "How the file is read": ["--no-header", "--decimal", "--thousands", "--encoding", "--missing"],
         "The network": ["--hidden", "--activation", "--likelihood", "--noise", "--prior-scale", "--standardize"],
-        "How the posterior is found": ["--method", "--steps", "--time-limit", "--checkpoint-every", "--resume"],
+        "How the posterior is found": [
+            "--method",
+            "--steps",
+            "--device",
+            "--time-limit",
+            "--checkpoint-every",
+            "--resume",
+        ],
         "By chains": ["--chains"],
         "By fits": [
             "--replicas",
@@ -173,6 +181,7 @@ MOST_WORDS = 40
 @click.option(
     "--resume", is_flag=True, help="Go on from the checkpoint in it; say again what was said at first, or more --steps."
 )
+@device_option
 @force_option
 @seed_option
 @quiet_option
@@ -225,7 +234,7 @@ def fit(
     if checkpoint_every is not None:
         asked["checkpoint_every"] = checkpoint_every
     own, result_of = _own_units(training, settings.real_valued)
-    extras: dict[str, Any] = {"weights": training.weights, "y_scale": training.noise}
+    extras: dict[str, Any] = {"weights": training.weights, "y_scale": training.noise, "device": options["device"]}
     if training.noise is not None and training.encoder is not None and settings.real_valued:
         extras["y_scale"] = training.noise / _scales(y)
     limit = options["time_limit"]

@@ -66,7 +66,7 @@ def resolved(
         replicas=options["replicas"] or 1,
         num_steps=options["steps"],
         seed=options["seed"],
-        device=None,
+        device=options["device"],
         progress=progress,
     ).resolved(len(training.x), training.x.shape[1], outputs)
     return replace(settings, scheme=recipe.scheme, values=recipe.values, method=recipe.method), recipe

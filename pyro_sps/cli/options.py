@@ -21,6 +21,7 @@ NAMES = r"(?!-).*"
 seed_option = click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of all randomness."
 )
+device_option = click.option("--device", help="Where it is computed: cpu, cuda, cuda:1, ...  [default: cpu]")
 quiet_option = click.option("--quiet", is_flag=True, help="Print errors only.")
 force_option = click.option("--force", is_flag=True, help="Overwrite what is there.")
 plot_option = click.option(

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..base.checks import require_device
 from ..base.process import started_together
 
 # Within this the others hear that a process is gone; a search or a start that takes longer on one than on another must
@@ -140,7 +141,12 @@ def _leave() -> None:
 
 
 def own_device(device: torch.device | str | None) -> torch.device | str | None:
-    """Of several GPUs of a machine, the one that this process of `torchrun` has."""
+    """Of several GPUs of a machine, the one that this process of `torchrun` has.
+
+    Raises:
+        ValueError: If there is no such device.
+    """
+    require_device(device)
     if device is None or torch.device(device).type != "cuda" or torch.device(device).index is not None:
         return device
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if started_together() else device

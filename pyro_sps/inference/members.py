@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..base.checks import require_device
 from ..base.process import warn_user
 from ..data.arrays import Standardizer, check_resolution, far_off
 from ..data.names import column_names, in_order, require_same_rows, row_names
@@ -53,12 +54,9 @@ def members_of(
     # In evaluation mode, in which masks of dropout are only those that a step asks for.
     copies = [bnn.copy().eval() for _ in range(asked.replicas or 1)]
     _check_dropout(copies[0], asked)
-    if asked.device is not None:
-        try:
-            for copy in copies:
-                copy.to(asked.device)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            raise ValueError(f"device={asked.device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    require_device(asked.device)
+    for copy in copies if asked.device is not None else ():
+        copy.to(asked.device)
     if isinstance(x, Indexed | Streamed):
         return _streamed(copies, x, asked, found)
     like = copies[0].like

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..base.checks import require_count
+from ..base.checks import require_count, require_device
 from ..base.files import LoadError
 from ..base.plain import plain_torch
 from ..data.observed import Extras
@@ -69,7 +69,7 @@ def resume(
     Raises:
         LoadError: If there is no checkpoint, it is damaged or of another version, or it is of another model or of
             other data.
-        ValueError: If `num_steps` is smaller than it was.
+        ValueError: If `num_steps` is smaller than it was, or there is no such device.
         NonFiniteLossError: As in `fit`.
 
     Warns:
@@ -85,6 +85,7 @@ def resume(
         >>> bool((again.guide.loc == fit.guide.loc).all())
         True
     """
+    require_device(device)
     found = Checkpoint.read(directory)
     size = found.settings.get("batch_size")
     x, y, extras, _ = data_of(x, y, Extras(weights, y_scale), num_data, size, size)
@@ -111,10 +112,8 @@ def resume(
                 "progress": progress,
             }
         )
-        torch.zeros(1, device=asked.device).item()
-    except (ValueError, TypeError, RuntimeError, AssertionError, NotImplementedError, OverflowError) as error:
-        if device is not None:
-            raise
+        require_device(asked.device)
+    except (ValueError, TypeError, OverflowError) as error:
         raise LoadError(f"the checkpoint in {directory} is damaged, or of another machine: {error}") from error
     found.check_settings(asked)
     if num_steps is not None:
@@ -148,8 +147,9 @@ def _resume_sampling(
                 "progress": progress,
             }
         )
+        require_device(asked.device)
     except (ValueError, TypeError) as error:
-        raise LoadError(f"the checkpoint in {found.directory} is damaged: {error}") from error
+        raise LoadError(f"the checkpoint in {found.directory} is damaged, or of another machine: {error}") from error
     if num_samples is not None:
         if num_samples < asked.num_samples:
             raise ValueError(f"num_samples must be at least the {asked.num_samples} of before, got {num_samples}")

@@ -13,7 +13,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ..base.checks import is_number
+from ..base.checks import is_number, require_device
 from ..base.files import (
     MAX_HEADER,
     LoadError,
@@ -106,7 +106,7 @@ def load(
         The `Fit`, `Fits` or `Samples`, without training data; or the fitted estimator.
 
     Raises:
-        ValueError: If there is no network, and an option for one.
+        ValueError: If there is no network, and an option for one; or no such device.
         LoadError: If the file is missing, damaged or of another version, or the network is another one: in names or
             shapes of its weights, or in its outputs at the same weights.
 
@@ -159,8 +159,10 @@ def read(
         device: As in `load`.
 
     Raises:
+        ValueError: If there is no such device.
         LoadError: As in `load`.
     """
+    require_device(device)
     directory = Path(directory)
     path = directory / FILE
     header = peek(path, f"there is no saved fit in {directory}: {FILE} is missing")

@@ -366,6 +366,22 @@ def test_replicas_are_fitted_saved_and_predicted_as_one(fitted, tmp_path):
     assert "optimizer ivon, not adam; learning_rate 0.1, not 0.01" in output
 
 
+@pytest.mark.parametrize("method", ["fit", "sample"])
+def test_a_device_is_chosen(fitted, tmp_path, method):
+    """On a CPU by the lines that choose another one."""
+    _, data, _ = fitted
+    options = ["--target", "y", "--hidden", "3", "--steps", "6", "--method", method, "--checkpoint-every", "2"]
+    told = {}
+    for name, device in {"default": [], "chosen": ["--device", "cpu"]}.items():
+        run("fit", data, *options, *device, "--out", tmp_path / name)
+        told[name] = run("predict", tmp_path / name, data, "--num-samples", "6").stdout
+    assert told["chosen"] == told["default"]
+    assert json.loads((tmp_path / "chosen" / "metrics.json").read_text())
+    run("fit", data, *options, "--device", "cpu", "--resume", "--out", tmp_path / "chosen")
+    refused = run("fit", data, *options, "--device", "nowhere", "--out", tmp_path / "other", code=2).output
+    assert "device='nowhere' cannot be used here" in refused
+
+
 # --- predict ---------------------------------------------------------------------------------------
 
 
