@@ -244,11 +244,16 @@ def _kept_on_disk() -> AbstractContextManager[Any]:
 
 
 def _inductor_options() -> dict[str, Any]:
-    """Fused multiply-adds on CPUs, as NumPyro's compiler has them; not every version of torch has the option."""
+    """Fused multiply-adds on CPUs, as NumPyro's compiler has them; not every version of torch has the option.
+
+    The number of threads, for which code is made, is what inductor takes anyhow, but some versions look for code on
+    the disk by its options alone.
+    """
     import torch._inductor.config as config
 
     name = "enable_floating_point_contract_flag"
-    return {f"cpp.{name}": "fast"} if hasattr(config.cpp, name) else {}
+    fused = {f"cpp.{name}": "fast"} if hasattr(config.cpp, name) else {}
+    return {"cpp.threads": torch.get_num_threads(), **fused}
 
 
 # x P(x²) / Q(x²), fitted to tanh on |x| ≤ 8 by least squares with Lawson's weights; 3 ulp of float32 everywhere.
