@@ -7,8 +7,6 @@ import os
 from numbers import Integral
 from typing import Any
 
-import torch
-
 
 def is_number(value: Any) -> bool:
     """Whether a value is an integer or a float of Python's, but no Boolean."""
@@ -47,6 +45,8 @@ def require_seed(value: Any) -> None:
 
 def require_device(device: Any) -> None:
     """Raise `ValueError` unless torch has a device here; None stands for the one where things are."""
+    import torch  # not above: a command line that only checks its options starts without it
+
     try:
         if device is not None:
             torch.zeros(1, device=device).item()
