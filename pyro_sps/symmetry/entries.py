@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..network.elements import mix
@@ -188,3 +189,44 @@ def _found(own: Ints, wanted: Ints) -> Ints:
     if (place == len(own)).any() or (own[order][place] != wanted).any():
         raise ValueError("a relabelling takes units apart that can only move together")
     return order[place]
+
+
+def slices(
+    tensor: WeightTensor, mask: Tensor, value: Tensor | None
+) -> Iterator[tuple[NDArray[np.bool_], Floats | None]]:
+    """Where a tensor is fixed and at what, by unit or pair of units.
+
+    Axes that count no units (a kernel's positions) make one slice for each of their entries.
+    """
+    fixed = (~mask).cpu()
+    axes = tensor.shape[: len(tensor.groups)]
+    flat = fixed.numpy().reshape(*axes, -1)
+    values = None
+    if value is not None:
+        exact = value.detach().cpu()[fixed].to(torch.float64)
+        if not exact.isfinite().all():
+            raise ValueError(f"values[{tensor.name!r}] has values that are not finite at fixed entries")
+        if exact.any():
+            values = np.zeros(flat.shape)
+            values[flat] = exact.numpy()
+    for k in range(flat.shape[-1]):
+        yield flat[..., k], None if values is None else values[..., k]
+
+
+def values_or_nan(fixed: NDArray[np.bool_], values: Floats | None) -> Floats:
+    """Fixed values of units, NaN where they are free."""
+    return np.where(fixed, 0.0 if values is None else values, np.nan)
+
+
+def entries_of(fixed: NDArray[np.bool_], values: Floats | None, first_tail: int, first_head: int) -> Entries:
+    """The fixed entries of a matrix, by row and by column."""
+    tail, head = (axis.astype(np.int32) for axis in np.nonzero(fixed))
+    value = np.broadcast_to(0.0, tail.shape) if values is None else values[fixed]
+    tail, other = tail + first_tail, head + first_head
+    if len(tail) < fixed.size // 16:
+        return Entries.of(tail, other, value)
+    # Columns first without sorting.
+    turned = np.ascontiguousarray(fixed.T)
+    head_again, tail_again = (axis.astype(np.int32) for axis in np.nonzero(turned))
+    value_again = value if values is None else values.T[turned]
+    return Entries(tail, other, value, (head_again + first_head, tail_again + first_tail, value_again))
