@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ..base.checks import is_number, require_device
+from ..base.checks import require_device
 from ..base.files import (
     MAX_HEADER,
     LoadError,
@@ -33,51 +32,27 @@ from ..model.bnn import BNN
 from ..model.density import Problem, prepare
 from ..model.guides import AutoSPSNormal
 from ..model.hierarchy import Hierarchical
-from ..model.likelihoods import LIKELIHOODS, Likelihood
+from ..model.likelihoods import Likelihood
 from ..model.priors import Prior
-from ..network.dropping import DROPOUT
-from ..network.inputs import BOOL, FLOAT, WHOLE, Input, Inputs, are_several, dtype_of, with_names
+from ..network.inputs import FLOAT, are_several, dtype_of
 from ..network.probe import described, probe, same
 from ..network.select import replace_parameter
 from ..network.topology import Topology
 from .fit import Fit, Fits
+from .header import (
+    DTYPES,
+    OWN_KINDS,
+    check_header,
+    check_network,
+    dropout_of,
+    example_of,
+    likelihood_of,
+    names_of,
+    topology_of,
+)
 from .load_samples import num_values, samples_of
-from .save import FILE, FORMAT, MAX_FITS, OLD_HEADER, max_bytes
+from .save import FILE, FORMAT, OLD_HEADER, max_bytes
 from .updating import PRIORS
-
-_DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
-
-# What the entries of a header are. Everything in it is checked, since whoever can write a file can write its checksum.
-_Kinds = Mapping[str, type | tuple[type, ...]]
-
-_KINDS: _Kinds = {
-    "tensors": list,
-    "dtype": str,
-    "network": str,
-    "likelihood": dict,
-    "likelihood.name": (str, type(None)),
-    "likelihood.arguments": dict,
-    "prior": dict,
-    "prior.own": bool,
-    "prior.scale": (int, float),
-    "prior.scale_by_fan_in": bool,
-    "ordered_biases": bool,
-    "values": str,
-    "input_shape": (list, type(None)),
-    "features": (list, type(None)),
-    "targets": (list, type(None)),
-    "replicas": (int, type(None)),
-    "fits": list,
-    "extra": dict,
-}
-_OWN_KINDS: _Kinds = {
-    "learned_scale": (float, list, type(None)),
-    "seconds": dict,
-    "settings": dict,
-    "stopped": str,
-    "mode": str,
-    "elbo": (float, type(None)),
-}
 
 
 def load(
@@ -179,15 +154,15 @@ def read(
     if header is None:
         header = old
     else:
-        _check_header(path, header, FORMAT)
+        check_header(path, header, FORMAT)
         net = network(header["extra"])
-        topology = _topology_of(header, net)
-        _check_network(directory, header, topology)
+        topology = topology_of(header, net)
+        check_network(directory, header, topology)
         limit = max_bytes(topology, len(header["fits"]), num_values(path, header, topology))
         header, tensors = unseal(path, limit, f"{path} is missing")
-        _check_header(path, header, FORMAT)
+        check_header(path, header, FORMAT)
     net = network(header["extra"])
-    _check_network(directory, header, _topology_of(header, net))
+    check_network(directory, header, topology_of(header, net))
     try:
         return _rebuild(directory, header, tensors, net, prior, likelihood, device), header["extra"]
     except (LoadError, MemoryError):
@@ -206,7 +181,7 @@ def _read_old(
     if not isinstance(header, dict) or header.get("format") != 2:
         found = header.get("format") if isinstance(header, dict) else None
         raise LoadError(f"{path} has format {found!r}; this version of pyro_sps reads formats 2 and {FORMAT}")
-    own = {name: header.get(name) for name in _OWN_KINDS}
+    own = {name: header.get(name) for name in OWN_KINDS}
     new: dict[str, Any] = {
         "network": "",
         "features": None,
@@ -216,9 +191,9 @@ def _read_old(
         "extra": {},
     }
     header |= new
-    _check_header(path, header, 2)
+    check_header(path, header, 2)
     topology = Topology.of(network({}))
-    _check_network(directory, header, topology)
+    check_network(directory, header, topology)
     content = read_bytes(directory / FILE, max_bytes(topology, 1), f"{directory / FILE} is missing")
     if hashlib.sha256(content).hexdigest() != header.get("sha256"):
         raise LoadError(f"{directory / FILE} is damaged or of another fit: its checksum does not match {OLD_HEADER}")
@@ -237,100 +212,6 @@ def old_checksum(directory: Path) -> str:
     """
     missing = f"there is no saved fit of version 0.1 in {directory}: {OLD_HEADER} is missing"
     return hashlib.sha256(read_bytes(directory / OLD_HEADER, MAX_HEADER, missing)).hexdigest()
-
-
-def _check_header(path: Path, header: Mapping[str, Any], number: int) -> None:
-    """Refuse a header that is none of a fit's, of the format of this number."""
-    if type(header.get("format")) is not int or header["format"] != number:
-        found = str(header.get("format"))[:80]
-        raise LoadError(f"{path} has format {found}; this version of pyro_sps reads formats 2 and {FORMAT}")
-    _require_kinds(path, header, _KINDS)
-    count = header["replicas"]
-    if len(header["fits"]) != (1 if count is None else count) or not 1 <= len(header["fits"]) <= MAX_FITS:
-        raise LoadError(f"{path} is damaged: it has {len(header['fits'])} fits, not {count}")
-    for own in header["fits"]:
-        if not isinstance(own, dict):
-            raise LoadError(f"{path} is damaged: one of its fits is {str(own)[:80]!r}")
-        _require_kinds(path, own, _OWN_KINDS)
-        if any(isinstance(value, list | dict) for value in (*own["settings"].values(), *own["seconds"].values())):
-            raise LoadError(f"{path} is damaged: settings and seconds must be plain values")
-        if not all(is_number(value) and math.isfinite(value) for value in own["seconds"].values()):
-            raise LoadError(f"{path} is damaged: its seconds are no numbers")
-    for names in ("features", "targets"):
-        if header[names] is not None and not all(isinstance(name, str) for name in header[names]):
-            raise LoadError(f"{path} is damaged: its {names} are no names")
-    if header["dtype"] not in _DTYPES:
-        raise LoadError(f"{path} is damaged: dtype must be one of {', '.join(_DTYPES)}, not {header['dtype'][:80]!r}")
-
-
-def _require_kinds(path: Path, header: Mapping[str, Any], kinds: _Kinds) -> None:
-    for name, kind in kinds.items():
-        value: Any = header
-        for part in name.split("."):
-            value = value.get(part, ...)  # which is of no kind
-        # A Boolean is an integer to Python, but not here.
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise LoadError(f"{path} is damaged: {name} is {str(value)[:80]!r}")
-
-
-def _example(header: Mapping[str, Any], net: nn.Module) -> Any:
-    """Inputs of the shape that the network was fitted with; None if that is not known or not credible."""
-    like = next(net.parameters(), torch.empty(0))
-    inputs = _inputs_of(header)
-    if are_several(inputs):
-        return with_names(inputs, [torch.zeros(one.shape, dtype=dtype_of(one.kind, like)) for one in inputs])
-    shape = header["input_shape"]
-    if not _is_shape(shape) or not shape:
-        return None
-    kind = inputs[0].kind if inputs else WHOLE if header.get("whole_numbers") else FLOAT
-    return torch.zeros((2, *shape), dtype=dtype_of(kind, like))
-
-
-def _topology_of(header: Mapping[str, Any], net: nn.Module) -> Topology:
-    """The network as it was read for the fit; what the header says is checked later."""
-    names, known = header.get("deterministic", []), dict(net.named_parameters())
-    own = [name for name in names if isinstance(name, str) and name in known] if isinstance(names, list) else []
-    return Topology.of(net, _example(header, net), own)
-
-
-def _inputs_of(header: Mapping[str, Any]) -> Inputs:
-    """What the network was called with; nothing where the header does not say so credibly."""
-    told = header.get("inputs", [])
-    if not isinstance(told, list) or len(told) > 1000:
-        return ()
-    inputs = []
-    for one in told:
-        if not isinstance(one, list) or len(one) != 3 or not isinstance(one[0], str | None):
-            return ()
-        if one[1] not in (FLOAT, WHOLE, BOOL) or not _is_shape(one[2]):
-            return ()
-        inputs.append(Input((2, *one[2]), one[1], one[0]))
-    named = {one.name is None for one in inputs}
-    return tuple(inputs) if len(named) == 1 and sum(one.size for one in inputs) <= 1 << 24 else ()
-
-
-def _is_shape(shape: Any) -> bool:
-    return (
-        isinstance(shape, list)
-        and all(type(size) is int and size > 0 for size in shape)
-        and math.prod(shape) <= 1 << 24
-    )
-
-
-def _check_network(directory: Path, header: Mapping[str, Any], topology: Topology) -> None:
-    """Refuse another network, before anything of the size of one is read."""
-    expected = [[tensor.name, list(tensor.shape)] for tensor in topology.tensors]
-    if expected != header["tensors"]:
-        found = str(header["tensors"])[:1000]
-        raise LoadError(f"net is not the network of {directory}: it has {expected}, the saved fit {found}")
-    shape, features = header["input_shape"], topology.groups[0].size
-    if shape is not None and (
-        any(type(size) is not int for size in shape) or (not topology.inputs and math.prod(shape) != features)
-    ):
-        raise LoadError(f"{directory} is damaged: inputs of shape {str(shape)[:80]} do not have {features} features")
-    outputs = topology.num_outputs
-    if header["likelihood"]["arguments"].get("per_output") not in (None, outputs):
-        raise LoadError(f"{directory} is damaged: per_output of its likelihood is not {outputs}")
 
 
 def _check_function(directory: Path, header: Mapping[str, Any], numbers: Numbers, bnn: BNN) -> None:
@@ -365,17 +246,17 @@ def _rebuild(
     if prior is not None and not header["prior"]["own"]:
         raise LoadError(f"the fit in {directory} has {'its own' if held else 'the default'} prior; leave prior= out")
     numbers = Numbers(tensors, f"the saved fit in {directory}")
-    net = copy.deepcopy(net).to(dtype=_DTYPES[header["dtype"]])
+    net = copy.deepcopy(net).to(dtype=DTYPES[header["dtype"]])
     if device is not None:
         net = net.to(device)
-    topology = _topology_of(header, net)
+    topology = topology_of(header, net)
     masks = {t.name: numbers.take(f"mask.{t.name}", torch.bool, t.shape) for t in topology.tensors}
     first = None
     if held:
         prior, first = (_normals(directory, numbers, kind, topology, header["dtype"]) for kind in PRIORS)
     fits = []
     for index, own in enumerate(header["fits"]):
-        likelihood_of_fit = _likelihood_of(directory, header, likelihood)
+        likelihood_of_fit = likelihood_of(directory, header, likelihood)
         bnn = _model_of(directory, {**header, **own}, numbers, f"{index}.", masks, net, prior, likelihood_of_fit)
         if index == 0:
             _check_function(directory, header, numbers, bnn)
@@ -396,7 +277,7 @@ def _normals(
     found: dict[str, torch.distributions.Distribution] = {}
     for tensor in topology.tensors:
         loc, scale = (
-            numbers.take(f"{kind}.{what}.{tensor.name}", _DTYPES[dtype], tensor.shape) for what in ("loc", "scale")
+            numbers.take(f"{kind}.{what}.{tensor.name}", DTYPES[dtype], tensor.shape) for what in ("loc", "scale")
         )
         if not (scale > 0).all():
             raise LoadError(f"{directory} is damaged: a scale of the prior of {tensor.name!r} is not positive")
@@ -471,35 +352,6 @@ def _fit_of(
     return fit
 
 
-def _likelihood_of(directory: Path, header: Mapping[str, Any], given: Likelihood | None) -> Likelihood:
-    family = LIKELIHOODS.get(header["likelihood"]["name"])
-    if given is not None:
-        if family is not None and type(given) is not family:
-            raise LoadError(f"the fit in {directory} has the likelihood {family.__name__}, not {given!r}; leave it out")
-        return given
-    if family is None:
-        raise LoadError(
-            f"the fit in {directory} has a likelihood of your own, which cannot be saved; give it as likelihood="
-        )
-    return family(**header["likelihood"]["arguments"])
-
-
-def _dropout_of(directory: Path, header: Mapping[str, Any]) -> str:
-    """What dropout does; versions before 0.2 knew nothing of it."""
-    how = header.get("dropout", DROPOUT[0])
-    if how not in DROPOUT:
-        raise LoadError(f"{directory} is damaged: dropout is {str(how)[:80]!r}")
-    return str(how)
-
-
-def _names_of(directory: Path, header: Mapping[str, Any], part: str, known: Collection[str]) -> list[str]:
-    """Names of weight tensors; versions before 0.2 wrote none."""
-    names = header.get(part, [])
-    if not isinstance(names, list) or not all(isinstance(name, str) and name in known for name in names):
-        raise LoadError(f"{directory} is damaged: {part} is {str(names)[:80]!r}")
-    return names
-
-
 def _model_of(
     directory: Path,
     header: Mapping[str, Any],
@@ -511,10 +363,10 @@ def _model_of(
     likelihood: Likelihood,
 ) -> BNN:
     """The model, with its masks, constants and parameters."""
-    dtype, scale = _DTYPES[header["dtype"]], header["learned_scale"]
+    dtype, scale = DTYPES[header["dtype"]], header["learned_scale"]
     start = scale if isinstance(scale, float) else 1.0  # the numbers of the state come after
     pattern = {name: numbers.take(f"{prefix}fixed.{name}", dtype, mask.shape) for name, mask in masks.items()}
-    deterministic, points = (_names_of(directory, header, part, masks) for part in ("deterministic", "points"))
+    deterministic, points = (names_of(directory, header, part, masks) for part in ("deterministic", "points"))
     own = {*deterministic, *points}
     if own:  # which BNN takes from the network
         net = copy.deepcopy(net)
@@ -535,9 +387,9 @@ def _model_of(
         prior=prior,
         **(own_scale if prior is None or isinstance(prior, Mapping) else {}),
         ordered_biases=header["ordered_biases"],
-        dropout=_dropout_of(directory, header),
+        dropout=dropout_of(directory, header),
         deterministic={name: Point() if name in points else None for name in deterministic},
-        example=_example(header, net),
+        example=example_of(header, net),
     ).eval()
     if list(bnn.drop_rates) != header.get("drop_rates", []):
         raise LoadError(
