@@ -12,25 +12,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..base.process import warn_user
 from ..data.observed import NO_EXTRAS, Extras, Observed
-from ..data.trees import leaves, rows_of
+from ..data.trees import rows_of
 from ..masks.values import MAP, Given
 from ..model.bnn import BNN
 from ..model.density import Params, Problem, elbo_terms, normal_prior, prepare, pyro_session, sum_terms
 from ..model.guides import AutoSPSNormal
-from ..posterior.fit import Fit, Fits, NonFiniteLossError, OptimizerState
 from .checkpoint import Checkpoint, Writer, digest_of, environment, marks_of, plain
 from .distributed import ALONE, Processes, own_device, processes_of
 from .effects import NEEDS_NORMAL_PRIORS, check_effects
-from .loop import Callback, Replica, Run, data_fields, decaying_rates, pays_to_compile, replicas_at_once, with_params
+from .loop import Callback, Replica, Run, decaying_rates, pays_to_compile, replicas_at_once
 from .maximum import free_entries, initial_params, map_weights, maximise_posterior
 from .members import members_of, training_tensors
 from .optimizers import ADAM, Optimizer, ivon
+from .results import results_of
 from .settings import LEARNING_RATES, FitSettings
 from .snapshot import constants_of, has_map_values, restore, tensors_of
-from .underfit import warn_of_underfit
-from .validation import Check, Validation, example_of, guide_with, validation_data
+from .validation import Check, Validation, validation_data
 from .validation import tensors_of as tensors_of_checks
 from .warm_start import check_start, constants_of_start, continue_optimiser, fits_of, params_of_start, with_units
 
@@ -199,7 +197,7 @@ def run_fit(
     keeps = job.writer is not None and not interrupted and not ended
     run(callbacks, watcher, save if keeps else None, asked.checkpoint_every)
     note_time()
-    return _results(job, run, watcher, told, mode)
+    return results_of(job, run, watcher, told, mode)
 
 
 def prepare_job(
@@ -321,11 +319,11 @@ def starts_of(job: Job, found: Checkpoint | None) -> tuple[list[Params], str]:
                 job.members,
                 job.problem,
                 starts,
-                asked.map_steps,
-                LEARNING_RATES["adam"] if asked.optimizer == "ivon" else asked.rate,
-                job.batch,
-                asked.seed,
-                asked.progress,
+                steps=asked.map_steps,
+                rate=LEARNING_RATES["adam"] if asked.optimizer == "ivon" else asked.rate,
+                batch=job.batch,
+                seed=asked.seed,
+                progress=asked.progress,
             )
         starts = [{**start, **point} for start, point in zip(starts, points, strict=True)]
         job.seconds["map"] = job.seconds.get("map", 0.0) + time.perf_counter() - begun
@@ -376,84 +374,3 @@ def _header(job: Job, run: Run, told: Mapping[str, Any], mode: str) -> dict[str,
         "environment": {**environment(job.members[0].x), "steps": mode},
         "seconds": job.seconds,
     } | {name: value for name, value in (("decay", job.decay), ("before", run.before)) if value}
-
-
-def _results(job: Job, run: Run, watcher: Validation | None, told: Mapping[str, Any], mode: str) -> Any:
-    """The fits of a run that has ended."""
-    losses = run.losses_so_far()
-    best = None if watcher is None else watcher.best
-    final = run.layout.unpack(run.state.params if best is None else best)
-    if run.averaged:
-        final["loc"] = run.average
-    state, steps = run.state, run.before + run.done
-    fits = Fits(
-        Fit(
-            bnn=with_params(member.bnn, {name: value[index] for name, value in final.items()}),
-            guide=guide_with(job.guide, member, final["loc"][index], final["rho"][index]),
-            losses=losses[index] * job.rows,
-            standardizer=member.standardizer,
-            seconds=job.seconds,
-            settings={**told, "seed": job.asked.seed + index, "processes": job.processes.count},
-            validation=watcher.history[index] if watcher else (),
-            stopped=run.stopped or run.paused,
-            mode=mode,
-            **data_fields(member),
-            input_shape=tuple(member.x.shape[1:]),
-            features=member.features,
-            targets=member.targets,
-            optimizer=None if best is not None else OptimizerState(steps, state.first[index], state.second[index]),
-        )
-        for index, member in enumerate(job.members)
-    )
-    many = job.asked.replicas is not None
-    _report_failures(fits, job, run, many)
-    if not run.paused and 0 not in run.failed:
-        held_out = example_of(job.checks[0]) if job.checks and fits[0].x is not None else None
-        warn_of_underfit(fits[0], held_out)
-    return fits if many else fits[0]
-
-
-def _report_failures(fits: Fits, job: Job, run: Run, many: bool) -> None:
-    """Raise for a single fit whose loss is not finite, warn for replicas."""
-    if not run.failed:
-        return
-    if many:
-        warn_of_failures(run.failed)
-        return
-    step = run.failed[0]
-    site = _culprit(job, run, step)
-    raise NonFiniteLossError(
-        f"the loss is not finite at step {step}, in the term of site {site!r}. Try a lower learning_rate (now "
-        f"{run.rates(step):.3g}), standardize=True, a larger noise scale, a smaller constant c, or dtype float64. "
-        "The exception's attribute `fit` holds the last finite state.",
-        fits[0],
-        step,
-        site,
-    )
-
-
-def warn_of_failures(failed: Mapping[int, int]) -> None:
-    """Warn of replicas whose loss stopped being finite, each at some step."""
-    steps = ", ".join(f"{replica} (at step {step})" for replica, step in sorted(failed.items()))
-    warn_user(f"the loss of replicas {steps} stopped being finite; they hold their last finite states", RuntimeWarning)
-
-
-def _culprit(job: Job, run: Run, step: int) -> str:
-    """The term that is not finite: the failing step done once more, at the state that it left unchanged."""
-    noise = next(run.arguments(step))[0]
-    x, y = next(run.batches(step))
-    if leaves(x)[0].dim() > leaves(run.members[0].x)[0].dim():
-        x, y = rows_of(x, 0), rows_of(y, 0)
-    params = {name: value[0] for name, value in run.layout.unpack(run.state.params).items()}
-    assert noise is not None
-    with pyro_session():
-        terms = elbo_terms(
-            job.problem,
-            params["loc"],
-            F.softplus(params["rho"]),
-            noise[0],
-            (x, y),
-            {"num_data": job.num_data},
-            job.problem.constrain(params),
-        )
-    return next((name for name, term in terms.items() if not term.isfinite()), "the gradient")

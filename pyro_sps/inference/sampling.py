@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +13,22 @@ import torch
 from torch import Tensor
 
 from ..base.plain import plain_torch
-from ..base.process import is_first, warn_user
+from ..base.process import warn_user
 from ..data.observed import NO_EXTRAS, Extras
 from ..data.opening import data_of
-from ..data.trees import rows_of
-from ..masks.values import MAP, Given
 from ..model.bnn import BNN
-from ..model.density import pyro_session
-from ..model.target import Target
 from ..posterior.fit import Fit
 from ..posterior.samples import Samples
 from .chain_cluster import check_spread, draw_on_cluster, nuts_on_cluster
 from .chain_snapshot import header_of, restore, tensors_of
 from .chains import LONGEST_WARMUP, ChainRun, stands_apart
-from .checkpoint import Checkpoint, Writer, digest_of, environment, marks_of
-from .coordinates import Coordinates
+from .checkpoint import Checkpoint, environment
 from .langevin import equal_times
-from .loop import Callback, Replica, data_fields, pays_to_compile
-from .maximum import map_weights
-from .members import members_of, training_tensors
+from .loop import Callback, data_fields, pays_to_compile
 from .nuts import run_nuts
+from .sample_job import SampleJob, prepare_sampling
 from .sample_settings import SampleSettings
-from .settings import FitSettings
-from .snapshot import constants_of
-from .starts import check_units, starting_points
+from .starts import starting_points
 
 
 @plain_torch()
@@ -160,30 +151,6 @@ def sample(
     return run_sample(bnn, x, y, callbacks, asked, extras=extras, scheduler=scheduler)
 
 
-#: Of data that is not in memory, rows that stand for all in the warm-up, and bytes of them.
-WARMUP_ROWS, WARMUP_BYTES = 20_000, 1 << 28
-
-# --- the parts -------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Job:
-    """Sampling that has been prepared: all that comes before the first step."""
-
-    asked: SampleSettings
-    member: Replica
-    target: Target
-    coordinates: Coordinates
-    marks: dict[str, Any]
-    writer: Writer | None
-    started: float
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def note(self, part: str, begun: float) -> None:
-        """Add the time since `begun` to a part's."""
-        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - begun
-
-
 def run_sample(
     bnn: BNN,
     x: Any,
@@ -208,7 +175,7 @@ def run_sample(
     """
     if callbacks and asked.kernel == "nuts":
         raise ValueError("callbacks is of no use with kernel='nuts'")
-    job = _prepare(bnn, x, y, asked, found, extras)
+    job = prepare_sampling(bnn, x, y, asked, found, extras)
     begun = time.perf_counter()
     if found is None:
         points = starting_points(
@@ -268,92 +235,7 @@ def run_sample(
     return _result(job, run, kept)
 
 
-def _prepare(bnn: BNN, x: Any, y: Any, asked: SampleSettings, found: Checkpoint | None, extras: Extras) -> _Job:
-    """Check everything, find MAP constants where they are asked for, and lay out the problem."""
-    started, begun = time.monotonic(), time.perf_counter()
-    marks = marks_of(bnn) if asked.checkpoint is not None and isinstance(bnn, BNN) else {}
-    if found is not None:
-        found.require(marks)
-    names = ("standardize", "missing", "seed", "device", "progress")
-    shared = FitSettings(**{name: getattr(asked, name) for name in names})
-    member = members_of(bnn, x, y, shared, found, extras)[0]
-    own = member.bnn
-    if own.dropout != "ignore":
-        raise ValueError(
-            f"sample needs one density, but with BNN(dropout={own.dropout!r}) it changes with every mask: use "
-            "dropout='ignore', or fit"
-        )
-    if own.like.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"bnn must be of dtype float32 or float64 to be sampled, got {own.like.dtype}")
-    _check_memory(own, asked)
-    check_units(asked.starts, member.standardizer)
-    writer = None
-    if asked.checkpoint is not None:
-        marks |= {"data": digest_of(training_tensors([member]))}
-        if found is not None:
-            found.require(marks)
-        if is_first():  # all of those that torchrun has started sample the same
-            writer = Writer.open(asked.checkpoint, asked.checkpoint_every, asked.checkpoint_errors, found is None)
-    if own.awaits_map and isinstance(own.values, MAP):
-        if found is None:
-            batch = min(128, member.rows)
-            estimate = map_weights([member], own.values, batch, asked.seed, asked.progress)[0]
-            constants = {tensor.name: estimate[tensor.name] for tensor in own.topology.tensors}
-        else:
-            constants = constants_of(member, found, 0)
-        own.hold(Given(constants)(own.topology, own.masks))
-    if found is None and (scale := own.constant_scale()) is not None:
-        shown = ", ".join(f"{one:.3g}" for one in scale.detach().flatten().tolist())
-        warn_user(
-            f"the learned c of the fixed values is not sampled: it is held at {shown}. To learn it, sample the "
-            "model of a fit, fit.bnn; values without learn=True are held without a word"
-        )
-    if own.likelihood.latents():
-        own.likelihood.sampled = True
-    target = _target_of(member, asked)
-    job = _Job(asked, member, target, Coordinates.of(target, asked.seed), marks, writer, started)
-    if writer is not None:
-        middle = torch.zeros((1, target.problem.size)).to(target.x)
-        with torch.no_grad():
-            marks["elbo"] = -_energy(target, middle)
-        if found is not None:
-            found.require_elbo(marks["elbo"], torch.finfo(target.x.dtype).eps)
-    job.note("prepare", begun)
-    return job
-
-
-def _target_of(member: Replica, asked: SampleSettings) -> Target:
-    """The posterior; of a stream with some rows, drawn at random, that stand for all in the warm-up."""
-    if member.stream is None:
-        return Target.of(member.bnn, member.x, member.y)
-    most = min(WARMUP_ROWS, WARMUP_BYTES // member.stream.row_bytes((member.x, member.y)))
-    rows = min(member.rows, max(most, asked.batch_size or 0))
-    x, y = rows_of(next(member.stream.batches([asked.seed], rows)), 0)
-    return Target.of(member.bnn, x, y, member.rows)
-
-
-def _energy(target: Target, point: Tensor) -> float:
-    with pyro_session():
-        return target.energy(point).item()
-
-
-def _check_memory(bnn: BNN, asked: SampleSettings) -> None:
-    """Refuse draws that would not fit into the machine's memory."""
-    needed = asked.chains * asked.num_samples * bnn.num_stochastic * bnn.like.element_size()
-    try:
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):  # not every system tells
-        return
-    if bnn.like.is_cuda:
-        there = torch.cuda.get_device_properties(bnn.like.device).total_memory
-    if needed > there:
-        raise MemoryError(
-            f"{asked.chains} chains x {asked.num_samples} draws of {bnn.num_stochastic:,} weights take "
-            f"{needed / 2**30:,.1f} GiB, and there are {there / 2**30:,.1f}; lower num_samples and raise thinning"
-        )
-
-
-def _by_nuts(job: _Job, points: Tensor, scheduler: Any) -> Samples:
+def _by_nuts(job: SampleJob, points: Tensor, scheduler: Any) -> Samples:
     asked, begun = job.asked, time.perf_counter()
     warmup, thinning = asked.steps
     depth = 10 if asked.max_tree_depth is None else asked.max_tree_depth
@@ -391,7 +273,7 @@ def _by_nuts(job: _Job, points: Tensor, scheduler: Any) -> Samples:
     )
 
 
-def _result(job: _Job, run: ChainRun, chains: list[int] | None) -> Samples:
+def _result(job: SampleJob, run: ChainRun, chains: list[int] | None) -> Samples:
     """The draws of a run that has ended; of some of its chains, where the others are lost."""
     rows = slice(run.drawn)
     names = [site.name for site in job.target.problem.sites]
