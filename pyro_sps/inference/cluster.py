@@ -17,9 +17,8 @@ from ..model.checks import are_stacked
 from ..posterior.fit import Fit, Fits, NonFiniteLossError
 from .checkpoint import FILE
 from .effects import check_effects
-from .job import run_fit
-from .results import warn_of_failures
 from .resume import resume
+from .run_fit import run_fit, warn_of_failures
 from .settings import FitSettings
 from .warm_start import check_start, fits_of
 

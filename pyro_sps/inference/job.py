@@ -1,11 +1,11 @@
-"""A fit in its three parts: it is prepared, it runs, its results are collected."""
+"""A fit is prepared: data, model, starts, and the optimisation, ready to run."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,19 +18,18 @@ from ..masks.values import MAP, Given
 from ..model.bnn import BNN
 from ..model.density import Params, Problem, elbo_terms, normal_prior, prepare, pyro_session, sum_terms
 from ..model.guides import AutoSPSNormal
-from .checkpoint import Checkpoint, Writer, digest_of, environment, marks_of, plain
-from .distributed import ALONE, Processes, own_device, processes_of
-from .effects import NEEDS_NORMAL_PRIORS, check_effects
-from .loop import Callback, Replica, Run, decaying_rates, pays_to_compile, replicas_at_once
+from .checkpoint import Checkpoint, Writer, digest_of, marks_of
+from .distributed import ALONE, Processes, processes_of
+from .effects import NEEDS_NORMAL_PRIORS
+from .loop import Replica, Run, decaying_rates, pays_to_compile, replicas_at_once
 from .maximum import free_entries, initial_params, map_weights, maximise_posterior
 from .members import members_of, training_tensors
 from .optimizers import ADAM, Optimizer, ivon
-from .results import results_of
 from .settings import LEARNING_RATES, FitSettings
-from .snapshot import constants_of, has_map_values, restore, tensors_of
-from .validation import Check, Validation, validation_data
+from .snapshot import constants_of, has_map_values
+from .validation import Check, validation_data
 from .validation import tensors_of as tensors_of_checks
-from .warm_start import check_start, constants_of_start, continue_optimiser, fits_of, params_of_start, with_units
+from .warm_start import constants_of_start, fits_of, params_of_start
 
 
 @dataclass
@@ -134,70 +133,6 @@ class Job:
         """Where a replica starts."""
         seed = self.asked.seed + index
         return initial_params(self.members[index], self.problem, self.own, init, self.asked.init_scale, seed)
-
-
-def run_fit(
-    bnn: BNN,
-    x: Any,
-    y: Any,
-    validation: Any,
-    callbacks: Sequence[Callback],
-    asked: FitSettings,
-    found: Checkpoint | None = None,
-    extras: Extras = NO_EXTRAS,
-) -> Any:
-    """Fit from the start, or from where a checkpoint was found.
-
-    Args:
-        bnn: The model.
-        x: Inputs.
-        y: Targets.
-        validation: As in `fit`.
-        callbacks: As in `fit`.
-        asked: The other options.
-        found: The checkpoint; None for a new fit.
-        extras: Weights and error bars of the rows.
-
-    Returns:
-        A `Fit`, or with `replicas` a `Fits`.
-    """
-    check_effects(bnn, validation, callbacks, asked, found is not None)
-    check_start(bnn, asked)
-    asked = replace(with_units(bnn, asked), device=own_device(asked.device))
-    job = prepare_job(bnn, x, y, validation, asked, found, extras)
-    starts, interrupted = starts_of(job, found)
-    begun = time.perf_counter()
-    ended = found is not None and found.ended
-    run = run_of(job, starts, interrupted, ended)
-    continue_optimiser(run, job.members, asked)
-    watcher = None
-    if job.checks:
-        watcher = Validation(job.checks, job.members, run.layout, job.guide, asked.validate_every, asked.patience)
-    mode = run.step.mode
-    if found is not None:
-        restore(found, run, watcher)
-        job.seconds = {**found.seconds, "prepare": job.seconds["prepare"] + found.seconds.get("prepare", 0.0)}
-        if ended:
-            mode = str(found.environment.get("steps"))
-        else:
-            found.warn_of_environment({**environment(job.members[0].x), "steps": mode})
-    before = job.seconds.get("optimise", 0.0)
-    told = asked.to_dict() | ({} if found is None else {n: found.settings.get(n) for n in ("init", "start")})
-
-    def note_time() -> None:
-        job.seconds["optimise"] = before + time.perf_counter() - begun
-
-    def save() -> str:
-        """Write a checkpoint; why to stop, if it cannot be written and that was asked for."""
-        note_time()
-        assert job.writer is not None
-        return job.writer.write(run.done, _header(job, run, told, mode), tensors_of(run, watcher))
-
-    # A start that was interrupted is not the one to go on from.
-    keeps = job.writer is not None and not interrupted and not ended
-    run(callbacks, watcher, save if keeps else None, asked.checkpoint_every)
-    note_time()
-    return results_of(job, run, watcher, told, mode)
 
 
 def prepare_job(
@@ -362,15 +297,3 @@ def run_of(job: Job, starts: list[Params], interrupted: str, ended: bool) -> Run
         accumulate=asked.accumulate,
         average_steps=asked.average_steps,
     )
-
-
-def _header(job: Job, run: Run, told: Mapping[str, Any], mode: str) -> dict[str, Any]:
-    """What a checkpoint says beside its numbers."""
-    return {
-        "settings": {name: plain(value) for name, value in told.items()},
-        "marks": job.marks,
-        "done": run.done,
-        "stopped": run.stopped,
-        "environment": {**environment(job.members[0].x), "steps": mode},
-        "seconds": job.seconds,
-    } | {name: value for name, value in (("decay", job.decay), ("before", run.before)) if value}

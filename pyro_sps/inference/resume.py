@@ -17,8 +17,8 @@ from ..data.opening import data_of
 from ..model.bnn import BNN
 from ..posterior.samples import Samples
 from .checkpoint import Checkpoint
-from .job import run_fit
 from .loop import Callback
+from .run_fit import run_fit
 from .sample_settings import SampleSettings
 from .sampling import run_sample
 from .settings import FitSettings

@@ -18,10 +18,10 @@ from ..masks.values import MAP
 from ..model.bnn import BNN
 from ..posterior.fit import Fit, Fits
 from .cluster import fit_on_cluster
-from .job import run_fit
 from .loop import Callback
 from .maximum import map_weights
 from .members import members_of
+from .run_fit import run_fit
 from .settings import FitSettings
 
 

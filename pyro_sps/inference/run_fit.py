@@ -1,22 +1,106 @@
-"""What a fit returns, and what went wrong on the way."""
+"""A fit that has been prepared is run, and its results are collected."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch.nn.functional as F
 
 from ..base.process import warn_user
+from ..data.observed import NO_EXTRAS, Extras
 from ..data.trees import leaves, rows_of
+from ..model.bnn import BNN
 from ..model.density import elbo_terms, pyro_session
 from ..posterior.fit import Fit, Fits, NonFiniteLossError, OptimizerState
-from .loop import Run, data_fields, with_params
+from .checkpoint import Checkpoint, environment, plain
+from .distributed import own_device
+from .effects import check_effects
+from .job import Job, prepare_job, run_of, starts_of
+from .loop import Callback, Run, data_fields, with_params
+from .settings import FitSettings
+from .snapshot import restore, tensors_of
 from .underfit import warn_of_underfit
 from .validation import Validation, example_of, guide_with
+from .warm_start import check_start, continue_optimiser, with_units
 
-if TYPE_CHECKING:
-    from .job import Job
+
+def run_fit(
+    bnn: BNN,
+    x: Any,
+    y: Any,
+    validation: Any,
+    callbacks: Sequence[Callback],
+    asked: FitSettings,
+    found: Checkpoint | None = None,
+    extras: Extras = NO_EXTRAS,
+) -> Any:
+    """Fit from the start, or from where a checkpoint was found.
+
+    Args:
+        bnn: The model.
+        x: Inputs.
+        y: Targets.
+        validation: As in `fit`.
+        callbacks: As in `fit`.
+        asked: The other options.
+        found: The checkpoint; None for a new fit.
+        extras: Weights and error bars of the rows.
+
+    Returns:
+        A `Fit`, or with `replicas` a `Fits`.
+    """
+    check_effects(bnn, validation, callbacks, asked, found is not None)
+    check_start(bnn, asked)
+    asked = replace(with_units(bnn, asked), device=own_device(asked.device))
+    job = prepare_job(bnn, x, y, validation, asked, found, extras)
+    starts, interrupted = starts_of(job, found)
+    begun = time.perf_counter()
+    ended = found is not None and found.ended
+    run = run_of(job, starts, interrupted, ended)
+    continue_optimiser(run, job.members, asked)
+    watcher = None
+    if job.checks:
+        watcher = Validation(job.checks, job.members, run.layout, job.guide, asked.validate_every, asked.patience)
+    mode = run.step.mode
+    if found is not None:
+        restore(found, run, watcher)
+        job.seconds = {**found.seconds, "prepare": job.seconds["prepare"] + found.seconds.get("prepare", 0.0)}
+        if ended:
+            mode = str(found.environment.get("steps"))
+        else:
+            found.warn_of_environment({**environment(job.members[0].x), "steps": mode})
+    before = job.seconds.get("optimise", 0.0)
+    told = asked.to_dict() | ({} if found is None else {n: found.settings.get(n) for n in ("init", "start")})
+
+    def note_time() -> None:
+        job.seconds["optimise"] = before + time.perf_counter() - begun
+
+    def save() -> str:
+        """Write a checkpoint; why to stop, if it cannot be written and that was asked for."""
+        note_time()
+        assert job.writer is not None
+        return job.writer.write(run.done, _header(job, run, told, mode), tensors_of(run, watcher))
+
+    # A start that was interrupted is not the one to go on from.
+    keeps = job.writer is not None and not interrupted and not ended
+    run(callbacks, watcher, save if keeps else None, asked.checkpoint_every)
+    note_time()
+    return results_of(job, run, watcher, told, mode)
+
+
+def _header(job: Job, run: Run, told: Mapping[str, Any], mode: str) -> dict[str, Any]:
+    """What a checkpoint says beside its numbers."""
+    return {
+        "settings": {name: plain(value) for name, value in told.items()},
+        "marks": job.marks,
+        "done": run.done,
+        "stopped": run.stopped,
+        "environment": {**environment(job.members[0].x), "steps": mode},
+        "seconds": job.seconds,
+    } | {name: value for name, value in (("decay", job.decay), ("before", run.before)) if value}
 
 
 def results_of(job: Job, run: Run, watcher: Validation | None, told: Mapping[str, Any], mode: str) -> Any:
