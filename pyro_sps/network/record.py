@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_map
 
 from ..base.process import process_lock, warn_user
 from . import layers as layers  # registers their rules
@@ -236,10 +237,11 @@ class MappedFunction:
         net: The network.
         names: Names of the parameters that are weights.
         inputs: What it is called with. Several inputs may also come as one tensor, see `inputs.pack`.
+        one_by_one: Whether one set of weights runs after the other, for `torch.func.vmap` cannot map the network.
     """
 
-    def __init__(self, net: nn.Module, names: Sequence[str], inputs: Inputs = ()) -> None:
-        self.skeleton = skeleton(net)
+    def __init__(self, net: nn.Module, names: Sequence[str], inputs: Inputs = (), one_by_one: bool = False) -> None:
+        self.skeleton, self.one_by_one = skeleton(net), one_by_one
         self.names, self.inputs = tuple(names), inputs
         self.shapes = {name: self.skeleton.get_parameter(name).dim() for name in self.names}
         self._num_draws: dict[tuple[Any, ...], int] = {}
@@ -277,12 +279,29 @@ class MappedFunction:
             if batch.numel() == 1:  # without vmap there is less to record
                 single = run({key: value[0] for key, value in flat.items()})
                 return single.reshape(batch + single.shape)
-            if self._convolves and _is_large(x) and own[name].device.type == "cpu":
+            slow = self._convolves and _is_large(x) and own[name].device.type == "cpu"
+            if slow or self.one_by_one:
                 sets = zip(*(value.unbind() for value in flat.values()), strict=True)
                 outputs = torch.stack([run(dict(zip(flat, one, strict=True))) for one in sets])
             else:
                 outputs = torch.func.vmap(run)(flat)
             return outputs.reshape(batch + outputs.shape[1:])
+
+    def try_out(self, x: Any, dtype: torch.dtype) -> None:
+        """Find out whether sets of weights can run at once, which not every operation can.
+
+        Args:
+            x: Inputs.
+            dtype: Of the weights, and of those inputs that are measured.
+        """
+        x = tree_map(lambda part: part.to(dtype) if part.is_floating_point() else part, x)
+        shapes = {name: self.skeleton.get_parameter(name).shape for name in self.names}
+        weights = {name: torch.zeros(shape, dtype=dtype).expand(2, *shape) for name, shape in shapes.items()}
+        try:
+            with torch.no_grad():
+                self(weights, x)
+        except Exception:  # whatever it is, on its own the network did run
+            self.one_by_one = True
 
     def run_dropping(self, weights: Mapping[str, Tensor], x: Any, drop: Dropping) -> Tensor:
         """Outputs for one set of weights, with dropout."""
@@ -326,4 +345,4 @@ class MappedFunction:
         }
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.skeleton, self.names, self.inputs)
+        return type(self), (self.skeleton, self.names, self.inputs, self.one_by_one)

@@ -33,6 +33,20 @@ _FACTORIES = {
 _RESHAPED = {"transpose_", "t_", "squeeze_", "unsqueeze_", "swapaxes_", "swapdims_", "detach_", "as_strided_"}
 
 
+#: Operations that other ones make up, as functions of the same arguments that are written with these.
+_PARTS: dict[str, Callable[..., Any]] = {}
+
+
+def made_of(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register what makes up an operation of ATen: a function of the same arguments."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        _PARTS[name] = function
+        return function
+
+    return register
+
+
 def handles(*names: str) -> Callable[[Handler], Handler]:
     """Register what the recorder does at operations of ATen, by names without overloads and without a last `_`."""
 
@@ -115,6 +129,7 @@ class Recorder(TorchDispatchMode):
         self.largest = 1
         self.given: set[int] = set()
         self.names = {id(module): name or "network" for name, module in net.named_modules()}
+        self.indices: dict[int, tuple[Tensor, Ints]] = {}  # tensors that say which unit it was, and these units
         self.inputs: dict[int, Ints] = {}  # pinned units by the code of the column that they read
 
     # memory
@@ -202,10 +217,6 @@ class Recorder(TorchDispatchMode):
         """The parameter that a convolution reads as its kernel."""
         address = _address(tensor)
         kind = "transposed" if transposed else "convolution"
-        if address not in self.parameters:
-            raise UnsupportedLayerError(
-                f"{self.place()} convolves with a kernel that was computed; a parameter of the network is needed"
-            )
         name = self.parameters[address][0]
         if name not in self.weights:
             self.register(address, kind, groups)
@@ -215,9 +226,13 @@ class Recorder(TorchDispatchMode):
             raise UnsupportedLayerError(f"{self.place()} uses {name!r} as a kernel, which is used in another way too")
         return weight
 
+    def is_parameter(self, tensor: Tensor) -> bool:
+        """Whether a tensor is a parameter of the network, or a view of one."""
+        return _address(tensor) in self.parameters
+
     def _convolved(self, args: Any) -> None:
         """Read a kernel as one, before its numbers are read."""
-        if _address(args[1]) in self.parameters:
+        if self.is_parameter(args[1]):
             self.convolution(args[1], args[6], args[8])
 
     def axis_of(self, name: str, atom: int) -> int:
@@ -289,24 +304,52 @@ class Recorder(TorchDispatchMode):
                 "a network must not branch on values, or its symmetries cannot be read: choose by torch.where, or run "
                 "that part on the data beforehand and make a BNN of what follows"
             )
+        known, changes = base in _HANDLERS, schema.is_mutable
+        if changes:
+            self._read(tensors)
+        if changes and not known and (parts := self._in_parts(func, base, args, kwargs)) is not None:
+            return parts
         out = func(*args, **kwargs)
         self.largest = max([self.largest, *(leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, Tensor))])
         results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
-        if not schema.is_mutable and results and all(_shares(result, tensors) for result in results):
+        if not changes and results and all(_shares(result, tensors) for result in results):
             return out  # a view
-        handler = _HANDLERS.get(base)
+        self._read(tensors)
+        if not changes and not known and (parts := self._in_parts(func, base, args, kwargs)) is not None:
+            return parts
         try:
-            if handler is None:
+            if not known:
                 raise self.unsupported(
                     f"the operation {base!r} is not known (within a submodule whose weights are all in "
                     "deterministic=[...] it need not be)"
                 )
-            handler(self, Call(base, _bind(schema, args, kwargs), values, out))
+            _HANDLERS[base](self, Call(base, _bind(schema, args, kwargs), values, out))
         except UnsupportedLayerError:
             if self.closed.isdisjoint(self.stack):
                 raise
             self._tell_apart(values, results)
         return out
+
+    def says_which(self, indices: Tensor, units: Ints) -> None:
+        """Note that a tensor says which of some units a number was of: whoever reads it tells them apart."""
+        self.indices[_address(indices)] = (indices, units)
+
+    def _read(self, tensors: Sequence[Tensor]) -> None:
+        for tensor in tensors:
+            if (found := self.indices.get(_address(tensor))) is not None:
+                self.atoms.pin(found[1])
+
+    def _in_parts(self, func: Any, base: str, args: Any, kwargs: Any) -> Any:
+        """The result of an operation that no rule is for, by known ones that make it up; None if there are none."""
+        changes = func._schema.is_mutable
+        parts = _PARTS.get(base) or _pytorchs_parts(func, base if changes else "")
+        try:
+            with self:  # so that the parts are followed
+                out = parts(*args, **kwargs)
+                return None if out is NotImplemented else args[0].copy_(out) if changes else out
+        except (UnsupportedLayerError, NotImplementedError):
+            self.operation = base
+            return None
 
     def _tell_apart(self, values: Mapping[int, Value | None], results: Sequence[Tensor]) -> None:
         """Give an identity to all that enters or leaves an operation."""
@@ -334,6 +377,23 @@ def constant(tensor: Tensor) -> Value:
         return Value.pinned(mix(np.arange(tensor.numel())).reshape(tuple(tensor.shape)))
     numbers = tensor.detach().cpu().to(torch.float64).numpy() + 0.0
     return Value.pinned(mix(np.ascontiguousarray(numbers).view(np.uint64).reshape(numbers.shape)))
+
+
+def _pytorchs_parts(func: Any, base: str) -> Callable[..., Any]:
+    """What PyTorch itself takes an operation apart into where a compiler does not know it.
+
+    Args:
+        func: The operation.
+        base: For one that works in place, the name of the one that does not; else empty.
+    """
+    if base:
+        func = getattr(getattr(torch.ops.aten, base, None), func._overloadname, func)
+    try:
+        from torch._decomp import decomposition_table as table
+    except ImportError:  # it is no part of the public interface
+        table = {}
+    found: Callable[..., Any] = table.get(func, func.decompose)
+    return found
 
 
 def _address(tensor: Tensor) -> int:

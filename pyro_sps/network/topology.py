@@ -26,7 +26,7 @@ Masks = dict[str, Tensor]
 SUPPORTED = (
     "nn.Linear, convolutions, recurrent cells, attention, norms, pooling, embeddings, elementwise functions, sums and "
     "products of hidden values, reshaping and concatenation, as modules, functions or methods; not: values that decide "
-    "which way a network goes, sorting of units, Fourier transforms, forward hooks"
+    "which way a network goes, Fourier transforms, linear algebra of hidden values"
 )
 
 

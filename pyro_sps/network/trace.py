@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from ..base.process import process_lock
@@ -14,6 +15,17 @@ from .record import MappedFunction, NoExampleError, record
 from .run import NetworkFunction
 from .topology import SUPPORTED, Topology, UnsupportedLayerError
 from .tracer import Tracer
+
+
+def _instead_of(module: nn.Module) -> str:
+    """What to do about the hooks of a module."""
+    hooks = {type(hook).__name__ for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values())}
+    if hooks == {"WeightNorm"}:
+        return (
+            "torch.nn.utils.weight_norm makes them; take it off by torch.nn.utils.remove_weight_norm(layer) and use "
+            "torch.nn.utils.parametrizations.weight_norm(layer), which is the same without hooks"
+        )
+    return "remove them (handle.remove()), or do what they do in forward"
 
 
 def trace(net: nn.Module, example: Any = None, deterministic: Sequence[Any] = ()) -> tuple[Topology, NetworkFunction]:
@@ -47,8 +59,8 @@ def trace(net: nn.Module, example: Any = None, deterministic: Sequence[Any] = ()
     for name, module in net.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:  # torch.fx would not see what they do
             raise UnsupportedLayerError(
-                f"layer {name or 'network'!r} ({type(module).__name__}) has forward hooks, which are not supported. "
-                f"Supported: {SUPPORTED}"
+                f"layer {name or 'network'!r} ({type(module).__name__}) has forward hooks, which are not supported: "
+                f"{_instead_of(module)}"
             )
     try:
         return _dense(net)  # the faster form, for networks that are fully connected
@@ -60,7 +72,10 @@ def trace(net: nn.Module, example: Any = None, deterministic: Sequence[Any] = ()
         # It may be a fully connected network with a mistake, such as widths that do not fit.
         known = any(word in str(dense) for word in ("is not supported", "could not trace", "second input"))
         raise (error if known else dense) from None
-    return topology, MappedFunction(net, [tensor.name for tensor in topology.tensors], topology.inputs)
+    function = MappedFunction(net, [tensor.name for tensor in topology.tensors], topology.inputs)
+    dtype = next(net.parameters()).dtype
+    function.try_out(topology.random_inputs(torch.Generator().manual_seed(0)), dtype)
+    return topology, function
 
 
 def _dense(net: nn.Module) -> tuple[Topology, NetworkFunction]:

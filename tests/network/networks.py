@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 
 class Net(nn.Module):
@@ -141,6 +142,34 @@ def sequence_to_sequence(net, x):
 
 
 ROWS = 2
+
+
+def neighbours(net, x):
+    """A step of message passing on a directed ring: each node gets a sum of what comes along its edges."""
+    h = net.node(x)
+    sent = net.message(h).tanh()[:, [0, 1, 2, 2]]
+    received = torch.zeros_like(h).index_add(1, torch.tensor([1, 2, 0, 1]), sent)
+    return net.out((h + received).relu().mean(1))
+
+
+class Doubled(torch.autograd.Function):
+    """Written as before torch.func, so that it cannot be mapped over sets of weights."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 2 * gradient
+
+
+def by_the_largest(net, x):
+    h = net.a(x)
+    told = h * (h.argmax(1, keepdim=True) == torch.arange(4)) + h.max(1, keepdim=True).indices
+    return net.out(net.b(told).tanh())
+
+
 NETWORKS = {
     "conv, flatten": (lambda: nn.Sequential(conv(2, 3, 3), nn.ReLU(), conv(3, 4, 2), nn.Tanh(), nn.Flatten(), nn.Linear(16, 2)), (2, 5, 5)),
     "conv, pools": (lambda: nn.Sequential(conv(2, 3, 3, stride=2, padding="valid"), nn.Tanh(), nn.AvgPool2d(2), conv(3, 4, 1), nn.MaxPool2d(2, 1), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(4, 2)), (2, 12, 12)),
@@ -176,7 +205,20 @@ NETWORKS = {
     "even": (lambda: Net(lambda n, x: n.out(n.a(x).square() + n.b(x).cos()), a=nn.Linear(3, 4), b=nn.Linear(3, 4), out=nn.Linear(4, 2)), (3,)),
     "scale and shift": (lambda: Net(lambda n, x: n.out((n.a(x).tanh() * n.scale + n.shift).tanh()), a=nn.Linear(3, 4), scale=nn.Parameter(torch.ones(4)), shift=nn.Parameter(torch.zeros(4)), out=nn.Linear(4, 2)), (3,)),
     "one scale": (lambda: Net(lambda n, x: n.out(n.a(x).tanh() * n.scale), a=nn.Linear(3, 4), scale=nn.Parameter(torch.ones(1)), out=nn.Linear(4, 2)), (3,)),
-    "weight norm": (lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.Tanh(), nn.Linear(4, 2)), (3,)),
+    "weight norm": (lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), weight_norm(nn.Linear(4, 4)), nn.Tanh(), nn.Linear(4, 2)), (3,)),
+    "weight norm, convolutions": (lambda: nn.Sequential(weight_norm(conv(2, 3, 3, padding=1)), nn.Tanh(), weight_norm(conv(3, 4, 2)), nn.ReLU(), nn.Flatten(), nn.Linear(36, 2)), (2, 4, 4)),
+    "weight norm, transposed": (lambda: nn.Sequential(conv(2, 3, 1), nn.Tanh(), weight_norm(nn.ConvTranspose2d(3, 4, 2, stride=2)), nn.Tanh(), nn.Flatten(), nn.Linear(64, 2)), (2, 2, 2)),
+    "gated kernel": (lambda: Net(lambda n, x: n.out(F.conv1d(n.a(x).tanh(), n.k * n.g.sigmoid()[:, None, None], padding=1).tanh().amax(2)), a=nn.Conv1d(2, 3, 1), k=nn.Parameter(torch.randn(4, 3, 3)), g=nn.Parameter(torch.randn(4)), out=nn.Linear(4, 2)), (2, 5)),
+    "bilinear": (lambda: Net(lambda n, x: n.out(n.c(n.a(x), n.b(x)).tanh()), a=nn.Linear(3, 4), b=nn.Linear(3, 4), c=nn.Bilinear(4, 4, 3), out=nn.Linear(3, 2)), (3,)),
+    "radial basis functions": (lambda: Net(lambda n, x: n.out((-torch.cdist(n.a(x).tanh(), n.centres) ** 2).exp()), a=nn.Linear(3, 4), centres=nn.Parameter(torch.randn(5, 4)), out=nn.Linear(5, 2)), (3,)),
+    "affine embeddings": (lambda: Net(lambda n, x: n.out(torch.addcmul(n.bias, n.weight, x[..., None]).relu().flatten(1)), weight=nn.Parameter(torch.randn(3, 4)), bias=nn.Parameter(torch.randn(3, 4)), out=nn.Linear(12, 2)), (3,)),
+    "in between": (lambda: Net(lambda n, x: n.out(torch.lerp(n.a(x).tanh(), n.b(x), n.gate(x).sigmoid())), a=nn.Linear(3, 4), b=nn.Linear(3, 4), gate=nn.Linear(3, 4), out=nn.Linear(4, 2)), (3,)),
+    "clamped between two": (lambda: Net(lambda n, x: n.out(torch.clamp(n.a(x), n.low, n.b(x))), a=nn.Linear(3, 4), b=nn.Linear(3, 4), low=nn.Parameter(torch.zeros(4)), out=nn.Linear(4, 2)), (3,)),
+    "cosine": (lambda: Net(lambda n, x: n.out(torch.stack([F.cosine_similarity(n.a(x), n.b(x)), torch.hypot(n.a(x), n.b(x)).sum(1)], 1)), a=nn.Linear(3, 4), b=nn.Linear(3, 4), out=nn.Linear(2, 2)), (3,)),
+    "in order": (lambda: Net(lambda n, x: n.out(torch.cat([n.a(x).sort(1).values, n.b(x).tanh().topk(2).values, n.b(x).median(1, keepdim=True).values, n.b(x).quantile(0.3, 1, keepdim=True)], 1)), a=nn.Linear(3, 4), b=nn.Linear(3, 3), out=nn.Linear(8, 2)), (3,)),
+    "the largest": (lambda: Net(by_the_largest, a=nn.Linear(3, 4), b=nn.Linear(4, 3), out=nn.Linear(3, 2)), (3,)),
+    "function of one's own": (lambda: Net(lambda n, x: n.out(Doubled.apply(n.a(x).tanh()).amax(2)), a=nn.Conv1d(2, 4, 1), out=nn.Linear(4, 2)), (2, 3)),
+    "neighbours": (lambda: Net(neighbours, node=nn.Linear(2, 4), message=nn.Linear(4, 4), out=nn.Linear(4, 2)), (3, 2)),
     "rnn": (lambda: recurrent(nn.RNN), (3, 3)),
     "rnn, relu": (lambda: recurrent(nn.RNN, nonlinearity="relu", num_layers=2), (3, 3)),
     "lstm": (lambda: recurrent(nn.LSTM), (3, 3)),

@@ -66,6 +66,13 @@ def test_sets_of_weights_equal_a_loop_over_them(name):
         )
 
 
+def test_sets_of_weights_run_at_once_where_that_is_possible():
+    ways = {name: trace(build(name), example(name))[1] for name in ("conv, flatten", "function of one's own")}
+    assert [function.one_by_one for function in ways.values()] == [False, True]
+    again, arguments = ways["function of one's own"].__reduce__()  # as pickle does; its lambdas cannot be pickled
+    assert again(*arguments).one_by_one
+
+
 def test_large_convolutions_run_one_set_of_weights_after_the_other(monkeypatch):
     net, x = build("residual, group norm"), example("residual, group norm")
     topology, function = trace(net, x)
@@ -76,7 +83,9 @@ def test_large_convolutions_run_one_set_of_weights_after_the_other(monkeypatch):
     torch.testing.assert_close(function(weights, x), together, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["conv, flatten", "lstm", "small gpt", "residual, group norm"])
+@pytest.mark.parametrize(
+    "name", ["conv, flatten", "lstm", "small gpt", "residual, group norm", "function of one's own"]
+)
 def test_gradients_equal_those_of_the_network(name):
     net, x = build(name), example(name)
     topology, function = trace(net, x)
@@ -131,6 +140,15 @@ def test_orders_that_are_known():
     assert orders("rms norm") == [f(4), f(4) * 2**4, 4]
     assert orders("batch norm") == [f(4), f(4) * 2**4, 8]
     assert orders("glu") == [f(4), f(4) * 2**4, 4]
+    assert orders("weight norm, convolutions")[0] == f(3) * f(4)
+    assert orders("weight norm, transposed")[0] == f(3) * f(4)
+    assert orders("gated kernel")[0] == f(3) * f(4)
+    assert orders("bilinear")[0] == f(4) * f(4) * f(3)
+    assert orders("radial basis functions")[0] == f(4) * f(5)
+    assert orders("in between")[0] == orders("clamped between two")[0] == orders("cosine")[0] == f(4)
+    assert orders("in order")[0] == f(4) * f(3)  # whichever units they are of, what is in order stays
+    assert orders("the largest")[0] == f(3)  # of the four before, a number says which is the largest
+    assert orders("neighbours")[0] == f(4)
     assert orders("concatenation") == [f(4) * f(3), f(4) * f(3) * 2**4, 3]
 
 

@@ -444,10 +444,9 @@ class TwoInputs(nn.Module):
 
 def hooked(kind):
     net = sps.mlp([3, 4, 2])
-    if kind == "spectral":
-        nn.utils.spectral_norm(net[2])
-    elif kind == "parametrized":
-        nn.utils.parametrizations.weight_norm(net[2])
+    if kind == "weight norm":
+        with pytest.warns(FutureWarning):
+            nn.utils.weight_norm(net[2])
     else:
         net[2].register_forward_hook(lambda module, args, output: 2 * output)
     return net
@@ -461,8 +460,6 @@ def hooked(kind):
             lambda: Custom(lambda net, x: net.last(torch.linalg.inv(net.square(x)[:, None] * x[..., None])[0])),
             "operation",
         ),
-        (lambda: hooked("spectral"), "layer '2' (Linear)"),
-        (lambda: hooked("hook"), "layer '2' (Linear) has forward hooks"),
     ],
 )
 def test_unsupported_layers_are_named_with_what_is_supported(net, names):
@@ -475,6 +472,8 @@ def test_unsupported_layers_are_named_with_what_is_supported(net, names):
 @pytest.mark.parametrize(
     ("net", "says"),
     [
+        (lambda: hooked("hook"), r"layer '2' \(Linear\) has forward hooks, .*: remove them"),
+        (lambda: hooked("weight norm"), "use torch.nn.utils.parametrizations.weight_norm"),
         (Branching, "branches on it; a network must not branch on values"),
         (TwoInputs, "Give an example.*required positional argument: 'z'"),
         (lambda: nn.Sequential(), "must return one tensor that its layers computed"),

@@ -3,6 +3,6 @@
 To teach the tracer a layer is to write one such function; importing this package registers all of them.
 """
 
-from . import dense, elementwise, functions, moves, products, sets, shapes
+from . import dense, elementwise, functions, moves, parts, products, sets, shapes
 
-__all__ = ["dense", "elementwise", "functions", "moves", "products", "sets", "shapes"]
+__all__ = ["dense", "elementwise", "functions", "moves", "parts", "products", "sets", "shapes"]

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..elements import LINEAR, SCALE, SIGN, Ints, Value, pair
@@ -20,7 +21,8 @@ _EVEN = "cos cosh square"
 _NEITHER = (
     "gelu silu elu softplus sigmoid log_sigmoid_forward hardsigmoid hardswish mish exp exp2 expm1 log log2 log10 log1p "
     "sqrt rsqrt threshold celu selu floor ceil round trunc erfc logit special_expit "
-    "bitwise_not logical_not isnan isinf isfinite nan_to_num lgamma digamma"
+    "bitwise_not logical_not isnan isinf isfinite nan_to_num lgamma digamma frac i0 bessel_i0 special_i0e bessel_i0e "
+    "special_i1 special_i1e special_erfcx erfcx special_ndtri special_log_ndtr signbit"
 )
 _CLASSES: dict[str, tuple[str, bool]] = {
     "neg": (ODD, True),
@@ -64,12 +66,24 @@ def rrelu(recorder: Recorder, call: Call) -> None:
 def clamp(recorder: Recorder, call: Call) -> None:
     """Clamping is odd where its ends are opposite, and homogeneous where they are zero or nothing."""
     low, high = call.args.get("min_val", call.args.get("min")), call.args.get("max_val", call.args.get("max"))
+    low, high = (_number(end, call) for end in (low, high))
     if any(isinstance(end, Tensor) for end in (low, high)):
-        raise recorder.unsupported("clamp with tensors as ends is not known; use numbers")
+        value = recorder.operand(call["self"], call)
+        for name, end in (("maximum", low), ("minimum", high)):
+            if end is not None:
+                end = recorder.operand(end, call) if isinstance(end, Tensor) else constant(torch.tensor(end))
+                value = two(recorder, name, value, end, call.out)
+        return recorder.write(call.out, value)
     odd = low is not None and high is not None and low == -high
     homogeneous = all(end is None or end == 0 for end in (low, high))
     value = recorder.operand(call["self"], call)
     recorder.write(call.out, apply(recorder, value, ODD if odd else NEITHER, homogeneous))
+
+
+def _number(argument: Any, call: Call) -> Any:
+    """A constant of no dimension as a number; everything else as it is."""
+    single = isinstance(argument, Tensor) and argument.dim() == 0 and call.known(argument) is None
+    return argument.item() if single else argument
 
 
 @handles("pow")
@@ -104,7 +118,9 @@ def masked(recorder: Recorder, call: Call) -> None:
 _COMPARISONS = "eq ne lt le gt ge logical_and logical_or bitwise_and bitwise_or"
 
 
-@handles("add", "sub", "rsub", "mul", "div", "maximum", "minimum", "_prelu_kernel", "atan2", "fmod", "remainder")
+@handles(
+    "add", "sub", "rsub", "mul", "div", "maximum", "minimum", "_prelu_kernel", "atan2", "fmod", "remainder", "hypot"
+)
 @handles(*_COMPARISONS.split())
 def binary(recorder: Recorder, call: Call) -> None:
     """A function of two numbers at the same places."""
@@ -235,11 +251,6 @@ def join(recorder: Recorder, first: Value, second: Value, out: Tensor, linear: b
 def _expanded(value: Value, out: Tensor) -> Value:
     shape = tuple(out.shape)
     return value if value.shape == shape else value.map(lambda array: np.broadcast_to(array, shape))
-
-
-def as_operand(recorder: Recorder, argument: Any, call: Call) -> Value:
-    """What is known of an argument, which may be a number."""
-    return recorder.operand(argument, call) if isinstance(argument, Tensor) else constant(argument)
 
 
 @handles("glu")

@@ -12,11 +12,15 @@ from torch import Tensor
 from ..elements import LINEAR, SCALE, SIGN, Value, first_along, mix, pair
 from ..recorder import Call, Recorder, handles, leaves
 
+# What leaves numbers where they are.
+_COPIES = ("_to_copy", "clone", "contiguous", "convert_element_type")
+
 
 @handles(
     *[
         "clone",
         "_to_copy",
+        "convert_element_type",
         "contiguous",
         "repeat",
         "repeat_interleave",
@@ -24,7 +28,6 @@ from ..recorder import Call, Recorder, handles, leaves
         "flip",
         "rot90",
         "take",
-        "gather",
         "index",
         "index_select",
         "im2col",
@@ -36,15 +39,14 @@ from ..recorder import Call, Recorder, handles, leaves
 )
 def move(recorder: Recorder, call: Call) -> None:
     """Numbers move or are copied: what is done to their places is done to what is known of them."""
-    argument = call.args.get("self", call.args.get("input"))
-    assert isinstance(argument, Tensor)
+    argument = next(iter(call.args.values()))
     for tensor in leaves([value for value in call.args.values() if value is not argument]):
         if call.known(tensor) is not None:
             raise recorder.unsupported(f"{call.name} at places that the network computes is not known")
     value = recorder.as_value(recorder.operand(argument, call))
     # Zero stays for what is not a copy, such as the edges of unfolded images.
     places = torch.arange(1, argument.numel() + 1, dtype=torch.float64).reshape(argument.shape)
-    moved = places.clone() if call.name in ("_to_copy", "clone", "contiguous") else _again(call, places)
+    moved = places.clone() if call.name in _COPIES else _again(call, places)
     index = moved.to(torch.int64).numpy() - 1
     flat = value.map(lambda array: array.ravel()[np.maximum(index, 0)])
     if (index < 0).any():
@@ -55,11 +57,11 @@ def move(recorder: Recorder, call: Call) -> None:
 def _again(call: Call, places: Tensor) -> Any:
     """The same operation on numbers that say where they were."""
     function = getattr(torch.ops.aten, call.name)
-    arguments = [places if name in ("self", "input") else value for name, value in call.args.items()]
-    packet = {"index": "Tensor", "roll": "default", "upsample_nearest1d": "default"}.get(call.name)
-    if packet is not None:
-        return getattr(function, packet)(*arguments)
-    return function(*arguments)
+    overload = {"index": "Tensor", "roll": "default", "upsample_nearest1d": "default"}.get(call.name)
+    function = function if overload is None else getattr(function, overload)
+    names = iter(call.args)
+    next(names)
+    return function(places, **{name: call[name] for name in names})
 
 
 @handles("cat", "stack")

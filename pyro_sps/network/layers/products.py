@@ -18,7 +18,7 @@ from ..recorder import Call, Recorder, handles, rows_code
 from .functions import two
 
 
-@handles("mm", "bmm", "matmul", "mv", "dot")
+@handles("mm", "bmm", "mv", "dot")
 def product(recorder: Recorder, call: Call) -> None:
     """A product of matrices, or of batches of them."""
     first, second = (argument for argument in call.args.values() if isinstance(argument, Tensor))
@@ -251,6 +251,8 @@ def convolution(recorder: Recorder, call: Call) -> None:
     groups, transposed = call["groups"], call["transposed"]
     if call.known(call["input"]) is None and not bool(call["input"].any()):
         raise recorder.unsupported("it convolves zeros")
+    if not recorder.is_parameter(call["weight"]):
+        return _by_computed_kernel(recorder, call)
     weight = recorder.convolution(call["weight"], transposed, groups)
     atoms, name = recorder.atoms, recorder.parameters[call["weight"].untyped_storage()._cdata][0]
     inputs, outputs = (0, 1) if transposed else (1, 0)
@@ -260,13 +262,8 @@ def convolution(recorder: Recorder, call: Call) -> None:
     assert read is not None
     assert made is not None
     read, made = read.reshape(groups, -1), made.reshape(groups, -1)
-    # The channels last: (1, rows × positions, channels).
-    value = recorder.as_value(recorder.operand(call["input"], call))
-    value = value.map(lambda array: np.moveaxis(array, 1, -1).reshape(1, -1, array.shape[1]))
-    value = _aligned(recorder, value, 1)
-    outside, inside = _split(value, summed=2, other=1)
-    for token in outside:
-        atoms.pin(token.ravel())
+    value = _channels_last(recorder, call)
+    _, inside = _split(value, summed=2, other=1)
     label = _label(value.place.swapaxes(1, 2))
     _unmet(recorder, inside, [read.reshape(1, -1)], label)
     met, _ = atoms.combine(inside, [read.reshape(1, -1)], label)
@@ -278,16 +275,67 @@ def convolution(recorder: Recorder, call: Call) -> None:
     for kind in (SIGN, SCALE):
         along = atoms.equate_along(kind, value.characters[kind], axis=1)
         atoms.equate(kind, along.ravel(), read.ravel())
+    _write_channels(recorder, call, [made.ravel()], (made.ravel(), made.ravel()))
+
+
+def _channels_last(recorder: Recorder, call: Call) -> Value:
+    """The input of a convolution, (1, rows × positions, channels); what tells positions apart is pinned."""
+    value = recorder.as_value(recorder.operand(call["input"], call))
+    value = value.map(lambda array: np.moveaxis(array, 1, -1).reshape(1, -1, array.shape[1]))
+    value = _aligned(recorder, value, 1)
+    for token in _split(value, summed=2, other=1)[0]:
+        recorder.atoms.pin(token.ravel())
+    return value
+
+
+def _write_channels(recorder: Recorder, call: Call, tokens: list[Ints], characters: tuple[Ints, Ints]) -> None:
+    """What comes out of a convolution, whose channels have these tokens, signs and scales at every position."""
     shape = tuple(call.out.shape)
-    column = made.reshape(-1, *(1,) * (len(shape) - 2))
-    own = np.broadcast_to(column, shape)
+    column = (-1, *(1,) * (len(shape) - 2))
+    wide = [np.broadcast_to(token.reshape(column), shape) for token in tokens]
     position = mix(np.arange(shape[0] * int(np.prod(shape[2:])))).reshape(shape[0], 1, *shape[2:])
-    tokens, place = atoms.settle([own], np.broadcast_to(position, shape))
-    result = Value(tokens, place, (own, own))
+    settled, place = recorder.atoms.settle(wide, np.broadcast_to(position, shape))
+    signs, scales = (np.broadcast_to(own.reshape(column), shape) for own in characters)
+    result = Value(settled, place, (signs, scales))
     if call["bias"] is not None:
-        bias = recorder.operand(call["bias"], call).map(lambda array: array.reshape(-1, *(1,) * (len(shape) - 2)))
+        bias = recorder.operand(call["bias"], call).map(lambda array: array.reshape(column))
         result = two(recorder, "add", result, bias, call.out)
     recorder.write(call.out, result)
+
+
+def _by_computed_kernel(recorder: Recorder, call: Call) -> None:
+    """A convolution with a kernel that the network computes, such as one of `weight_norm`: products, and sums of them.
+
+    Each of its positions is a matrix of inputs by outputs; all of them meet the channels of the same numbers.
+    """
+    if call["groups"] > 1:
+        raise recorder.unsupported("a convolution in groups with a kernel that is computed is not known")
+    atoms = recorder.atoms
+    kernel = recorder.as_value(recorder.operand(call["weight"], call))
+    if not call["transposed"]:
+        kernel = kernel.map(lambda array: array.swapaxes(0, 1))
+    inputs, outputs = kernel.shape[:2]
+    kernel = replace(kernel.map(lambda array: array.reshape(inputs, outputs, -1)), weight=None)
+    for token in kernel.tokens:  # positions have an identity
+        if not (token == first_along(token, 2)).all():
+            atoms.pin(token.ravel())
+    tokens, place = atoms.settle(kernel.tokens, kernel.place)
+    kernel = replace(kernel, tokens=tokens, place=place).map(lambda array: array.reshape(1, inputs, -1))
+    products = _contracted(recorder, _channels_last(recorder, call), kernel)
+    channels = []
+    for token in products.tokens:
+        token = token.reshape(-1, outputs, products.shape[2] // outputs)
+        own = token[:1, :, :1]
+        if (token == own).all():
+            channels.append(own.ravel())
+        else:  # sets of channels that differ from position to position
+            atoms.pin(token.ravel())
+    characters = []
+    for kind in (SIGN, SCALE):
+        by_position = products.characters[kind].reshape(-1, outputs, products.shape[2] // outputs)
+        every = np.moveaxis(by_position, 1, 0).reshape(outputs, -1)
+        characters.append(atoms.equate_along(kind, every, axis=1))
+    _write_channels(recorder, call, channels, (characters[0], characters[1]))
 
 
 def _grouped(recorder: Recorder, channel: Ints, label: Codes, made: Ints) -> None:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..elements import LINEAR, SCALE, SIGN, Codes, Ints, Value, first_along, mix, pair
 from ..recorder import Call, Recorder, constant, handles
-from .functions import two
+from .functions import join, two
+from .moves import move
 from .products import along
 
 
@@ -97,6 +98,8 @@ _REDUCTIONS = {
     "norm": ("even", False),
     "logsumexp": ("neither", False),
     "prod": ("neither", False),
+    "argmax": ("neither", False),
+    "argmin": ("neither", False),
     "any": ("neither", False),
     "all": ("neither", False),
 }
@@ -117,6 +120,56 @@ def reduction(recorder: Recorder, call: Call) -> None:
     outs = [call.out] if isinstance(call.out, Tensor) else list(call.out)
     for out in outs:
         recorder.write(out, result.map(lambda array, out=out: array.reshape(tuple(out.shape))))
+    if call.name.startswith("arg") or (len(outs) == 2 and call.name in ("max", "min")):
+        _say_which(recorder, value, axes, outs[-1])
+
+
+def _say_which(recorder: Recorder, value: Value, axes: Sequence[int], indices: Tensor) -> None:
+    """Note that indices along axes say which unit it was."""
+    flat, _ = _flat(recorder, value, axes)
+    moving = [token.ravel() for token in flat.tokens if not (token == token[:, :1]).all()]
+    if moving:
+        recorder.says_which(indices, np.concatenate(moving))
+
+
+@handles("sort")
+def sort(recorder: Recorder, call: Call) -> None:
+    """Numbers of a set in order: whichever units they are of, each is a function of all of them."""
+    value = recorder.as_value(recorder.operand(call["self"], call))
+    axis = call["dim"] % max(len(value.shape), 1)
+    result, restore = reduced(recorder, value, [axis], "neither", True)
+    wide = result.map(lambda array: np.broadcast_to(np.expand_dims(restore(array), axis), value.shape))
+    rank = np.arange(value.shape[axis]).reshape([-1 if i == axis else 1 for i in range(len(value.shape))])
+    wide = replace(wide, place=pair(wide.place, np.broadcast_to(rank, value.shape)))
+    for out in call.out:
+        recorder.write(out, wide)
+    _say_which(recorder, value, [axis], call.out[1])
+
+
+@handles("gather")
+def gather(recorder: Recorder, call: Call) -> None:
+    """Numbers picked along an axis; where places are computed, a function of all numbers along it and of the place."""
+    if call.known(call["index"]) is None:
+        return move(recorder, call)
+    shape = tuple(call.out.shape)
+    axis = call["dim"] % max(len(shape), 1)
+    value = _in_order(recorder, recorder.as_value(recorder.operand(call["self"], call)), axis)
+    result, restore = reduced(recorder, value, [axis], "odd", True)
+    rest = tuple(slice(size) for other, size in enumerate(shape) if other != axis)
+    wide = result.map(lambda array: np.broadcast_to(np.expand_dims(restore(array)[rest], axis), shape))
+    index = recorder.as_value(recorder.operand(call["index"], call))
+    for kind in (SIGN, SCALE):
+        recorder.atoms.lose(kind, index.characters[kind].ravel())
+    recorder.write(call.out, replace(join(recorder, wide, index, call.out), characters=wide.characters))
+
+
+def _in_order(recorder: Recorder, value: Value, axis: int) -> Value:
+    """A value of which the order along an axis matters: units along it are told apart."""
+    for token in value.tokens:
+        if not (token == first_along(token, axis)).all():
+            recorder.atoms.pin(token.ravel())
+    tokens, place = recorder.atoms.settle(value.tokens, value.place)
+    return replace(value, tokens=tokens, place=place)
 
 
 def _normalised(recorder: Recorder, value: Value, axes: Sequence[int], sign: bool) -> Value:
@@ -146,17 +199,13 @@ def _normalised(recorder: Recorder, value: Value, axes: Sequence[int], sign: boo
     return result.map(lambda array: array.reshape([shape[axis] for axis in (*rest, *axes)]).transpose(*order))
 
 
-@handles("_softmax", "_log_softmax", "_safe_softmax", "cumsum", "cumprod", "logcumsumexp", "sort", "cummax", "cummin")
+@handles("_softmax", "_log_softmax", "_safe_softmax", "cumsum", "cumprod", "logcumsumexp", "cummax", "cummin")
 def softmax(recorder: Recorder, call: Call) -> None:
     """Softmax and what else gives each number of a set a value that depends on all of them."""
     value = recorder.as_value(recorder.operand(call["self"], call))
     axis = call["dim"] % max(len(value.shape), 1)
-    if "softmax" not in call.name:  # the order matters
-        for token in value.tokens:
-            if not (token == first_along(token, axis)).all():
-                recorder.atoms.pin(token.ravel())
-        tokens, place = recorder.atoms.settle(value.tokens, value.place)
-        value = replace(value, tokens=tokens, place=place)
+    if "softmax" not in call.name:
+        value = _in_order(recorder, value, axis)
     result = _normalised(recorder, value, [axis], sign=call.name == "cumsum")
     if "softmax" not in call.name:
         shape = [-1 if i == axis else 1 for i in range(len(value.shape))]
