@@ -74,8 +74,8 @@ def split(name, seed, folder=None):
         table = read_mixed(str(Path(folder) / name), [FILES[name]])
         frame = table.frame(list(table.columns))
         y = frame.pop(FILES[name]).to_numpy(float)
-        train, test = _rows(len(y), seed)
-        y, y_test = _scaled(y[train].reshape(-1, 1), y[test].reshape(-1, 1))
+        train, test = test_rows(len(y), seed)
+        y, y_test = units(y[train].reshape(-1, 1), y[test].reshape(-1, 1))
         return frame.iloc[train], y, frame.iloc[test], y_test
     if name.startswith("linear-"):
         rows, rng = int(name.removeprefix("linear-")), np.random.default_rng([seed, 1])
@@ -93,16 +93,14 @@ def split(name, seed, folder=None):
 
             table = load_uci(name)
             x, y = table.x, table.y
-        train, test = _rows(len(x), seed)
-    scaled = [_scaled(x[train], x[test])]
-    scaled.append(
-        (y[train], y[test]) if name in CLASSES else _scaled(*(y[i].reshape(len(i), -1) for i in (train, test)))
-    )
+        train, test = test_rows(len(x), seed)
+    scaled = [units(x[train], x[test])]
+    scaled.append((y[train], y[test]) if name in CLASSES else units(*(y[i].reshape(len(i), -1) for i in (train, test))))
     (x, x_test), (y, y_test) = scaled
     return x, y, x_test, y_test
 
 
-def _rows(count, seed):
+def test_rows(count, seed):
     """Numbers of the rows of training and test."""
     order = np.random.default_rng([seed, 2]).permutation(count)
     return order[count // 5 :], order[: count // 5]
@@ -118,7 +116,7 @@ def encoded(x, y, x_test, y_test):
     return transformer.fit_transform(frame), y, transformer.transform(typed(x_test, kinds)[0]), y_test
 
 
-def _scaled(train, test):
+def units(train, test):
     scale = train.std(0)
     scale[scale == 0] = 1.0
     return (train - train.mean(0)) / scale, (test - train.mean(0)) / scale
