@@ -98,6 +98,15 @@ def networks():
     def branching(net, x):
         return net.out(net.a(x).relu() if x.sum() > 0 else net.a(x).tanh())
 
+    def graph(net, x):
+        """Steps of a series as nodes that send to the next and to the one after it."""
+        nodes = net.node(x).relu()
+        count = x.shape[1]
+        sources = torch.cat([torch.arange(count - 1), torch.arange(count - 2)])
+        targets = torch.cat([torch.arange(1, count), torch.arange(2, count)])
+        received = torch.zeros_like(nodes).index_add(1, targets, net.message(nodes)[:, sources])
+        return net.out((nodes + received).relu().mean(1))
+
     return {
         "MLP": (mlp(nn.ReLU()), features),
         "residual MLP": (lambda: Net(residual, a=nn.Linear(4, 8), b=nn.Linear(8, 8), out=nn.Linear(8, 1)), features),
@@ -198,6 +207,15 @@ def networks():
             lambda: Net(tcn, a=nn.Conv1d(2, 6, 3), b=nn.Conv1d(6, 6, 3, dilation=2), out=nn.Linear(6, 1)),
             signal,
         ),
+        "TCN, weight norm": (
+            lambda: Net(
+                tcn,
+                a=weight_norm(nn.Conv1d(2, 6, 3)),
+                b=weight_norm(nn.Conv1d(6, 6, 3, dilation=2)),
+                out=nn.Linear(6, 1),
+            ),
+            signal,
+        ),
         "WaveNet": (
             lambda: Net(
                 wavenet,
@@ -208,6 +226,24 @@ def networks():
             ),
             signal,
         ),
+        "radial basis functions": (
+            lambda: Net(
+                lambda n, x: n.out((-torch.cdist(x, n.centres.weight).square()).exp()),
+                centres=nn.Linear(4, 8, bias=False),
+                out=nn.Linear(8, 1),
+            ),
+            features,
+        ),
+        "bilinear": (
+            lambda: Net(
+                lambda n, x: n.out(n.b(n.a(x).tanh(), x).relu()),
+                a=nn.Linear(4, 8),
+                b=nn.Bilinear(8, 4, 6),
+                out=nn.Linear(6, 1),
+            ),
+            features,
+        ),
+        "graph": (lambda: Net(graph, node=nn.Linear(3, 8), message=nn.Linear(8, 8), out=nn.Linear(8, 1)), series),
         "SIREN": (lambda: Net(siren, a=nn.Linear(4, 8), b=nn.Linear(8, 8), out=nn.Linear(8, 1)), features),
         "U-Net": (
             lambda: Net(

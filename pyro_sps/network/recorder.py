@@ -7,6 +7,7 @@ known of elements is noted where they are in memory.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -124,6 +125,14 @@ class Recorder(TorchDispatchMode):
         self.order: list[str] = []
         self.storages: dict[int, tuple[Any, Value]] = {}
         self.parameters = {_address(p): (name, p) for name, p in net.named_parameters()}
+        # Parts of kernels that are computed, as by `weight_norm`: from the third axis on their indices are positions.
+        self.of_kernels = {
+            _address(parameter)
+            for layer in net.modules()
+            if isinstance(layer, nn.modules.conv._ConvNd)
+            for parameter in layer.parameters()
+            if parameter.dim() == 2 + len(layer.kernel_size)
+        }
         self.stack: list[str] = []
         self.operation = ""
         self.largest = 1
@@ -186,7 +195,7 @@ class Recorder(TorchDispatchMode):
         axes: list[Ints | None] = [None] * len(shape)
         grouped = None
         if kind == "plain":
-            for axis in reversed(range(len(shape))):
+            for axis in reversed(range(2 if address in self.of_kernels else len(shape))):
                 if shape[axis] > 1 or len(shape) <= 2:
                     axes[axis] = self.atoms.new(shape[axis])
         else:
@@ -210,8 +219,11 @@ class Recorder(TorchDispatchMode):
                             atoms.reshape([-1 if i == axis else 1 for i in range(len(shape))]), shape
                         ).ravel()
                     )
-        none = np.full(count, -1)
-        self.storages[address] = (parameter, Value(tuple(tokens), np.zeros(count, dtype=np.uint64), (none, none), name))
+        none, place = np.full(count, -1), np.zeros(count, dtype=np.uint64)
+        if address in self.of_kernels:
+            positions = math.prod(shape[2:])
+            place = mix(np.arange(count) % positions)
+        self.storages[address] = (parameter, Value(tuple(tokens), place, (none, none), name))
 
     def convolution(self, tensor: Tensor, transposed: bool, groups: int) -> Weight:
         """The parameter that a convolution reads as its kernel."""
