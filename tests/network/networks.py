@@ -216,6 +216,7 @@ NETWORKS = {
     "clamped between two": (lambda: Net(lambda n, x: n.out(torch.clamp(n.a(x), n.low, n.b(x))), a=nn.Linear(3, 4), b=nn.Linear(3, 4), low=nn.Parameter(torch.zeros(4)), out=nn.Linear(4, 2)), (3,)),
     "cosine": (lambda: Net(lambda n, x: n.out(torch.stack([F.cosine_similarity(n.a(x), n.b(x)), torch.hypot(n.a(x), n.b(x)).sum(1)], 1)), a=nn.Linear(3, 4), b=nn.Linear(3, 4), out=nn.Linear(2, 2)), (3,)),
     "in order": (lambda: Net(lambda n, x: n.out(torch.cat([n.a(x).sort(1).values, n.b(x).tanh().topk(2).values, n.b(x).median(1, keepdim=True).values, n.b(x).quantile(0.3, 1, keepdim=True)], 1)), a=nn.Linear(3, 4), b=nn.Linear(3, 3), out=nn.Linear(8, 2)), (3,)),
+    "picked": (lambda: Net(lambda n, x: n.out(n.a(x).tanh().gather(1, torch.tensor([[0, 2]]).expand(len(x), 2))), a=nn.Linear(3, 4), out=nn.Linear(2, 2)), (3,)),
     "the largest": (lambda: Net(by_the_largest, a=nn.Linear(3, 4), b=nn.Linear(4, 3), out=nn.Linear(3, 2)), (3,)),
     "function of one's own": (lambda: Net(lambda n, x: n.out(Doubled.apply(n.a(x).tanh()).amax(2)), a=nn.Conv1d(2, 4, 1), out=nn.Linear(4, 2)), (2, 3)),
     "neighbours": (lambda: Net(neighbours, node=nn.Linear(2, 4), message=nn.Linear(4, 4), out=nn.Linear(4, 2)), (3, 2)),
