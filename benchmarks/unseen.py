@@ -12,7 +12,8 @@ and gaps, the others the numbers that our transformers make of them. A fifth of 
 Contenders and scores are those of benchmarks/estimators.py. Each result is a line of JSON in
 benchmarks/results/unseen.jsonl, and what is there is not run again. `show` writes benchmarks/results/unseen.md. Its
 intervals are over tables, one split each: what a user's next table of this kind may give. Seconds are of cores that
-other work shared.
+other work shared. A contender fails where its LPP is no number or below -100 (least squares with as many columns as
+rows); such tables count as those that the default is ahead in, and are left out of the means.
 """
 
 import functools
@@ -27,6 +28,7 @@ from estimators import bde, boosting, encoded, linear, ours, test_rows, units
 
 HERE = Path(__file__).resolve().parent
 RESULTS, PAGE = HERE / "results" / "unseen.jsonl", HERE / "results" / "unseen.md"
+FAILS = -100.0
 METHODS = {"ours": "default", "bde": "bde", "hgb": "boosted trees", "linear": "linear, logistic"}
 
 #: Targets that are numbers, and columns that are left out: parts of the target, or names of the rows.
@@ -132,14 +134,23 @@ def run(options):
                 print(f"{name} {seed} {method}: {row['lpp']:.3f} {row['error']:.3f} {row['seconds']:.0f} s", flush=True)
 
 
-def over_tables(differences):
+def over_tables(differences, failures=0):
     """Mean and 95 % interval over tables, the median, and how many are above zero."""
     from scipy.stats import t
 
     values = np.array(differences)
     half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
     sure = "**" if abs(values.mean()) > half else ""
-    return [f"{sure}{values.mean():+.3f} ± {half:.3f}{sure}", f"{np.median(values):+.3f}", f"{(values > 0).sum()}"]
+    return [
+        f"{sure}{values.mean():+.3f} ± {half:.3f}{sure}",
+        f"{np.median(values):+.3f}",
+        f"{(values > 0).sum() + failures}",
+    ]
+
+
+def cell(row):
+    """LPP and error of a contender."""
+    return f"{row['lpp']:.2f}, {row['error']:.2f}" if row["lpp"] > FAILS else "fails"
 
 
 def show():
@@ -152,12 +163,18 @@ def show():
                 found.setdefault((row["table"], row["split"]), {})[row["method"]] = row
         found = {key: own for key, own in found.items() if "ours" in own}
         lines += [f"## {title}", "", "The default less the other, over the tables that both have:", ""]
-        lines += [f"| | tables | LPP | median | ahead in | {error} | median | higher in |", "| --- |" + " ---: |" * 7]
+        lines += [
+            f"| | tables | fails | LPP | median | ahead in | {error} | median | higher in |",
+            "| --- |" + " ---: |" * 8,
+        ]
         for method, label in list(METHODS.items())[1:]:
             both = [own for own in found.values() if method in own]
-            if len(both) > 1:
-                cells = [over_tables([own["ours"][w] - own[method][w] for own in both]) for w in ("lpp", "error")]
-                lines.append(f"| {label} | {len(both)} | {' | '.join(cells[0] + cells[1])} |")
+            good = [own for own in both if own[method]["lpp"] > FAILS]
+            if len(good) > 1:
+                fails, gains = len(both) - len(good), []
+                for score, more in (("lpp", fails), ("error", 0)):
+                    gains += over_tables([own["ours"][score] - own[method][score] for own in good], more)
+                lines.append(f"| {label} | {len(both)} | {fails} | {' | '.join(gains)} |")
         every = [own["ours"] for own in found.values()]
         if "coverage" in (every or [{}])[0]:
             held = np.mean([row["coverage"] for row in every])
@@ -176,7 +193,7 @@ def show():
         ]
         lines += ["| --- |" + " ---: |" * (len(METHODS) + 3)]
         for (name, _), own in sorted(found.items(), key=lambda item: item[1]["ours"]["rows"]):
-            cells = [f"{own[m]['lpp']:.2f}, {own[m]['error']:.2f}" if m in own else "" for m in METHODS]
+            cells = [cell(own[m]) if m in own else "" for m in METHODS]
             size = [f"{own['ours']['rows']:,}", str(own["ours"]["columns"])]
             lines.append(f"| {name} | {' | '.join(size + cells)} | {own['ours']['seconds']:.0f} |")
         lines.append("")
