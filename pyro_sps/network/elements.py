@@ -383,6 +383,29 @@ class Atoms:
         self.link(child, made[which], pair(label, self.event()))
         return None if len(sets) == 1 else made[of]
 
+    def of_sets(self, inside: Sequence[Ints], outside: Sequence[Ints], place: Codes) -> Codes:
+        """Places of numbers that also say in which set each of them is.
+
+        A relabelling leaves each set as it is, or takes it to one with the same places of other units. Two sets of the
+        same units with the same places, which may go together in another way, are two numbers.
+
+        Args:
+            inside: Atoms of the numbers of each set, shape (sets, numbers).
+            outside: Atoms that are the same for all of a set, shape (sets, ...).
+            place: Codes of the numbers.
+        """
+        code = mix(place).sum(axis=1, dtype=np.uint64)
+        units = [mix(self.units.find(token)).sum(axis=1, dtype=np.uint64) for token in inside]
+        rest = [mix(token.reshape(len(place), -1)).sum(axis=1, dtype=np.uint64) for token in outside]
+        names = np.stack([code, *units, *rest])
+        _, of, times = np.unique(names, axis=1, return_inverse=True, return_counts=True)
+        order = np.argsort(of.ravel(), kind="stable")
+        rank = np.empty(len(code), dtype=np.int64)
+        rank[order] = np.arange(len(code)) - np.repeat(np.cumsum(times) - times, times)
+        if rank.any():
+            code = pair(code, rank)
+        return pair(place, code[:, None])
+
     def combine(self, first: Sequence[Ints], second: Sequence[Ints], place: Codes) -> tuple[tuple[Ints, ...], Codes]:
         """Tokens and places of numbers that are computed from two tensors, element by element.
 

@@ -7,6 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from network.networks import Net
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 import pyro_sps as sps
 
@@ -217,11 +218,77 @@ def squeezed(p):
     p.then(run, *p.widths[i])
 
 
+def ordered(p):
+    """Sorted, or picked by size, along positions or units: values alone, or what says whose they are."""
+    i = p.pick()
+    dim, kind = int(p.rng.choice([1, 2])), int(p.rng.integers(5))
+    size = p.widths[i][dim - 1]
+
+    def run(net, v):
+        value = v[i]
+        if kind == 0:
+            return value.sort(dim).values
+        if kind == 1:
+            return value.topk(size, dim).values
+        if kind == 2:
+            return value - value.median(dim, keepdim=True).values
+        if kind == 3:
+            return value * (value.argmax(dim, keepdim=True) + 1)
+        return value.gather(dim, value.argsort(dim))
+
+    p.then(run, *p.widths[i])
+
+
+def three(p):
+    """Functions of three values, or of two and a number, that PyTorch has one operation for."""
+    i = p.pick()
+    j, k = (p.pick(lambda *width: width == p.widths[i]) for _ in range(2))
+    kind = int(p.rng.integers(6))
+    functions = [
+        lambda a, b, c: torch.addcmul(a, b, c, value=0.5),
+        lambda a, b, c: torch.addcdiv(a, b, 1 + c.square()),
+        lambda a, b, c: torch.lerp(a, b, c),
+        lambda a, b, c: torch.clamp(a, b, c),
+        lambda a, b, c: torch.lerp(a, b, 0.3).addcmul_(b, c),
+        lambda a, b, c: torch.hypot(a, torch.logaddexp(b, c)),
+    ]
+    p.then(lambda net, v: functions[kind](v[i], v[j], v[k]), *p.widths[i])
+
+
+def distances(p):
+    i = p.pick()
+    positions, units = p.widths[i]
+    name = p.layer(nn.Parameter(torch.ones(3, units)))
+    p.then(lambda net, v: torch.cdist(v[i], getattr(net, name)), positions, 3)
+
+
+def bilinear(p):
+    i = p.pick()
+    j = p.pick(lambda positions, _: positions == p.widths[i][0])
+    name = p.layer(nn.Bilinear(p.widths[i][1], p.widths[j][1], 3))
+    p.then(lambda net, v: getattr(net, name)(v[i], v[j]), p.widths[i][0], 3)
+
+
+def weight_normed(p):
+    i = p.pick()
+    positions, units = p.widths[i]
+    name = p.layer(weight_norm(nn.Conv1d(units, 4, 3, padding=1), dim=int(p.rng.integers(2))))
+    p.then(lambda net, v: getattr(net, name)(v[i].transpose(1, 2)).transpose(1, 2), positions, 4)
+
+
+def added_up(p):
+    """Positions, or units, are sent to others and added up there."""
+    i = p.pick()
+    dim = int(p.rng.choice([1, 2]))
+    index = torch.from_numpy(p.rng.integers(p.widths[i][dim - 1], size=p.widths[i][dim - 1]))
+    p.then(lambda net, v: torch.zeros_like(v[i]).index_add(dim, index, v[i]), *p.widths[i])
+
+
 OPERATIONS = {
     f.__name__: f
     for f in (
         linear, again, over_positions, convolution, function, two, scaled, norm, softmax, joined, behind, half, gate,
-        attention, moved, reshaped, pooled, squeezed,
+        attention, moved, reshaped, pooled, squeezed, ordered, three, distances, bilinear, weight_normed, added_up,
     )
 } | {"more linear": linear, "one more linear": linear, "more function": function}  # fmt: skip
 
@@ -229,6 +296,8 @@ OPERATIONS = {
 @settings(max_examples=60, deadline=None, derandomize=True)  # others are run on demand, with max_examples of thousands
 @given(st.integers(0, 2**32))
 @example(14637)  # channels of two blocks that later became slots of one unit were taken to be alike
+@example(398)  # sums of different ones of the same units were taken to tell none of these apart
+@example(24)  # nor by the places of the sets
 @example(100611)  # so were the slots of a unit that had become one with itself rolled
 def test_what_is_claimed_is_true_of_numbers(seed):
     net = Program(seed).network()

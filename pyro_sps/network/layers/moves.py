@@ -13,7 +13,7 @@ from ..elements import LINEAR, SCALE, SIGN, Value, first_along, mix, pair
 from ..recorder import Call, Recorder, handles, leaves
 
 # What leaves numbers where they are.
-_COPIES = ("_to_copy", "clone", "contiguous", "convert_element_type")
+_COPIES = ("_to_copy", "clone", "contiguous", "convert_element_type", "copy_strided")
 
 
 @handles(
@@ -21,6 +21,7 @@ _COPIES = ("_to_copy", "clone", "contiguous", "convert_element_type")
         "clone",
         "_to_copy",
         "convert_element_type",
+        "copy_strided",
         "contiguous",
         "repeat",
         "repeat_interleave",

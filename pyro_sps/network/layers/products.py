@@ -85,6 +85,8 @@ def _contracted(recorder: Recorder, left: Value, right: Value) -> Value:
             atoms.pin(extra.ravel())
         if len(inside) > 1:
             inside, label = atoms.settle(inside, label)
+        if len(label) > 1 and inside:
+            label = atoms.of_sets(inside, [*outside_left, *outside_right], label)
         for token in inside:
             block = atoms.blocks(token, label)
             if block is not None:

@@ -40,16 +40,14 @@ def _over(recorder: Recorder, value: Value) -> tuple[tuple[Ints, ...], Codes]:
             atoms.pin(token.ravel())
         inside = []
         _, place = atoms.settle(value.tokens, place)
+    if inside:
+        place = atoms.of_sets(inside, outside, place)
     code: Codes = mix(place).sum(axis=1, dtype=np.uint64)
     blocks = []
     for token in inside:
         block = atoms.blocks(token, place)
         if block is not None:
             blocks.append(block)
-    # Two sets of the same units with the same places, which go together in another way, are two numbers.
-    names = np.stack([code, *(token.astype(np.uint64) for token in (*blocks, *outside))])
-    if inside and np.unique(names, axis=1).shape[1] < len(code):
-        code = pair(code, np.arange(len(code)))
     return atoms.combine(blocks, outside, code)
 
 
