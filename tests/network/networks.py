@@ -170,6 +170,16 @@ def by_the_largest(net, x):
     return net.out(net.b(told).tanh())
 
 
+# Of the units of a layer the first two are in the first sum, the third is in the second, and in the third there is none.
+SOME = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], dtype=torch.float64)
+
+
+def blocks_that_become_slots(net, x):
+    h = net.a(x)
+    F.glu(net.c(h.transpose(1, 2)), 1)  # which ties its two groups, though nothing comes of it
+    return net.out(torch.cat([x, h], 2).mean(1))
+
+
 NETWORKS = {
     "conv, flatten": (lambda: nn.Sequential(conv(2, 3, 3), nn.ReLU(), conv(3, 4, 2), nn.Tanh(), nn.Flatten(), nn.Linear(16, 2)), (2, 5, 5)),
     "conv, pools": (lambda: nn.Sequential(conv(2, 3, 3, stride=2, padding="valid"), nn.Tanh(), nn.AvgPool2d(2), conv(3, 4, 1), nn.MaxPool2d(2, 1), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(4, 2)), (2, 12, 12)),
@@ -216,6 +226,10 @@ NETWORKS = {
     "clamped between two": (lambda: Net(lambda n, x: n.out(torch.clamp(n.a(x), n.low, n.b(x))), a=nn.Linear(3, 4), b=nn.Linear(3, 4), low=nn.Parameter(torch.zeros(4)), out=nn.Linear(4, 2)), (3,)),
     "cosine": (lambda: Net(lambda n, x: n.out(torch.stack([F.cosine_similarity(n.a(x), n.b(x)), torch.hypot(n.a(x), n.b(x)).sum(1)], 1)), a=nn.Linear(3, 4), b=nn.Linear(3, 4), out=nn.Linear(2, 2)), (3,)),
     "in order": (lambda: Net(lambda n, x: n.out(torch.cat([n.a(x).sort(1).values, n.b(x).tanh().topk(2).values, n.b(x).median(1, keepdim=True).values, n.b(x).quantile(0.3, 1, keepdim=True)], 1)), a=nn.Linear(3, 4), b=nn.Linear(3, 3), out=nn.Linear(8, 2)), (3,)),
+    # What was found by random networks: relabellings that are none were counted.
+    "sums of some": (lambda: Net(lambda n, x: n.out((n.a(x).tanh()[..., None] * SOME).sum(1)), a=nn.Linear(3, 3), out=nn.Linear(3, 2)), (3,)),
+    "blocks that become slots": (lambda: Net(blocks_that_become_slots, a=nn.Linear(4, 6), c=nn.Conv1d(6, 2, 3, padding=1, groups=2), out=nn.Linear(10, 2)), (3, 4)),
+    "with itself, rolled": (lambda: Net(lambda n, x: n.out(n.b(n.a(x) * n.a(x).roll(1, 1)).tanh()), a=nn.Linear(3, 6), b=nn.Linear(6, 3), out=nn.Linear(3, 2)), (3,)),
     "picked": (lambda: Net(lambda n, x: n.out(n.a(x).tanh().gather(1, torch.tensor([[0, 2]]).expand(len(x), 2))), a=nn.Linear(3, 4), out=nn.Linear(2, 2)), (3,)),
     "the largest": (lambda: Net(by_the_largest, a=nn.Linear(3, 4), b=nn.Linear(4, 3), out=nn.Linear(3, 2)), (3,)),
     "function of one's own": (lambda: Net(lambda n, x: n.out(Doubled.apply(n.a(x).tanh()).amax(2)), a=nn.Conv1d(2, 4, 1), out=nn.Linear(4, 2)), (2, 3)),

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from network.networks import Net, attention_by_hand, concatenated, conv, gated, last_step, normed
+from network.networks import SOME, Net, attention_by_hand, concatenated, conv, gated, last_step, normed
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -66,6 +66,7 @@ FAMILIES = {
     "weight norm, convolutions": (lambda: nn.Sequential(weight_norm(nn.Conv1d(1, 3, 2)), nn.ReLU(), weight_norm(nn.Conv1d(3, 3, 2)), nn.GELU(), nn.Flatten(), nn.Linear(3, 1)), (1, 3), True),
     "radial basis functions": (lambda: Net(lambda n, x: n.out((-torch.cdist(n.a(x).relu(), n.centres)).exp()), a=nn.Linear(2, 3), centres=nn.Parameter(torch.randn(3, 3)), out=nn.Linear(3, 1)), (2,), True),
     "bilinear": (lambda: Net(lambda n, x: n.out(n.c(n.a(x).relu(), n.b(x).relu()).relu()), a=nn.Linear(2, 3), b=nn.Linear(2, 3), c=nn.Bilinear(3, 3, 2), out=nn.Linear(2, 1)), (2,), True),
+    "sums of some": (lambda: Net(lambda n, x: n.out((n.a(x).relu()[..., None] * SOME).sum(1)), a=nn.Linear(2, 3), out=nn.Linear(3, 1)), (2,), True),
     "in order": (lambda: Net(lambda n, x: n.out(torch.cat([n.a(x).sort(1).values[:, 1:], n.b(x).topk(1).values], 1)), a=nn.Linear(2, 3), b=nn.Linear(2, 3), out=nn.Linear(3, 1)), (2,), True),
     "the largest": (lambda: Net(lambda n, x: n.out(torch.cat([n.a(x).argmax(1, keepdim=True) + n.b(x), n.a(x)], 1).relu()), a=nn.Linear(2, 3), b=nn.Linear(2, 3), out=nn.Linear(6, 1)), (2,), True),
     "in between": (lambda: Net(lambda n, x: n.out(torch.lerp(n.a(x).relu(), n.b(x), n.g(x).sigmoid())), a=nn.Linear(2, 3), b=nn.Linear(2, 3), g=nn.Linear(2, 3), out=nn.Linear(3, 1)), (2,), True),
