@@ -143,12 +143,18 @@ def weight_labels(bnn: BNN) -> list[str]:
 
 
 def _axes(bnn: BNN, name: str, coords: _Coords) -> tuple[str, ...]:
-    """Dimensions of a weight tensor: the layers whose units its axes count."""
+    """Dimensions of a weight tensor: the layers whose units its axes count one by one, else dimensions of its own."""
+    topology, tensor = bnn.topology, bnn.topology[name]
+    units = {place.axes[0]: place.unit for place in topology.places(tensor) if len(place.axes) == 1}
     dims: list[str] = []
-    for group in (bnn.topology.groups[index] for index in bnn.topology[name].groups):
-        dim = group.name.replace(" ", "_")
+    for axis, size in enumerate(tensor.shape):
+        dim = f"{name}_axis_{axis}"  # positions of a kernel, gates, positions of channels one behind another
+        if axis in units:
+            group = int(np.searchsorted(topology.first, units[axis][0], side="right")) - 1
+            if np.array_equal(units[axis], np.arange(topology.first[group], topology.first[group + 1])):
+                dim = topology.groups[group].name.replace(" ", "_")
         dim = f"{dim}_from" if dim in dims else dim  # a layer that a residual connection joins with itself
-        coords[dim] = np.arange(group.size)
+        coords[dim] = np.arange(size)
         dims.append(dim)
     return tuple(dims)
 

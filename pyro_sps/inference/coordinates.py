@@ -40,7 +40,7 @@ class Coordinates:
             target: The posterior.
             seed: Seeds them.
         """
-        size, like = target.problem.size, target.x
+        size, like = target.problem.size, target.like
         draws = target.prior_draws(256, make_generator("cpu", seed, 20))
         padding = max(0, FEWEST_DIMENSIONS - size)
         sizes = [site.stop - site.start for site in target.problem.sites] + [padding] * (padding > 0)

@@ -204,13 +204,13 @@ def prepare_job(
         processes,
     )
     if keeps:
-        noise = first.x.new_zeros((1, problem.size))
+        noise = first.bnn.like.new_zeros((1, problem.size))
         with pyro_session(), torch.no_grad():
             marks["elbo"] = job.objective(
                 job.start("random", 0), noise, *rows_of((first.x, first.y), slice(batch))
             ).item()
         if found is not None:
-            found.require_elbo(marks["elbo"], torch.finfo(first.x.dtype).eps)
+            found.require_elbo(marks["elbo"], torch.finfo(first.bnn.like.dtype).eps)
     seconds["prepare"] = time.perf_counter() - started - seconds.get("map", 0.0)
     return job
 

@@ -107,11 +107,11 @@ def prepare_sampling(
     target = _target_of(member, asked)
     job = SampleJob(asked, member, target, Coordinates.of(target, asked.seed), marks, writer, started)
     if writer is not None:
-        middle = torch.zeros((1, target.problem.size)).to(target.x)
+        middle = target.like.new_zeros((1, target.problem.size))
         with torch.no_grad():
             marks["elbo"] = -_energy(target, middle)
         if found is not None:
-            found.require_elbo(marks["elbo"], torch.finfo(target.x.dtype).eps)
+            found.require_elbo(marks["elbo"], torch.finfo(target.like.dtype).eps)
     job.note("prepare", begun)
     return job
 

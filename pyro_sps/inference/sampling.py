@@ -184,7 +184,8 @@ def run_sample(
         if not points.isfinite().all():
             raise FloatingPointError("the starting points are not finite; standardize the data, or use starts='prior'")
     else:
-        points = found.numbers.take("starts", job.target.x.dtype, (asked.chains, job.coordinates.size)).to(job.target.x)
+        like, shape = job.target.like, (asked.chains, job.coordinates.size)
+        points = found.numbers.take("starts", like.dtype, shape).to(like)
     job.note("starts", begun)
     if asked.kernel == "nuts":
         return _by_nuts(job, points, scheduler)

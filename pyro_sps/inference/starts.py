@@ -218,4 +218,4 @@ def _random_point(coordinates: Coordinates, seed: int, chain: int) -> Tensor:
         else:
             value = min(prior, 0.3) * noise
         point[site.start : site.stop] = given[site.name].cpu().flatten() if site.name in given else value
-    return point.to(target.x)
+    return point.to(target.like)

@@ -47,6 +47,11 @@ class Target:
         return Target(bnn, problem, problem.constrain(own), x, y, num_data)
 
     @property
+    def like(self) -> Tensor:
+        """A tensor of the dtype and on the device of the weights; inputs may be whole numbers."""
+        return self.bnn.like
+
+    @property
     def rows(self) -> int:
         """Number of rows of the data."""
         return len(self.x) if self.num_data is None else self.num_data
@@ -114,7 +119,7 @@ class Target:
             if value is None or value.shape[value.dim() - len(site.shape) :] != site.shape:
                 found = "nothing" if value is None else f"shape {tuple(value.shape)}"
                 raise ValueError(f"site {site.name!r} must have values of shape {tuple(site.shape)}, got {found}")
-            value = value.detach().to(self.x)
+            value = value.detach().to(self.like)
             value = site.unconstrain(value)
             parts.append(value.reshape((*value.shape[: value.dim() - len(site.shape)], -1)))
         return torch.cat(parts, dim=-1)

@@ -11,7 +11,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..base.process import process_lock
 from ..network.topology import Topology, WeightTensor
@@ -212,8 +212,15 @@ def check_prior_options(prior: Any, prior_scale: float | None, scale_by_fan_in: 
         scale_by_fan_in: Whether that is divided by √fan-in.
 
     Raises:
+        TypeError: If the prior is a module, such as another model.
         ValueError: If one of the last two is given in vain.
     """
+    if isinstance(prior, nn.Module):
+        raise TypeError(
+            "prior must be a function of a weight tensor, a dict of such or Hierarchical(), got a "
+            f"{type(prior).__name__}; the model that Fit.as_prior() gives has its prior already: fit that one, "
+            "sps.fit(fit.as_prior(), x, y)"
+        )
     if isinstance(prior, Hierarchical) and (prior_scale is not None or scale_by_fan_in):
         raise ValueError(
             "prior_scale and scale_by_fan_in are of no effect with prior=Hierarchical(); write "

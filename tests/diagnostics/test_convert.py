@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from network.networks import build, example
 from pyro import poutine
 from pyro.infer import MCMC, NUTS
 
@@ -50,6 +51,19 @@ def outputs(tensors, group, fit, chain, x):
         hidden = hidden @ weights[f"{name}.weight"].swapaxes(1, 2) + biases[name]
         hidden = np.tanh(hidden) if name != "4" else hidden
     return hidden * own["y_scale"] + own["y_mean"]
+
+
+@pytest.mark.parametrize("name", ["conv, flatten", "transposed", "lstm", "small gpt", "weight norm, convolutions"])
+def test_tensors_whose_axes_do_not_count_units_one_by_one(name, tmp_path):
+    net, x = build(name), example(name, 6)
+    bnn = sps.BNN(net, sps.Random(like=0.4), sps.Zero(), example=x)
+    fit = sps.fit(bnn, x, torch.randn(6, bnn.num_outputs, dtype=torch.float64), num_steps=3, progress=False)
+    data = fit.to_arviz(5, layout="tensors")
+    data.to_netcdf(str(tmp_path / "fit.nc"))
+    for weight in bnn.weights:
+        assert data.posterior[weight.name].shape == (1, 5, *weight.mask.shape)
+        if weight.num_free < weight.mask.numel():
+            assert np.array_equal(data.constant_data[f"{weight.name}.mask"].values, weight.mask.numpy())
 
 
 def test_labels_name_the_entries_of_the_tensors(data, tensors):

@@ -40,6 +40,43 @@ def test_a_network_is_fitted_predicts_and_is_loaded_again(name, tmp_path):
     assert fit.bnn.symmetry().permutations.is_rigid
 
 
+@pytest.mark.parametrize(
+    ("name", "kernel"),
+    [("convolutional", "mclmc"), ("recurrent", "mams"), *(("attention", own) for own in ("mclmc", "mams", "nuts"))],
+)
+def test_a_network_is_sampled_whatever_its_inputs_are(name, kernel):
+    make, x, y, likelihood = CASES[name]
+    torch.manual_seed(0)
+    bnn = sps.BNN(make(), sps.Unmasked(), sps.Zero(), likelihood, example=x[:2])
+    some = slice(4) if kernel == "nuts" else slice(None)
+    options = {"chains": 2, "num_samples": 4, "warmup": 4, "thinning": 1, "map_steps": 20, "progress": False}
+    samples = sps.sample(bnn, x[some], y[some], kernel=kernel, **options)
+    for values in (samples.samples, samples.starts):
+        every = torch.cat([value.flatten() for value in values.values()])
+        assert every.dtype == bnn.like.dtype
+        assert (every != every.round()).float().mean() > 0.9  # not made whole numbers, which words are
+    assert samples.predict(x).mean.isfinite().all()
+
+
+@pytest.mark.parametrize("run", ["fit", "sample"])
+def test_a_network_of_words_goes_on_from_a_checkpoint(run, tmp_path):
+    make, x, y, likelihood = CASES["attention"]
+    torch.manual_seed(0)
+    bnn = sps.BNN(make(), sps.Unmasked(), sps.Zero(), likelihood, example=x[:2])
+    options = {"num_steps": 12} if run == "fit" else {"chains": 2, "num_samples": 6, "warmup": 6, "thinning": 1}
+    start = getattr(sps, run)
+    whole = start(bnn, x, y, progress=False, **options)
+
+    def crash(step, _):
+        if step == 8:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        start(bnn, x, y, progress=False, callbacks=[crash], checkpoint=tmp_path / "run", checkpoint_every=4, **options)
+    again = sps.resume(tmp_path / "run", bnn, x, y, progress=False)
+    assert torch.equal(again.predict(x, 8, seed=0).mean, whole.predict(x, 8, seed=0).mean)
+
+
 def test_replicas_of_a_convolutional_network_are_one_program():
     make, x, y, _ = CASES["convolutional"]
     bnn = sps.BNN(make(), sps.Unmasked(), sps.Zero(), example=x[:2])

@@ -91,3 +91,9 @@ def test_one_row_has_no_standard_error():
     found = sps.diagnose(sps.fit(small(), X, X, **QUICK), held_out=(X[:1], X[:1]), draws=20)
     assert "one row has no standard error" in str(found)
     assert "nan" not in str(found)
+
+
+def test_a_model_is_no_prior():
+    bnn = sps.BNN(sps.mlp([1, 3, 1]), sps.Unmasked())
+    with pytest.raises(TypeError, match=r"prior must be .* got a BNN; the model that Fit.as_prior\(\) gives has"):
+        sps.BNN(sps.mlp([1, 3, 1]), sps.Unmasked(), prior=bnn)
