@@ -63,7 +63,11 @@ def test_a_network_of_words_goes_on_from_a_checkpoint(run, tmp_path):
     make, x, y, likelihood = CASES["attention"]
     torch.manual_seed(0)
     bnn = sps.BNN(make(), sps.Unmasked(), sps.Zero(), likelihood, example=x[:2])
-    options = {"num_steps": 12} if run == "fit" else {"chains": 2, "num_samples": 6, "warmup": 6, "thinning": 1}
+    options = (
+        {"num_steps": 12}
+        if run == "fit"
+        else {"chains": 2, "num_samples": 6, "warmup": 6, "thinning": 1, "map_steps": 9}
+    )
     start = getattr(sps, run)
     whole = start(bnn, x, y, progress=False, **options)
 
