@@ -152,6 +152,14 @@ def neighbours(net, x):
     return net.out((h + received).relu().mean(1))
 
 
+def experts(net, x):
+    """A mixture whose gates are those of the two experts that are largest."""
+    values, which = net.gate(x).topk(2)
+    weights = torch.zeros(len(x), 3, dtype=x.dtype).scatter(1, which, values.softmax(1))
+    each = torch.einsum("neu,euo->neo", net.first(x).tanh().unflatten(1, (3, 4)), net.second)
+    return net.out((weights.unsqueeze(-1) * each).sum(1))
+
+
 class Doubled(torch.autograd.Function):
     """Written as before torch.func, so that it cannot be mapped over sets of weights."""
 
@@ -231,6 +239,7 @@ NETWORKS = {
     "blocks that become slots": (lambda: Net(blocks_that_become_slots, a=nn.Linear(4, 6), c=nn.Conv1d(6, 2, 3, padding=1, groups=2), out=nn.Linear(10, 2)), (3, 4)),
     "with itself, rolled": (lambda: Net(lambda n, x: n.out(n.b(n.a(x) * n.a(x).roll(1, 1)).tanh()), a=nn.Linear(3, 6), b=nn.Linear(6, 3), out=nn.Linear(3, 2)), (3,)),
     "picked": (lambda: Net(lambda n, x: n.out(n.a(x).tanh().gather(1, torch.tensor([[0, 2]]).expand(len(x), 2))), a=nn.Linear(3, 4), out=nn.Linear(2, 2)), (3,)),
+    "two of three experts": (lambda: Net(experts, gate=nn.Linear(3, 3), first=nn.Linear(3, 12), second=nn.Parameter(torch.randn(3, 4, 2)), out=nn.Linear(2, 2)), (3,)),
     "the largest": (lambda: Net(by_the_largest, a=nn.Linear(3, 4), b=nn.Linear(4, 3), out=nn.Linear(3, 2)), (3,)),
     "function of one's own": (lambda: Net(lambda n, x: n.out(Doubled.apply(n.a(x).tanh()).amax(2)), a=nn.Conv1d(2, 4, 1), out=nn.Linear(4, 2)), (2, 3)),
     "neighbours": (lambda: Net(neighbours, node=nn.Linear(2, 4), message=nn.Linear(4, 4), out=nn.Linear(4, 2)), (3, 2)),

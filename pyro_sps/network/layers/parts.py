@@ -59,12 +59,25 @@ def median(self: Tensor, dim: int | None = None, keepdim: bool = False) -> Tenso
 
 @made_of("scatter_add")
 def scatter_add(self: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
-    """Sums of what goes to the same places; which these are is a constant or an input."""
-    source = src[tuple(slice(size) for size in index.shape)]
-    chosen = torch.nn.functional.one_hot(index.movedim(dim, -1), self.shape[dim]).to(src.dtype)
-    sums = (source.movedim(dim, -1).unsqueeze(-1) * chosen).sum(-2).movedim(-1, dim)
-    missing = [size - own for size, own in zip(self.shape, sums.shape, strict=True)]
-    return self + torch.nn.functional.pad(sums, [side for more in reversed(missing) for side in (0, more)])
+    """Sums of what goes to the same places."""
+    return self + _sent(self, dim, index, src)
+
+
+@made_of("scatter")
+def scatter(self: Tensor, dim: int, index: Tensor, src: Tensor | float) -> Tensor:
+    """Numbers at other places; of several that go to one place PyTorch does not say which is there."""
+    source = src if isinstance(src, Tensor) else torch.full(index.shape, src, dtype=self.dtype)
+    taken = _sent(self, dim, index, torch.ones(source.shape, dtype=self.dtype)) > 0
+    return torch.where(taken, _sent(self, dim, index, source), self)
+
+
+def _sent(like: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
+    """Sums of numbers by where they go along an axis, of the shape of `like`."""
+    source = src[tuple(slice(size) for size in index.shape)].movedim(dim, -1).unsqueeze(-1)
+    chosen = index.movedim(dim, -1).unsqueeze(-1) == torch.arange(like.shape[dim])
+    sums = (source * chosen.to(src.dtype)).sum(-2).movedim(-1, dim)
+    missing = [size - own for size, own in zip(like.shape, sums.shape, strict=True)]
+    return torch.nn.functional.pad(sums, [side for more in reversed(missing) for side in (0, more)])
 
 
 @made_of("index_add")
