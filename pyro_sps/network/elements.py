@@ -420,6 +420,8 @@ class Atoms:
             for other in result:  # with all of them, even after one has determined it: the others must agree
                 both = (token >= 0) & (other >= 0)
                 how = self.relate(other[both], token[both], place[both]) if both.any() else "first"
+                if how not in ("free", "pinned"):  # which slot it was of the unit that is no longer named
+                    place = self.with_slots(other if how == "second" else token, place)
                 if how in ("equal", "second"):
                     token = np.where(other >= 0, other, token) if how == "equal" else np.where(token >= 0, token, other)
                     continue
