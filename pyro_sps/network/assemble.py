@@ -80,9 +80,10 @@ class _Units:
     def of(recorder: Recorder) -> _Units:
         atoms = recorder.atoms
         count = len(atoms.array)
-        colour = pair(atoms.array, atoms.mark)
         root = atoms.units.root
         pinned = atoms.pinned(np.arange(count))
+        # Of a unit that is pinned each index is known, also where no mark tells it from others of its array.
+        colour = np.where(pinned, mix(np.arange(count)), pair(atoms.array, atoms.mark))
         characters = []
         for kind in (SIGN, SCALE):
             classes = atoms.characters[kind].root

@@ -74,6 +74,14 @@ def first_along(array: Any, axis: int) -> Any:
     return array[tuple(slice(0, 1) if i == axis else slice(None) for i in range(array.ndim))]
 
 
+def _names_of_sets(units: Ints) -> Codes:
+    """A code of which units there are in each row, however often."""
+    ordered = np.sort(units, axis=1)
+    new = np.ones(ordered.shape, dtype=bool)
+    new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    return np.where(new & (ordered >= 0), mix(ordered), np.uint64(0)).sum(axis=1, dtype=np.uint64)
+
+
 @dataclass(frozen=True)
 class Value:
     """What is known of each element of a tensor.
@@ -360,13 +368,7 @@ class Atoms:
             A block for each set, or None if there is one for all of them.
         """
         root, place = self.units.find(tokens), self.with_slots(tokens, place)
-        order = np.argsort(root, axis=1, kind="stable")
-        ordered = np.take_along_axis(root, order, 1)
-        new = np.ones(ordered.shape, dtype=bool)
-        new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-        new &= ordered >= 0
-        names = np.where(new, mix(ordered), np.uint64(0)).sum(axis=1, dtype=np.uint64)
-        sets, of = np.unique(names, return_inverse=True)
+        sets, of = np.unique(_names_of_sets(root), return_inverse=True)
         of = of.ravel()
         some = root >= 0
         rows = np.broadcast_to(np.arange(len(root))[:, None], root.shape)
@@ -395,7 +397,7 @@ class Atoms:
             place: Codes of the numbers.
         """
         code = mix(place).sum(axis=1, dtype=np.uint64)
-        units = [mix(self.units.find(token)).sum(axis=1, dtype=np.uint64) for token in inside]
+        units = [_names_of_sets(self.units.find(token)) for token in inside]
         rest = [mix(token.reshape(len(place), -1)).sum(axis=1, dtype=np.uint64) for token in outside]
         names = np.stack([code, *units, *rest])
         _, of, times = np.unique(names, axis=1, return_inverse=True, return_counts=True)

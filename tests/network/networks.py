@@ -236,6 +236,8 @@ NETWORKS = {
     "in order": (lambda: Net(lambda n, x: n.out(torch.cat([n.a(x).sort(1).values, n.b(x).tanh().topk(2).values, n.b(x).median(1, keepdim=True).values, n.b(x).quantile(0.3, 1, keepdim=True)], 1)), a=nn.Linear(3, 4), b=nn.Linear(3, 3), out=nn.Linear(8, 2)), (3,)),
     # What was found by random networks: relabellings that are none were counted.
     "sums of some": (lambda: Net(lambda n, x: n.out((n.a(x).tanh()[..., None] * SOME).sum(1)), a=nn.Linear(3, 3), out=nn.Linear(3, 2)), (3,)),
+    "flipped, and added up": (lambda: Net(lambda n, x: n.out(torch.stack([n.a(x), n.a(x).flip(1), n.a(x).flip(1)]).sum(0)), a=nn.Linear(3, 6), out=nn.Linear(6, 2)), (3,)),
+    "two in groups of the input": (lambda: Net(lambda n, x: n.out((n.a(x).tanh() * n.b(x).tanh()).flatten(1)), a=nn.Conv1d(4, 4, 3, padding=1, groups=2), b=nn.Conv1d(4, 4, 3, padding=1, groups=2), out=nn.Linear(12, 2)), (4, 3)),
     "slots that are not named": (lambda: Net(lambda n, x: (n.a(x) + (x + n.s), n.out(((n.a(x).unsqueeze(1) - n.c) ** 2).sum(-1)))[1], a=nn.Linear(3, 3), s=nn.Parameter(torch.ones(1)), c=nn.Parameter(torch.randn(4, 3)), out=nn.Linear(4, 2)), (3,)),
     "blocks that become slots": (lambda: Net(blocks_that_become_slots, a=nn.Linear(4, 6), c=nn.Conv1d(6, 2, 3, padding=1, groups=2), out=nn.Linear(10, 2)), (3, 4)),
     "with itself, rolled": (lambda: Net(lambda n, x: n.out(n.b(n.a(x) * n.a(x).roll(1, 1)).tanh()), a=nn.Linear(3, 6), b=nn.Linear(6, 3), out=nn.Linear(3, 2)), (3,)),

@@ -147,6 +147,7 @@ def test_orders_that_are_known():
     assert orders("radial basis functions")[0] == f(4) * f(5)
     assert orders("in between")[0] == orders("clamped between two")[0] == orders("cosine")[0] == f(4)
     assert orders("in order")[0] == f(4) * f(3)  # whichever units they are of, what is in order stays
+    assert orders("two in groups of the input")[0] == 2 * 2
     assert orders("slots that are not named")[0] == f(4)  # of the centres; what is added to the inputs ties the units
     assert orders("sums of some")[0] == 2
     assert orders("picked")[0] == 2 * 2  # those that are, and those that are not
