@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +17,6 @@ from ..posterior.predict import Prediction
 from ..version import __version__
 from .density import Data, chain_seed, log_joint, prior_draws
 from .generations import Variable, inference_data
-
-if TYPE_CHECKING:
-    pass
-
 
 #: Seconds after which the certificate in the attributes gives up.
 _CERTIFICATE_SECONDS = 10.0
@@ -35,8 +31,6 @@ class Chain:
 
 
 _Group = dict[str, Variable]
-
-
 _Coords = dict[str, Any]
 
 

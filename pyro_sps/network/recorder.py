@@ -317,18 +317,19 @@ class Recorder(TorchDispatchMode):
                 "that part on the data beforehand and make a BNN of what follows"
             )
         known, changes = base in _HANDLERS, schema.is_mutable
-        if changes:
+        if changes:  # its parts are looked for before it changes what they read
             self._read(tensors)
-        if changes and not known and (parts := self._in_parts(func, base, args, kwargs)) is not None:
-            return parts
+            if not known and (parts := self._in_parts(func, base, args, kwargs)) is not None:
+                return parts
         out = func(*args, **kwargs)
         self.largest = max([self.largest, *(leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, Tensor))])
         results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
-        if not changes and results and all(_shares(result, tensors) for result in results):
-            return out  # a view
-        self._read(tensors)
-        if not changes and not known and (parts := self._in_parts(func, base, args, kwargs)) is not None:
-            return parts
+        if not changes:
+            if results and all(_shares(result, tensors) for result in results):
+                return out  # a view
+            self._read(tensors)
+            if not known and (parts := self._in_parts(func, base, args, kwargs)) is not None:
+                return parts
         try:
             if not known:
                 raise self.unsupported(

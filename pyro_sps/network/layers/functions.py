@@ -126,8 +126,7 @@ def binary(recorder: Recorder, call: Call) -> None:
     """A function of two numbers at the same places."""
     first, second, *_ = call.args.values()
     name = call.name
-    numbers = [argument for argument in (first, second) if not isinstance(argument, Tensor)]
-    numbers += [x.item() for x in (first, second) if isinstance(x, Tensor) and call.known(x) is None and x.dim() == 0]
+    numbers = [x for x in (_number(first, call), _number(second, call)) if not isinstance(x, Tensor)]
     if numbers:
         tensor = first if call.known(first) is not None else second
         value = recorder.operand(tensor, call)

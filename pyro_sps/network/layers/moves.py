@@ -18,11 +18,7 @@ _COPIES = ("_to_copy", "clone", "contiguous", "convert_element_type", "copy_stri
 
 @handles(
     *[
-        "clone",
-        "_to_copy",
-        "convert_element_type",
-        "copy_strided",
-        "contiguous",
+        *_COPIES,
         "repeat",
         "repeat_interleave",
         "roll",

@@ -6,7 +6,7 @@ indices have no meaning but by what they meet, or two tensors that the network c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -318,11 +318,7 @@ def _by_computed_kernel(recorder: Recorder, call: Call) -> None:
         kernel = kernel.map(lambda array: array.swapaxes(0, 1))
     inputs, outputs = kernel.shape[:2]
     kernel = replace(kernel.map(lambda array: array.reshape(inputs, outputs, -1)), weight=None)
-    for token in kernel.tokens:  # positions have an identity
-        if not (token == first_along(token, 2)).all():
-            atoms.pin(token.ravel())
-    tokens, place = atoms.settle(kernel.tokens, kernel.place)
-    kernel = replace(kernel, tokens=tokens, place=place).map(lambda array: array.reshape(1, inputs, -1))
+    kernel = in_order(recorder, kernel, [2]).map(lambda array: array.reshape(1, inputs, -1))
     products = _contracted(recorder, _channels_last(recorder, call), kernel)
     channels = []
     for token in products.tokens:
@@ -357,6 +353,15 @@ def _grouped(recorder: Recorder, channel: Ints, label: Codes, made: Ints) -> Non
         atoms.relate(owner.ravel(), member.ravel(), place.ravel())
     if pinned.any() and outputs == 1:
         atoms.pin(made.ravel())
+
+
+def in_order(recorder: Recorder, value: Value, axes: Sequence[int]) -> Value:
+    """A value of which the order along some axes matters: units along them are told apart."""
+    for token in value.tokens:
+        if any(not (token == first_along(token, axis)).all() for axis in axes):
+            recorder.atoms.pin(token.ravel())
+    tokens, place = recorder.atoms.settle(value.tokens, value.place)
+    return replace(value, tokens=tokens, place=place)
 
 
 def along(value: Value, axes: tuple[int, ...]) -> tuple[Value, Callable[[Any], Any]]:

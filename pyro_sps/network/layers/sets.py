@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..elements import LINEAR, SCALE, SIGN, Codes, Ints, Value, first_along, mix, pair
+from ..elements import LINEAR, SCALE, SIGN, Codes, Ints, Value, mix, pair
 from ..recorder import Call, Recorder, constant, handles
 from .functions import join, two
 from .moves import move
-from .products import along
+from .products import along, in_order
 
 
 def _flat(recorder: Recorder, value: Value, axes: Sequence[int]) -> tuple[Value, Any]:
@@ -151,7 +151,7 @@ def gather(recorder: Recorder, call: Call) -> None:
         return move(recorder, call)
     shape = tuple(call.out.shape)
     axis = call["dim"] % max(len(shape), 1)
-    value = _in_order(recorder, recorder.as_value(recorder.operand(call["self"], call)), axis)
+    value = in_order(recorder, recorder.as_value(recorder.operand(call["self"], call)), [axis])
     result, restore = reduced(recorder, value, [axis], "odd", True)
     rest = tuple(slice(size) for other, size in enumerate(shape) if other != axis)
     wide = result.map(lambda array: np.broadcast_to(np.expand_dims(restore(array)[rest], axis), shape))
@@ -159,15 +159,6 @@ def gather(recorder: Recorder, call: Call) -> None:
     for kind in (SIGN, SCALE):
         recorder.atoms.lose(kind, index.characters[kind].ravel())
     recorder.write(call.out, replace(join(recorder, wide, index, call.out), characters=wide.characters))
-
-
-def _in_order(recorder: Recorder, value: Value, axis: int) -> Value:
-    """A value of which the order along an axis matters: units along it are told apart."""
-    for token in value.tokens:
-        if not (token == first_along(token, axis)).all():
-            recorder.atoms.pin(token.ravel())
-    tokens, place = recorder.atoms.settle(value.tokens, value.place)
-    return replace(value, tokens=tokens, place=place)
 
 
 def _normalised(recorder: Recorder, value: Value, axes: Sequence[int], sign: bool) -> Value:
@@ -203,7 +194,7 @@ def softmax(recorder: Recorder, call: Call) -> None:
     value = recorder.as_value(recorder.operand(call["self"], call))
     axis = call["dim"] % max(len(value.shape), 1)
     if "softmax" not in call.name:
-        value = _in_order(recorder, value, axis)
+        value = in_order(recorder, value, [axis])
     result = _normalised(recorder, value, [axis], sign=call.name == "cumsum")
     if "softmax" not in call.name:
         shape = [-1 if i == axis else 1 for i in range(len(value.shape))]
@@ -294,12 +285,7 @@ def pooling(recorder: Recorder, call: Call) -> None:
     if call.name == "col2im":
         raise recorder.unsupported("nn.Fold is not known")
     axes = range(len(value.shape) - spatial, len(value.shape))
-    for token in value.tokens:
-        for axis in axes:
-            if not (token == first_along(token, axis)).all():
-                recorder.atoms.pin(token.ravel())
-    tokens, place = recorder.atoms.settle(value.tokens, value.place)
-    value = replace(value, tokens=tokens, place=place)
+    value = in_order(recorder, value, axes)
     flat, restore = along(value, tuple(axes))
     count = flat.place.shape[1]
     code = (mix(flat.place) * (mix(np.arange(count)) | np.uint64(1))).sum(axis=1, dtype=np.uint64)
