@@ -88,7 +88,7 @@ class _Units:
         for kind in (SIGN, SCALE):
             classes = atoms.characters[kind].root
             lost = np.zeros(count, dtype=bool)
-            lost[classes[atoms.lost[kind] | pinned]] = True
+            lost[classes[atoms.lost[kind]]] = True
             characters.append(np.where(lost[classes], -1, classes))
         kind_of = np.zeros(count, dtype=np.uint64)
         np.add.at(kind_of, root, mix(colour))

@@ -213,6 +213,8 @@ NETWORKS = {
     "layer norm": (lambda: normed(nn.LayerNorm(4), nn.Tanh()), (3,)),
     "rms norm": (lambda: normed(nn.RMSNorm(4), nn.ReLU()), (3,)),
     "batch norm": (lambda: normed(nn.BatchNorm1d(4), nn.ReLU(), nn.Dropout(0.5)), (3,)),
+    "batch norm of the input": (lambda: nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), (3,)),
+    "depthwise, also of the input": (lambda: Net(lambda n, x: n.out(n.c(torch.cat([x, n.a(x).tanh()], 1)).flatten(1)), a=nn.Conv1d(2, 3, 1), c=nn.Conv1d(5, 5, 3, groups=5), out=nn.Linear(15, 2)), (2, 5)),
     "batch norm, no affine": (lambda: normed(nn.BatchNorm1d(4, affine=False), nn.Tanh()), (3,)),
     "softmax": (lambda: normed(nn.Softmax(-1)), (3,)),
     "prelu": (lambda: normed(nn.PReLU(4)), (3,)),

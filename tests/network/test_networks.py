@@ -139,6 +139,8 @@ def test_orders_that_are_known():
     assert orders("layer norm") == [f(4), f(4) * 2 * 2**4]  # all before the norm at once, each one behind it
     assert orders("rms norm") == [f(4), f(4) * 2**4, 4]
     assert orders("batch norm") == [f(4), f(4) * 2**4, 8]
+    assert orders("batch norm of the input") == [f(4), f(4) * 2**4 * 2**3, 3]  # who cannot be relabelled has a sign
+    assert orders("depthwise, also of the input") == [f(3), f(3) * 2**3 * 2**5, 5]
     assert orders("glu") == [f(4), f(4) * 2**4, 4]
     assert orders("weight norm, convolutions")[0] == f(3) * f(4)
     assert orders("weight norm, transposed")[0] == f(3) * f(4)

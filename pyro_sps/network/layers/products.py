@@ -269,7 +269,9 @@ def convolution(recorder: Recorder, call: Call) -> None:
     label = _label(value.place.swapaxes(1, 2))
     _unmet(recorder, inside, [read.reshape(1, -1)], label)
     met, _ = atoms.combine(inside, [read.reshape(1, -1)], label)
-    channel = met[0] if met else read.reshape(1, -1)
+    channel = read.reshape(1, -1)
+    if met:  # of a channel that is pinned, nothing is named there
+        channel = np.where(met[0] >= 0, met[0], channel)
     if groups > 1:
         for one in (read.ravel(), made.ravel(), value.characters[SCALE].ravel()):
             atoms.lose(LINEAR, one)
@@ -338,20 +340,26 @@ def _by_computed_kernel(recorder: Recorder, call: Call) -> None:
 
 def _grouped(recorder: Recorder, channel: Ints, label: Codes, made: Ints) -> None:
     """Inputs and outputs of a group move with it; a unit can have several slots among the inputs."""
+    told = recorder.atoms.pinned(channel).any(axis=1)
+    for groups, pinned in ((told, True), (~told, False)):
+        if groups.any():
+            _groups_alike(recorder, channel[groups], label[groups], made[groups], pinned)
+
+
+def _groups_alike(recorder: Recorder, channel: Ints, label: Codes, made: Ints, pinned: bool) -> None:
+    """Groups that all read something pinned, or none of them."""
     atoms = recorder.atoms
-    groups, outputs = made.shape
-    pinned = atoms.pinned(channel)
-    if channel.shape[1] == 1 and not pinned.any():  # depthwise: the group is its channel
+    if channel.shape[1] == 1 and not pinned:  # depthwise: the group is its channel
         owner = np.broadcast_to(channel, made.shape)
         atoms.relate(owner.ravel(), made.ravel(), np.broadcast_to(label, made.shape).ravel())
         return
-    block = atoms.new(groups, signed=False)[:, None]
-    if pinned.any():
+    block = atoms.new(len(made), signed=False)[:, None]
+    if pinned:
         atoms.pin(block.ravel())
     for member, place in ((channel, label), (made, np.zeros(made.shape, dtype=np.uint64))):
         owner = np.broadcast_to(block, member.shape)
         atoms.relate(owner.ravel(), member.ravel(), place.ravel())
-    if pinned.any() and outputs == 1:
+    if pinned and made.shape[1] == 1:
         atoms.pin(made.ravel())
 
 
