@@ -6,7 +6,7 @@ import copy
 import threading
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from .assemble import assemble
 from .dropping import Dropping, set_training
 from .inputs import Inputs, are_several, arguments, inputs_of, named_parts, unpack
 from .layers.recurrent import make_stepwise
+from .liveness import Dataflow
 from .recorder import Recorder
 from .select import parameters_of, submodules_of
 from .topology import Topology, UnsupportedLayerError
@@ -95,31 +96,17 @@ def plain_operations() -> Iterator[None]:
 
 
 def _recorded(net: nn.Module, example: Any, dtype: torch.dtype, deterministic: Sequence[Any]) -> Topology:
-    net = copy.deepcopy(net)
     fixed = {name for names in parameters_of("deterministic", net, deterministic).values() for name in names}
-    originals = list(net.parameters())  # kept, so that no two of them have one id
-    zeros: dict[int, nn.Parameter] = {}
-    for module in net.modules():
-        for name, parameter in list(module._parameters.items()):
-            if parameter is not None:
-                if id(parameter) not in zeros:  # shared parameters stay shared
-                    own = torch.zeros(parameter.shape, dtype=parameter.dtype)
-                    zeros[id(parameter)] = nn.Parameter(own, requires_grad=False)
-                module._parameters[name] = zeros[id(parameter)]
-        for name, buffer in list(module._buffers.items()):
-            if buffer is not None:
-                module._buffers[name] = (
-                    buffer.detach().cpu().clone() if not buffer.is_meta else torch.zeros_like(buffer, device="cpu")
-                )
-    del originals
-    recorder = Recorder(net, submodules_of(net, fixed))
-    _name_layers(net, recorder)
     tensors = [tensor.detach().cpu().clone() for _, tensor in named_parts(example)]
     tensors = [tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in tensors]
-    recorder.give(tensors)
-    with process_lock(), torch.no_grad(), torch.random.fork_rng(devices=[]), plain_operations(), recorder:
-        args, kwargs = arguments(dict(zip(example, tensors, strict=True)) if isinstance(example, Mapping) else tensors)
-        out = net(*args, **kwargs)
+    for calls in (_calls(net, example, tensors), None):  # a network may do something else in each run
+        own = _with_zeros(net)
+        recorder = Recorder(own, submodules_of(own, fixed), calls)
+        _name_layers(own, recorder)
+        recorder.give(tensors)
+        out = _run(own, example, tensors, recorder)
+        if not recorder.strayed:
+            break
     if not isinstance(out, Tensor):
         raise UnsupportedLayerError(_several_outputs(out))
     if recorder.value(out) is None:
@@ -136,6 +123,44 @@ def _recorded(net: nn.Module, example: Any, dtype: torch.dtype, deterministic: S
         out.shape[-1] if out.dim() > 1 else 1,
         inputs_of(example),
     )
+
+
+def _calls(net: nn.Module, example: Any, tensors: list[Tensor]) -> list[tuple[str, bool]] | None:
+    """The operations of a run, and whether its output depends on each; None if it cannot be run."""
+    own = _with_zeros(net)
+    tensors = [tensor.clone() for tensor in tensors]
+    dataflow = Dataflow([*tensors, *own.parameters()])
+    try:
+        return dataflow.needed(_run(own, example, tensors, dataflow))
+    except Exception:  # of which the recorder can say more
+        return None
+
+
+def _run(net: nn.Module, example: Any, tensors: list[Tensor], mode: AbstractContextManager[Any]) -> Any:
+    with process_lock(), torch.no_grad(), torch.random.fork_rng(devices=[]), plain_operations(), mode:
+        args, kwargs = arguments(dict(zip(example, tensors, strict=True)) if isinstance(example, Mapping) else tensors)
+        return net(*args, **kwargs)
+
+
+def _with_zeros(net: nn.Module) -> nn.Module:
+    """A copy of a network with zeros as its weights, on the CPU."""
+    net = copy.deepcopy(net)
+    originals = list(net.parameters())  # kept, so that no two of them have one id
+    zeros: dict[int, nn.Parameter] = {}
+    for module in net.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is not None:
+                if id(parameter) not in zeros:  # shared parameters stay shared
+                    own = torch.zeros(parameter.shape, dtype=parameter.dtype)
+                    zeros[id(parameter)] = nn.Parameter(own, requires_grad=False)
+                module._parameters[name] = zeros[id(parameter)]
+        for name, buffer in list(module._buffers.items()):
+            if buffer is not None:
+                module._buffers[name] = (
+                    buffer.detach().cpu().clone() if not buffer.is_meta else torch.zeros_like(buffer, device="cpu")
+                )
+    del originals
+    return net
 
 
 def _tell_of_closed(recorder: Recorder, fixed: Collection[str]) -> None:
@@ -244,6 +269,7 @@ class MappedFunction:
         self.skeleton, self.one_by_one = skeleton(net), one_by_one
         self.names, self.inputs = tuple(names), inputs
         self.shapes = {name: self.skeleton.get_parameter(name).dim() for name in self.names}
+        self._idle = {name: p for name, p in self.skeleton.named_parameters() if name not in self.shapes}
         self._num_draws: dict[tuple[Any, ...], int] = {}
         self._convolves = any(isinstance(module, nn.modules.conv._ConvNd) for module in self.skeleton.modules())
         self._local = threading.local()
@@ -338,8 +364,9 @@ class MappedFunction:
         return net
 
     def _buffers(self, like: Tensor) -> dict[str, Tensor]:
-        """Constants of the network, where the weights are and of their dtype."""
-        return {
+        """Constants of the network, where the weights are and of their dtype; zeros for parameters without effect."""
+        zero = like.new_zeros(())
+        return {name: zero.expand(parameter.shape) for name, parameter in self._idle.items()} | {
             name: value.to(device=like.device, dtype=like.dtype if value.is_floating_point() else value.dtype)
             for name, value in self.skeleton.named_buffers()
         }

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .elements import SCALE, SIGN, Atoms, Codes, Ints, Value, mix, pair
+from .memory import address_of, elements_of, places_of, shares, view_of
 from .topology import SUPPORTED, UnsupportedLayerError
 
 Handler = Callable[["Recorder", "Call"], None]
@@ -110,24 +111,31 @@ class Recorder(TorchDispatchMode):
     Args:
         net: The network.
         closed: Names of submodules in which operations need not be known.
+        calls: The operations of the run, each with whether the output depends on it; those of which it does not are
+            not followed.
 
     Attributes:
         atoms: All atoms.
         weights: The parameters in the order in which they were read.
+        number: How many operations there were so far.
+        strayed: Whether they were others than the expected ones.
     """
 
-    def __init__(self, net: nn.Module, closed: Collection[str] = ()) -> None:
+    def __init__(
+        self, net: nn.Module, closed: Collection[str] = (), calls: Sequence[tuple[str, bool]] | None = None
+    ) -> None:
         super().__init__()
-        self.net, self.closed = net, set(closed)
+        self.net, self.closed, self.calls = net, set(closed), calls
+        self.number, self.strayed, self.within = 0, False, False
         self.apart: list[tuple[str, Ints]] = []  # operations that no rule follows, and the atoms that entered them
         self.atoms = Atoms()
         self.weights: dict[str, Weight] = {}
         self.order: list[str] = []
         self.storages: dict[int, tuple[Any, Value]] = {}
-        self.parameters = {_address(p): (name, p) for name, p in net.named_parameters()}
+        self.parameters = {address_of(p): (name, p) for name, p in net.named_parameters()}
         # Parts of kernels that are computed, as by `weight_norm`: from the third axis on their indices are positions.
         self.of_kernels = {
-            _address(parameter)
+            address_of(parameter)
             for layer in net.modules()
             if isinstance(layer, nn.modules.conv._ConvNd)
             for parameter in layer.parameters()
@@ -145,12 +153,12 @@ class Recorder(TorchDispatchMode):
 
     def value(self, tensor: Tensor) -> Value | None:
         """What is known of a tensor; None for a constant."""
-        address = _address(tensor)
+        address = address_of(tensor)
         if address not in self.storages and address in self.parameters:
             self.register(address)
         if address not in self.storages:
             return None
-        return self.storages[address][1].map(lambda array: _view(array, tensor))
+        return self.storages[address][1].map(lambda array: view_of(array, tensor))
 
     def operand(self, tensor: Tensor, call: Call) -> Value:
         """What is known of a tensor; numbers of a constant are told apart by what they are."""
@@ -159,14 +167,14 @@ class Recorder(TorchDispatchMode):
 
     def write(self, tensor: Tensor, value: Value, fresh: bool = True) -> None:
         """Note what is known of a tensor, which may be a view of a larger one."""
-        address = _address(tensor)
+        address = address_of(tensor)
         if address in self.parameters:
             raise UnsupportedLayerError(f"{self.place()} changes a parameter of the network in place")
         if address in self.given:
             raise UnsupportedLayerError(
                 f"{self.place()} works in place on the network's input and would change the data; use inplace=False"
             )
-        index, size = _where(tensor), _elements(tensor)
+        index, size = places_of(tensor), elements_of(tensor)
         value = Value(value.tokens, value.place, value.characters)
         if index.size != size or not fresh:
             event = self.atoms.event()
@@ -227,7 +235,7 @@ class Recorder(TorchDispatchMode):
 
     def convolution(self, tensor: Tensor, transposed: bool, groups: int) -> Weight:
         """The parameter that a convolution reads as its kernel."""
-        address = _address(tensor)
+        address = address_of(tensor)
         kind = "transposed" if transposed else "convolution"
         name = self.parameters[address][0]
         if name not in self.weights:
@@ -240,7 +248,7 @@ class Recorder(TorchDispatchMode):
 
     def is_parameter(self, tensor: Tensor) -> bool:
         """Whether a tensor is a parameter of the network, or a view of one."""
-        return _address(tensor) in self.parameters
+        return address_of(tensor) in self.parameters
 
     def _convolved(self, args: Any) -> None:
         """Read a kernel as one, before its numbers are read."""
@@ -293,13 +301,15 @@ class Recorder(TorchDispatchMode):
         for number, tensor in enumerate(tensors):
             place = mix(np.arange(tensor.numel()) + (number << 40)).reshape(tuple(tensor.shape))
             self.write(tensor, Value.pinned(place))
-        self.given = {_address(tensor) for tensor in tensors}
+        self.given = {address_of(tensor) for tensor in tensors}
 
     # running
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and note what is known of its result."""
         kwargs = kwargs or {}
+        if not self._is_needed(func.name()):
+            return func(*args, **kwargs)
         schema = func._schema
         name = schema.name.split("::")[1]
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
@@ -325,7 +335,7 @@ class Recorder(TorchDispatchMode):
         self.largest = max([self.largest, *(leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, Tensor))])
         results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         if not changes:
-            if results and all(_shares(result, tensors) for result in results):
+            if results and all(shares(result, tensors) for result in results):
                 return out  # a view
             self._read(tensors)
             if not known and (parts := self._in_parts(func, base, args, kwargs)) is not None:
@@ -343,19 +353,29 @@ class Recorder(TorchDispatchMode):
             self._tell_apart(values, results)
         return out
 
+    def _is_needed(self, name: str) -> bool:
+        """Whether the network's output depends on the next operation."""
+        if self.calls is None or self.within:
+            return True
+        known = self.calls[self.number] if self.number < len(self.calls) else ("", True)
+        self.number += 1
+        self.strayed |= known[0] != name
+        return known[1]
+
     def says_which(self, indices: Tensor, units: Ints) -> None:
         """Note that a tensor says which of some units a number was of: whoever reads it tells them apart."""
-        self.indices[_address(indices)] = (indices, units)
+        self.indices[address_of(indices)] = (indices, units)
 
     def _read(self, tensors: Sequence[Tensor]) -> None:
         for tensor in tensors:
-            if (found := self.indices.get(_address(tensor))) is not None:
+            if (found := self.indices.get(address_of(tensor))) is not None:
                 self.atoms.pin(found[1])
 
     def _in_parts(self, func: Any, base: str, args: Any, kwargs: Any) -> Any:
         """The result of an operation that no rule is for, by known ones that make it up; None if there are none."""
         changes = func._schema.is_mutable
         parts = _PARTS.get(base) or _pytorchs_parts(func, base if changes else "")
+        within, self.within = self.within, True
         try:
             with self:  # so that the parts are followed
                 out = parts(*args, **kwargs)
@@ -363,6 +383,8 @@ class Recorder(TorchDispatchMode):
         except (UnsupportedLayerError, NotImplementedError):
             self.operation = base
             return None
+        finally:
+            self.within = within
 
     def _tell_apart(self, values: Mapping[int, Value | None], results: Sequence[Tensor]) -> None:
         """Give an identity to all that enters or leaves an operation."""
@@ -407,33 +429,6 @@ def _pytorchs_parts(func: Any, base: str) -> Callable[..., Any]:
         table = {}
     found: Callable[..., Any] = table.get(func, func.decompose)
     return found
-
-
-def _address(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
-
-
-def _elements(tensor: Tensor) -> int:
-    return tensor.untyped_storage().nbytes() // tensor.element_size()
-
-
-def _where(tensor: Tensor) -> Ints:
-    """For each element of a tensor its place in memory."""
-    index = np.array(tensor.storage_offset())
-    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
-        index = index[..., None] + np.arange(size) * stride
-    return index
-
-
-def _view(array: Any, tensor: Tensor) -> Any:
-    """Of an array that has a number for each place in memory, those of a tensor's elements."""
-    strides = [stride * array.itemsize for stride in tensor.stride()]
-    start = array[tensor.storage_offset() :]
-    return np.lib.stride_tricks.as_strided(start, tuple(tensor.shape), strides, writeable=False)
-
-
-def _shares(result: Tensor, tensors: list[Tensor]) -> bool:
-    return any(_address(result) == _address(tensor) for tensor in tensors)
 
 
 def _bind(schema: Any, args: Any, kwargs: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +15,10 @@ from . import layers as layers  # registers their rules
 from .record import MappedFunction, NoExampleError, record
 from .run import NetworkFunction
 from .topology import SUPPORTED, Topology, UnsupportedLayerError
-from .tracer import Tracer
+from .tracer import Tracer, is_inplace
+
+# What `h += 1` and its like are to torch.fx.
+_OPERATORS = {operator.add, operator.sub, operator.mul, operator.truediv, operator.pow, operator.matmul}
 
 
 def _instead_of(module: nn.Module) -> str:
@@ -91,10 +95,49 @@ def _dense(net: nn.Module) -> tuple[Topology, NetworkFunction]:
     finally:
         for name in set(vars(net)) - attributes:  # torch.fx stores tensors made in forward as attributes
             delattr(net, name)
+    doubtful = _may_be_in_place(graph)
+    _erase_what_is_not_read(graph, net)
     tracer = Tracer(net)
     for node in graph.nodes:
         tracer.visit(node)
-    return tracer.topology(), tracer.function(_function_of)
+    topology, function = tracer.topology(), tracer.function(_function_of)
+    if doubtful and not _is_right(net, topology, function):
+        raise UnsupportedLayerError(
+            "torch.fx reads another network than the one that runs: a value is changed in place (h += 1) that is read "
+            "under another name too"
+        )
+    return topology, function
+
+
+def _may_be_in_place(graph: fx.Graph) -> bool:
+    """Whether an operation may be one that changes a value (h += 1), which torch.fx reads as one that makes another."""
+    order = {node: number for number, node in enumerate(graph.nodes)}
+    return any(
+        order[user] > order[node]
+        for node in graph.nodes
+        if node.op == "call_function" and node.target in _OPERATORS and isinstance(node.args[0], fx.Node)
+        for user in node.args[0].users
+    )
+
+
+def _is_right(net: nn.Module, topology: Topology, function: NetworkFunction) -> bool:
+    """Whether a function computes what the network itself does, for random weights and inputs."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad(), torch.device("cpu"):
+        weights = {
+            tensor.name: torch.randn(tensor.shape, dtype=torch.float64, generator=generator)
+            for tensor in topology.tensors
+        }
+        x = topology.random_inputs(generator, rows=2)
+        found, expected = function(weights, x), MappedFunction(net, list(weights))(weights, x)
+    return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def _erase_what_is_not_read(graph: fx.Graph, net: nn.Module) -> None:
+    """Take what the output does not depend on out of a graph; what works in place may be read under another name."""
+    for node in reversed(graph.nodes):
+        if not node.users and node.op not in ("placeholder", "output") and not is_inplace(net, node):
+            graph.erase_node(node)
 
 
 def _function_of(net: nn.Module) -> NetworkFunction:

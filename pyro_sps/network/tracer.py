@@ -265,3 +265,10 @@ class Tracer:
 def transposed(value: Tensor) -> Tensor:
     """From (rows, units) to (units, rows), or back."""
     return value.mT
+
+
+def is_inplace(net: nn.Module, node: fx.Node) -> bool:
+    """Whether a node changes what it reads."""
+    if node.op == "call_module":
+        return bool(getattr(net.get_submodule(str(node.target)), "inplace", False))
+    return node.kwargs.get("inplace", False) is True or any(argument is True for argument in node.args)

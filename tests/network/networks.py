@@ -9,6 +9,14 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 
+def in_place(net, x):
+    """`torch.fx` reads `other *= ...` as another value, and so another network."""
+    h = net.a(x).tanh()
+    other = h
+    other *= 2 - h
+    return net.out(h)
+
+
 class Net(nn.Module):
     """A network whose forward is a function of itself and its inputs."""
 
@@ -215,6 +223,9 @@ NETWORKS = {
     "batch norm": (lambda: normed(nn.BatchNorm1d(4), nn.ReLU(), nn.Dropout(0.5)), (3,)),
     "batch norm of the input": (lambda: nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), (3,)),
     "depthwise, also of the input": (lambda: Net(lambda n, x: n.out(n.c(torch.cat([x, n.a(x).tanh()], 1)).flatten(1)), a=nn.Conv1d(2, 3, 1), c=nn.Conv1d(5, 5, 3, groups=5), out=nn.Linear(15, 2)), (2, 5)),
+    "thrown away": (lambda: Net(lambda n, x: (n.out(n.a(x).tanh()), n.b(n.a(x).softmax(1)), n.c.sort().values.cumsum(0))[0], a=nn.Linear(3, 4), b=nn.Linear(4, 3), c=nn.Parameter(torch.ones(3)), out=nn.Linear(4, 2)), (3,)),
+    "thrown away, of convolutions": (lambda: Net(lambda n, x: (n.out(n.a(x).tanh().flatten(1)), n.b(n.a(x).softmax(1)).flip(1))[0], a=conv(2, 3, 1), b=conv(3, 2, 1), out=nn.Linear(12, 2)), (2, 2, 2)),
+    "in place, by another name": (lambda: Net(in_place, a=nn.Linear(3, 4), out=nn.Linear(4, 2)), (3,)),
     "batch norm, no affine": (lambda: normed(nn.BatchNorm1d(4, affine=False), nn.Tanh()), (3,)),
     "softmax": (lambda: normed(nn.Softmax(-1)), (3,)),
     "prelu": (lambda: normed(nn.PReLU(4)), (3,)),
@@ -240,7 +251,7 @@ NETWORKS = {
     "sums of some": (lambda: Net(lambda n, x: n.out((n.a(x).tanh()[..., None] * SOME).sum(1)), a=nn.Linear(3, 3), out=nn.Linear(3, 2)), (3,)),
     "flipped, and added up": (lambda: Net(lambda n, x: n.out(torch.stack([n.a(x), n.a(x).flip(1), n.a(x).flip(1)]).sum(0)), a=nn.Linear(3, 6), out=nn.Linear(6, 2)), (3,)),
     "two in groups of the input": (lambda: Net(lambda n, x: n.out((n.a(x).tanh() * n.b(x).tanh()).flatten(1)), a=nn.Conv1d(4, 4, 3, padding=1, groups=2), b=nn.Conv1d(4, 4, 3, padding=1, groups=2), out=nn.Linear(12, 2)), (4, 3)),
-    "slots that are not named": (lambda: Net(lambda n, x: (n.a(x) + (x + n.s), n.out(((n.a(x).unsqueeze(1) - n.c) ** 2).sum(-1)))[1], a=nn.Linear(3, 3), s=nn.Parameter(torch.ones(1)), c=nn.Parameter(torch.randn(4, 3)), out=nn.Linear(4, 2)), (3,)),
+    "slots that are not named": (lambda: Net(lambda n, x: (n.a(x) + (x + n.s)).tanh().mean(1, keepdim=True) + n.out(((n.a(x).unsqueeze(1) - n.c) ** 2).sum(-1)), a=nn.Linear(3, 3), s=nn.Parameter(torch.ones(1)), c=nn.Parameter(torch.randn(4, 3)), out=nn.Linear(4, 2)), (3,)),
     "blocks that become slots": (lambda: Net(blocks_that_become_slots, a=nn.Linear(4, 6), c=nn.Conv1d(6, 2, 3, padding=1, groups=2), out=nn.Linear(10, 2)), (3, 4)),
     "with itself, rolled": (lambda: Net(lambda n, x: n.out(n.b(n.a(x) * n.a(x).roll(1, 1)).tanh()), a=nn.Linear(3, 6), b=nn.Linear(6, 3), out=nn.Linear(3, 2)), (3,)),
     "picked": (lambda: Net(lambda n, x: n.out(n.a(x).tanh().gather(1, torch.tensor([[0, 2]]).expand(len(x), 2))), a=nn.Linear(3, 4), out=nn.Linear(2, 2)), (3,)),

@@ -11,7 +11,7 @@ import operator
 from torch import fx, nn
 
 from ..topology import UnsupportedLayerError
-from ..tracer import GENERIC, HOMOGENEOUS, LINEAR, ODD, Flags, Tracer, Units, rule, transposed
+from ..tracer import GENERIC, HOMOGENEOUS, LINEAR, ODD, Flags, Tracer, Units, is_inplace, rule, transposed
 
 _MODULES: dict[type[nn.Module], Flags] = {
     nn.Identity: LINEAR,
@@ -106,7 +106,7 @@ def _apply(tracer: Tracer, node: fx.Node, value: Units, flags: Flags) -> None:
     """Apply an elementwise function; on the raw input it changes no symmetry."""
     if len(node.all_input_nodes) != 1:  # such as a parameter for a slope
         raise tracer.unsupported(node)
-    if tracer.is_input(value) and _is_inplace(tracer, node):
+    if tracer.is_input(value) and is_inplace(tracer.net, node):
         raise UnsupportedLayerError(
             f"layer {tracer.place(node)} works in place on the network's input and would change the data; "
             "use inplace=False"
@@ -114,9 +114,3 @@ def _apply(tracer: Tracer, node: fx.Node, value: Units, flags: Flags) -> None:
     if value.group is not None:
         tracer.restrict(value.group, flags)
     tracer.values[node] = Units(value.group, tracer.copy(node))
-
-
-def _is_inplace(tracer: Tracer, node: fx.Node) -> bool:
-    if node.op == "call_module":
-        return getattr(tracer.module(node), "inplace", False)
-    return node.kwargs.get("inplace", False) is True or any(argument is True for argument in node.args)

@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from ..elements import LINEAR, SCALE, SIGN, Codes, Ints, Value, first_along, mix, pair
+from ..memory import address_of
 from ..recorder import Call, Recorder, handles, rows_code
 from .functions import two
 
@@ -256,7 +257,7 @@ def convolution(recorder: Recorder, call: Call) -> None:
     if not recorder.is_parameter(call["weight"]):
         return _by_computed_kernel(recorder, call)
     weight = recorder.convolution(call["weight"], transposed, groups)
-    atoms, name = recorder.atoms, recorder.parameters[call["weight"].untyped_storage()._cdata][0]
+    atoms, name = recorder.atoms, recorder.parameters[address_of(call["weight"])][0]
     inputs, outputs = (0, 1) if transposed else (1, 0)
     recorder.role(name, inputs, -1)
     recorder.role(name, outputs, 1)
