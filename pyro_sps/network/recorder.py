@@ -339,7 +339,8 @@ class Recorder(TorchDispatchMode):
                 return out  # a view
             self._read(tensors)
             if not known and (parts := self._in_parts(func, base, args, kwargs)) is not None:
-                return parts
+                self._carry_over(parts, results)
+                return out
         try:
             if not known:
                 raise self.unsupported(
@@ -385,6 +386,14 @@ class Recorder(TorchDispatchMode):
             return None
         finally:
             self.within = within
+
+    def _carry_over(self, parts: Any, results: Sequence[Tensor]) -> None:
+        """Note of results what is known of those of an operation's parts, whose memory may be in another order."""
+        for part, result in zip(leaves(parts), results, strict=True):
+            if (value := self.value(part)) is not None:
+                self.write(result, value)
+            if (found := self.indices.get(address_of(part))) is not None:
+                self.says_which(result, found[1])
 
     def _tell_apart(self, values: Mapping[int, Value | None], results: Sequence[Tensor]) -> None:
         """Give an identity to all that enters or leaves an operation."""

@@ -223,6 +223,7 @@ NETWORKS = {
     "batch norm": (lambda: normed(nn.BatchNorm1d(4), nn.ReLU(), nn.Dropout(0.5)), (3,)),
     "batch norm of the input": (lambda: nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), (3,)),
     "depthwise, also of the input": (lambda: Net(lambda n, x: n.out(n.c(torch.cat([x, n.a(x).tanh()], 1)).flatten(1)), a=nn.Conv1d(2, 3, 1), c=nn.Conv1d(5, 5, 3, groups=5), out=nn.Linear(15, 2)), (2, 5)),
+    "one scale of the input": (lambda: Net(lambda n, x: n.out(n.a(x * n.scale).tanh()), a=nn.Linear(3, 4), scale=nn.Parameter(torch.ones(1)), out=nn.Linear(4, 2)), (3,)),
     "thrown away": (lambda: Net(lambda n, x: (n.out(n.a(x).tanh()), n.b(n.a(x).softmax(1)), n.c.sort().values.cumsum(0))[0], a=nn.Linear(3, 4), b=nn.Linear(4, 3), c=nn.Parameter(torch.ones(3)), out=nn.Linear(4, 2)), (3,)),
     "thrown away, of convolutions": (lambda: Net(lambda n, x: (n.out(n.a(x).tanh().flatten(1)), n.b(n.a(x).softmax(1)).flip(1))[0], a=conv(2, 3, 1), b=conv(3, 2, 1), out=nn.Linear(12, 2)), (2, 2, 2)),
     "in place, by another name": (lambda: Net(in_place, a=nn.Linear(3, 4), out=nn.Linear(4, 2)), (3,)),

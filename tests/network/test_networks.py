@@ -140,12 +140,13 @@ def test_orders_that_are_known():
     assert orders("rms norm") == [f(4), f(4) * 2**4, 4]
     assert orders("batch norm") == [f(4), f(4) * 2**4, 8]
     assert orders("batch norm of the input") == [f(4), f(4) * 2**4 * 2**3, 3]  # who cannot be relabelled has a sign
+    assert orders("one scale of the input") == [f(4), f(4) * 2**4 * 2, 1]
     assert orders("depthwise, also of the input") == [f(3), f(3) * 2**3 * 2**5, 5]
     assert orders("thrown away") == [f(4), f(4) * 2**4]
     assert orders("thrown away, of convolutions") == [f(3), f(3) * 2**3]
     assert orders("in place, by another name") == [f(4)]
     assert orders("glu") == [f(4), f(4) * 2**4, 4]
-    assert orders("weight norm, convolutions")[0] == f(3) * f(4)
+    assert orders("weight norm, convolutions") == [f(3) * f(4), f(3) * f(4) * 2**7, 7]  # of directions
     assert orders("weight norm, transposed")[0] == f(3) * f(4)
     assert orders("gated kernel")[0] == f(3) * f(4)
     assert orders("bilinear")[0] == f(4) * f(4) * f(3)

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from network.networks import Net
 from torch import nn
@@ -15,8 +15,8 @@ import pyro_sps as sps
 class Program:
     """A random network of values of shape (rows, positions, units); its layers, and what its forward does."""
 
-    def __init__(self, seed):
-        self.rng = np.random.default_rng(seed)
+    def __init__(self, seed, operations=None):
+        self.rng, self.operations = np.random.default_rng(seed), OPERATIONS if operations is None else operations
         self.layers, self.steps = {}, []
         self.widths = [(3, 4)]  # positions and units of each value so far; the first is the input
         for _ in range(self.rng.integers(3, 9)):
@@ -37,8 +37,8 @@ class Program:
         self.widths.append((positions, units))
 
     def add(self):
-        kind = self.rng.choice(list(OPERATIONS))
-        OPERATIONS[kind](self)
+        kind = self.rng.choice(list(self.operations))
+        self.operations[kind](self)
 
     def close(self):
         i = len(self.widths) - 1
@@ -321,3 +321,53 @@ def test_what_is_claimed_is_true_of_numbers(seed):
     x = torch.randn(2, 3, 4, dtype=torch.float64)
     result = sps.Topology.of(net, x).verify(net, seed=1, example=x)
     assert result.ok, result
+
+
+def scalings_of(net, x, names):
+    """Dimension of the rescalings of weights that leave a function as it is: a with Σ a_i θ_i ∂f/∂θ_i = 0 for all θ."""
+    weights = {name: net.get_parameter(name).detach() for name in names}
+    size = sum(weight.numel() for weight in weights.values())
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for _ in range(size // 4 + 4):
+        own = {name: torch.randn(w.shape, dtype=w.dtype, generator=generator) for name, w in weights.items()}
+        inputs = torch.randn(x.shape, dtype=x.dtype, generator=generator)
+        jacobian = torch.func.jacrev(lambda w, x=inputs: torch.func.functional_call(net, w, (x,)).flatten())(own)
+        rows.append(torch.cat([(jacobian[name] * own[name]).flatten(1) for name in names], 1))
+    matrix = torch.cat(rows)
+    matrix = matrix / matrix.abs().amax(1, keepdim=True).clamp_min(1e-12)
+    singular = torch.linalg.svdvals(matrix)
+    return size - int((singular > 1e-10 * singular[0]).sum())
+
+
+def usual(p):
+    """Functions of which no two in a row are less than both, and that pass signs or scales on, or neither."""
+    i = p.pick()
+    f = p.rng.choice([torch.tanh, F.leaky_relu, F.gelu])
+    p.then(lambda net, v: f(v[i]), *p.widths[i])
+
+
+def batch_norm(p):
+    i = p.pick()
+    name = p.layer(nn.BatchNorm1d(p.widths[i][1]))
+    p.then(lambda net, v: getattr(net, name)(v[i].transpose(1, 2)).transpose(1, 2), *p.widths[i])
+
+
+# Operations of which no scales are left out: around `weight_norm`, of three groups of units and of one number for all
+# units they are.
+ORDINARY = {f.__name__: f for f in (linear, convolution, joined, behind, gate, usual, batch_norm)} | {
+    "more linear": linear,
+    "more usual": usual,
+}
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(st.integers(0, 2**32))
+def test_scalings_are_those_that_numbers_have(seed):
+    net = Program(seed, ORDINARY).network()
+    x = torch.randn(4, 3, 4, dtype=torch.float64)
+    topology = sps.Topology.of(net, x)
+    assume(topology.num_weights < 150)
+    report = sps.certify(topology, {})
+    claimed = 0 if report.scalings is None else report.scalings.before
+    assert claimed == scalings_of(net, x, [tensor.name for tensor in topology.tensors])

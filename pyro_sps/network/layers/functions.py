@@ -159,9 +159,11 @@ def two(recorder: Recorder, name: str, first: Value, second: Value, out: Tensor)
     if name == "mul" and second.weight is not None and first.weight is None and len(second.tokens) == 1:
         if math.prod(recorder.weights[second.weight].shape) > 1:
             return _scaled(recorder, first, second, out)
+        recorder.atoms.pin(second.tokens[0].ravel())
+        if all(len(np.unique(own)) == 1 for own in first.characters):  # all that it multiplies has one sign, or none
+            return _scaled(recorder, first, second, out)
         for kind in (SIGN, SCALE):  # one number for all units
             recorder.atoms.lose(kind, second.tokens[0].ravel())
-        recorder.atoms.pin(second.tokens[0].ravel())
         second = Value.pinned(second.place)
     first, second = recorder.as_value(_expanded(first, out)), recorder.as_value(_expanded(second, out))
     atoms = recorder.atoms
@@ -265,10 +267,37 @@ def glu(recorder: Recorder, call: Call) -> None:
 
 @handles("_weight_norm_interface", "_weight_norm")
 def weight_norm(recorder: Recorder, call: Call) -> None:
-    """A parameter divided by its norm, times another: no sign or scale is followed through it."""
-    first, second = (recorder.as_value(recorder.operand(call[name], call)) for name in ("v", "g"))
-    first, second = (apply(recorder, value, NEITHER, False) for value in (first, second))
+    """A parameter of which each slice is divided by its norm, times another.
+
+    What a slice is multiplied by changes nothing, nor does a sign that both change. Those of layers before and behind
+    are not followed.
+    """
+    first, second = (recorder.operand(call[name], call) for name in ("v", "g"))
+    direction, length = (_slices(recorder, value, call["dim"]) for value in (first, second))
+    if direction is not None and length is not None:
+        recorder.atoms.equate(SIGN, direction, length)
+        recorder.atoms.lose(SCALE, length)
+        recorder.atoms.lose(LINEAR, direction)
+        first, second = (replace(value, weight=None) for value in (first, second))
+    else:
+        first, second = (apply(recorder, value, NEITHER, False) for value in (first, second))
     outs = [call.out] if isinstance(call.out, Tensor) else list(call.out)
     recorder.write(outs[0], join(recorder, first, second, outs[0]))
     if len(outs) > 1:
-        recorder.write(outs[1], second)
+        recorder.write(outs[1], recorder.as_value(second))
+
+
+def _slices(recorder: Recorder, value: Value, dim: int) -> Ints | None:
+    """Atoms of a parameter along an axis, whose signs and scales are all that it keeps; None if it is none."""
+    if value.weight is None or dim < 0:
+        return None
+    known = recorder.weights[value.weight]
+    own = known.axes[dim]
+    if own is None or tuple(value.shape) != known.shape:
+        return None
+    recorder.role(value.weight, dim, 1)
+    for axis, atoms in enumerate(known.axes):
+        if atoms is not None and axis != dim:
+            for kind in (SIGN, SCALE):
+                recorder.atoms.lose(kind, atoms.ravel())
+    return own.ravel()
