@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,6 +15,7 @@ from torch import Generator
 from ..base.checks import require_count, require_flag
 from ..network.topology import Masks, Topology
 from .chance import by_chance
+from .completion import completed
 from .schemes import fixed_count
 from .search import (
     SEEDS,
@@ -91,6 +94,9 @@ class Rigid:
     1-50-1 network are not. With `values=Ladder()` each unit of a layer but one (with `signs=True` each) has one
     fixed weight, of its own value. Other values are tried in the same way, as drawn, if equal constants cannot do it.
 
+    **Other signs.** Norms, weights that multiply units one by one, gates and recurrent cells have signs that the forest
+    does not tie. With `signs=True`, for each flip that is left an entry more is fixed that it would change.
+
     **Grouped convolutions** join only some units with each other. Where this construction needs those, random masks are
     tried, and connections freed again one by one as long as the certificate holds: not the fewest possible.
 
@@ -143,20 +149,18 @@ class Rigid:
         Raises:
             ValueError: If there is no such mask or none was found.
         """
-        if self.signs and isinstance(values, Zero) and any(topology.groups[index].odd for index in topology.hidden):
+        if self.signs and isinstance(values, Zero) and _has_signs(topology):
             raise ValueError(
                 "Rigid(signs=True) cannot remove sign flips with values=Zero(): zero has no sign. "
                 "sps.Constant() or sps.Ladder() can"
             )
         if isinstance(values, Ladder):
-            masks = self._by_value(topology)
-            return self._certified(topology, masks, _draw(values, topology, masks, generator))
+            return self._certified(topology, self._by_value(topology), values, generator)
         try:
             return self._by_place(topology, values, generator)
         except ImpossibleError as problem:
             if values is not None and not isinstance(values, Zero | Constant | MAP):
-                masks = self._by_value(topology)
-                return self._certified(topology, masks, _draw(values, topology, masks, generator))
+                return self._certified(topology, self._by_value(topology), values, generator)
             raise ValueError(
                 f"{problem}. Distinct constants can: sps.Rigid() with values=sps.Ladder(), or fixed distinct biases, "
                 "scheme=sps.InputOffsets() with values=sps.Ladder()"
@@ -188,6 +192,11 @@ class Rigid:
 
             if (found := by_chance(topology, is_rigid, self.entries == "connection")) is not None:
                 return found
+        if self.signs and self.strength == 1:
+            for _, draft in drafts:
+                found = self._completed(topology, draft, lambda own: self._worst(topology, own, values, generator))
+                if found is not None:
+                    return found
         if drafts and self.strength > 1:
             raise ValueError(f"Rigid(strength={self.strength}) found no mask that is certified; try another strength")
         raise problem
@@ -246,23 +255,48 @@ class Rigid:
             waiting.remove(index)
         return widened(topology, masks) if self.entries == "connection" else masks
 
-    def _certified(self, topology: Topology, masks: Masks, values: FixedValues) -> Masks:
-        if problem := self._problem(topology, masks, values):
-            raise ValueError(
-                f"Rigid() found no mask for these values: {problem}. With the distinct values of sps.Ladder() it does"
-            )
+    def _certified(self, topology: Topology, masks: Masks, values: Any, generator: Generator | None) -> Masks:
+        """The masks, and what completes them, if nothing is left with these values."""
+        problem = self._problem(topology, masks, _draw(values, topology, masks, generator))
+        if problem is not None and self.signs:
+            found = self._completed(topology, masks, lambda own: _draw(values, topology, own, generator))
+            if found is not None:
+                return found
+        if problem is not None:
+            more = "" if isinstance(values, Ladder) else ". With the distinct values of sps.Ladder() it may"
+            raise ValueError(f"Rigid() found no mask for these values: {problem}{more}")
         return masks
+
+    def _completed(self, topology: Topology, masks: Masks, values_for: Callable[[Masks], Any]) -> Masks | None:
+        """Masks that also fix what the symmetries that these leave would change."""
+
+        def left(own: Masks) -> Sequence[Any]:
+            return self._left(topology, own, values_for(own))[1]
+
+        found = completed(topology, masks, left)
+        return widened(topology, found) if found is not None and self.entries == "connection" else found
+
+    def _left(self, topology: Topology, masks: Masks, values: Any) -> tuple[int, Sequence[Any]]:
+        """The order of the group of what must go, and moves that generate it."""
+        from ..symmetry.certificate import moves_left  # which lies a wing further down
+
+        order, moves = moves_left(topology, masks, values, signed=False)
+        return (order, moves) if order > 1 or not self.signs else moves_left(topology, masks, values, signed=True)
 
     def _problem(self, topology: Topology, masks: Masks, values: Any) -> str | None:
         """What the certificate has against masks; None if nothing is left."""
-        report = _certify(topology, masks, values)
-        classes = [report.permutations]
-        if self.signs and report.signed_permutations is not None:
-            classes.append(report.signed_permutations)
-        for one in classes:
-            if not one.is_rigid:
-                return f"10^{one.log10_after:.2f} {one.name} would be left, such as: {one.generators[0]}"
-        return None
+        order, moves = self._left(topology, masks, values)
+        if order == 1:
+            return None
+        what = "symmetries" if self.signs else "permutations"
+        return f"10^{math.log10(order):.2f} {what} would be left, such as: {moves[0]}"
+
+
+def _has_signs(topology: Topology) -> bool:
+    """Whether the sign of anything can flip."""
+    if topology.structure is not None:
+        return bool(topology.structure.flips.any())
+    return any(topology.groups[index].odd for index in topology.hidden)
 
 
 def _joined_to(topology: Topology, number: int, axis: int) -> Any:
@@ -278,10 +312,3 @@ def _draw(values: Any, topology: Topology, masks: Masks, generator: Generator | 
     if generator is not None:
         generator = generator.clone_state()
     return make_values(values, topology, masks, generator)
-
-
-def _certify(topology: Topology, masks: Masks, values: Any) -> Any:
-    """The certificate of what is left, which lies a wing further down."""
-    from ..symmetry.certificate import certify
-
-    return certify(topology, masks, values)

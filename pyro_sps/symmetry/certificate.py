@@ -21,6 +21,7 @@ from ..masks.values import FixedValues
 from ..network.run import NetworkFunction
 from ..network.topology import Topology, WeightTensor
 from .fixed_entries import fixed_entries
+from .moves import Move
 from .report import SymmetryClass, SymmetryReport
 
 
@@ -93,6 +94,24 @@ def certify(
     maps = _linear_maps(topology, masks, constants)
     report = SymmetryReport(topology, fixed, permutations, signed, scalings, tuple(notes), tuple(ordered), maps)
     return report if verify is None else _verified(report, verify, masks, constants)
+
+
+def moves_left(
+    topology: Topology, masks: Mapping[str, Tensor], values: FixedValues | Mapping[str, Tensor] | None, signed: bool
+) -> tuple[int, tuple[Move, ...]]:
+    """The order of the group of (signed) permutations that masks leave, and moves that generate it.
+
+    A search for masks asks this often; `certify` also says what there was without masks, which can take far longer.
+
+    Args:
+        topology: The network's topology.
+        masks: Stochastic masks by tensor name.
+        values: The fixed values, as in `certify`.
+        signed: Whether signs may flip too.
+    """
+    masks = topology.check_masks(masks)
+    group, _, moves = fixed_entries(topology, masks, _constants(topology, masks, values), ()).left(signed)
+    return group.order, moves
 
 
 def _verified(report: SymmetryReport, *how: Any) -> SymmetryReport:

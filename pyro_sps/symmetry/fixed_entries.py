@@ -70,11 +70,16 @@ class FixedEntries:
         except OutOfTimeError:
             return SymmetryClass(name, 1, None, "not determined in time", factors=("", ""))
         try:
-            group, how = self._group(signed, deadline)
+            group, how, moves = self.left(signed, deadline)
         except OutOfTimeError:
             return SymmetryClass(name, size, None, "not determined in time", factors=(_product(factors), ""))
-        moves = tuple(sorted(self._moves(group), key=lambda move: (move.size, move.images[:1], move.carriers[:1])))
         return SymmetryClass(name, size, group.order, how, moves, (_product(factors), _product(group.factors)))
+
+    def left(self, signed: bool, deadline: float | None = None) -> tuple[Group, str, tuple[Move, ...]]:
+        """The group of what is left, how it was proved, and moves that generate it, small ones first."""
+        group, how = self._group(signed, deadline)
+        moves = sorted(self._moves(group), key=lambda move: (move.size, move.images[:1], move.carriers[:1]))
+        return group, how, tuple(moves)
 
     def _without_masks(self, signed: bool, deadline: float | None) -> tuple[int, Mapping[int, int]]:
         """Order of the group where nothing is fixed, and its factors."""

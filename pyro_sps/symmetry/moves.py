@@ -38,6 +38,15 @@ class Move:
         """How much it moves."""
         return len(self.images) + len(self.carriers)
 
+    def vertices(self, topology: Topology) -> list[int]:
+        """The units that it moves or multiplies, those of all groups numbered through, and carriers.
+
+        Args:
+            topology: The network's topology.
+        """
+        first = dict(zip((group.name for group in topology.groups), topology.first.tolist(), strict=False))
+        return [first[name] + index for name, index, *_ in self.images] + [index for index, *_ in self.carriers]
+
     def apply(self, topology: Topology, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Move the weights of a network.
 
