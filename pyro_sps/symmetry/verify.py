@@ -16,7 +16,7 @@ from ..network.run import NetworkFunction
 from ..network.topology import Topology
 from ..network.trace import trace
 from .certificate import certify
-from .report import SymmetryReport, Verification, check_moves
+from .report import SymmetryReport, Verification, check_moves, largest_change
 
 
 @dataclass(frozen=True)
@@ -101,12 +101,12 @@ def verify_function(
         every += chosen
         for move in chosen:
             moved = outputs(move.apply(topology, weights))
-            deviation = max(deviation, _change(moved, expected) / largest)
+            deviation = max(deviation, largest_change(moved, expected) / largest)
     for _ in range(products if every else 0):
         moved_weights: Mapping[str, Tensor] = weights
         for index in rng.integers(len(every), size=min(len(every), 20)):
             moved_weights = every[index].apply(topology, moved_weights)
-        deviation = max(deviation, _change(outputs(moved_weights), expected) / largest)
+        deviation = max(deviation, largest_change(outputs(moved_weights), expected) / largest)
     if topology.mixtures:
         counts["linear maps"] = len(topology.mixtures)
         moved_weights = weights
@@ -114,7 +114,7 @@ def verify_function(
             near = torch.eye(mixture.size, dtype=torch.float64)
             noise = torch.randn(near.shape, dtype=torch.float64, generator=generator)
             moved_weights = mixture.apply(moved_weights, near + 0.5 * noise / math.sqrt(mixture.size))
-        deviation = max(deviation, _change(outputs(moved_weights), expected) / largest)
+        deviation = max(deviation, largest_change(outputs(moved_weights), expected) / largest)
     return NetworkVerification(counts, products if every else 0, deviation, deviation < 1e-9)
 
 
@@ -161,13 +161,6 @@ def verified(
         warn_user(note)
         notes = (*notes, note)
     return replace(report, verification=tried, notes=notes)
-
-
-def _change(moved: Tensor, expected: Tensor) -> float:
-    """Largest difference; what is not finite, such as a mean over positions that are all masked, must be so in both."""
-    same = (moved == expected) | (moved.isnan() & expected.isnan())
-    difference = torch.where(same, 0.0, (moved - expected).abs())
-    return float(torch.where(difference.isfinite(), difference, math.inf).max())
 
 
 def random_weights(topology: Topology, generator: torch.Generator) -> dict[str, Tensor]:

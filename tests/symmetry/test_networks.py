@@ -355,3 +355,14 @@ def test_a_certificate_is_tried_on_numbers_on_request():
     assert bnn.symmetry(verify=True).verification.ok
     with pytest.raises(ValueError, match="verify must be True or False"):
         bnn.symmetry(verify=net)
+
+
+def test_outputs_that_are_not_finite_are_no_violation():
+    """A direction of `weight_norm` that is fixed at zero has no length."""
+    net = nn.Sequential(weight_norm(nn.Conv1d(2, 3, 1)), nn.Tanh(), nn.Flatten(), nn.Linear(6, 1)).double()
+    topology = sps.Topology.of(net, torch.zeros(2, 2, 2, dtype=torch.float64))
+    masks = topology.check_masks({})
+    masks["0.parametrizations.weight.original1"][0] = False
+    report = certify(topology, masks, verify=net)
+    assert report.verification.ok
+    assert report.verification.checked > 3
