@@ -38,9 +38,13 @@ class Dataflow(TorchDispatchMode):
         )
         self.kept += [*read, *made]
         written = {address_of(tensor) for tensor in made}
-        changed = set()
-        if func._schema.is_mutable:
-            changed = {address_of(tensor) for tensor in read}
+        changed = {
+            address_of(leaf)
+            for number, argument in enumerate(func._schema.arguments)
+            if argument.alias_info is not None and argument.alias_info.is_write
+            for leaf in tree_leaves(args[number] if number < len(args) else kwargs.get(argument.name))
+            if isinstance(leaf, Tensor)
+        }
         root = not made or bool(_SEEN & set(func.tags)) or bool(changed & self.given)
         self.calls.append((func.name(), {address_of(tensor) for tensor in read}, written | changed, root))
         return out

@@ -339,8 +339,7 @@ class Recorder(TorchDispatchMode):
                 return out  # a view
             self._read(tensors)
             if not known and (parts := self._in_parts(func, base, args, kwargs)) is not None:
-                self._carry_over(parts, results)
-                return out
+                return out if self._carry_over(parts, results) else parts
         try:
             if not known:
                 raise self.unsupported(
@@ -387,13 +386,21 @@ class Recorder(TorchDispatchMode):
         finally:
             self.within = within
 
-    def _carry_over(self, parts: Any, results: Sequence[Tensor]) -> None:
-        """Note of results what is known of those of an operation's parts, whose memory may be in another order."""
-        for part, result in zip(leaves(parts), results, strict=True):
+    def _carry_over(self, parts: Any, results: Sequence[Tensor]) -> bool:
+        """Note of results what is known of those of an operation's parts, whose memory may be in another order.
+
+        Returns:
+            False where there are not as many of them.
+        """
+        own = list(leaves(parts))
+        if [part.shape for part in own] != [result.shape for result in results]:
+            return False
+        for part, result in zip(own, results, strict=True):
             if (value := self.value(part)) is not None:
                 self.write(result, value)
             if (found := self.indices.get(address_of(part))) is not None:
                 self.says_which(result, found[1])
+        return True
 
     def _tell_apart(self, values: Mapping[int, Value | None], results: Sequence[Tensor]) -> None:
         """Give an identity to all that enters or leaves an operation."""
