@@ -11,10 +11,10 @@ from torch.nn.utils.parametrizations import weight_norm
 
 def in_place(net, x):
     """`torch.fx` reads `other *= ...` as another value, and so another network."""
-    h = net.a(x).tanh()
+    h = net.a(x)
     other = h
-    other *= 2 - h
-    return net.out(h)
+    other *= 2
+    return net.out(h.tanh())
 
 
 class Net(nn.Module):

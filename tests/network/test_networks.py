@@ -144,7 +144,7 @@ def test_orders_that_are_known():
     assert orders("depthwise, also of the input") == [f(3), f(3) * 2**3 * 2**5, 5]
     assert orders("thrown away") == [f(4), f(4) * 2**4]
     assert orders("thrown away, of convolutions") == [f(3), f(3) * 2**3]
-    assert orders("in place, by another name") == [f(4)]
+    assert orders("in place, by another name") == [f(4), f(4) * 2**4]
     assert orders("glu") == [f(4), f(4) * 2**4, 4]
     assert orders("weight norm, convolutions") == [f(3) * f(4), f(3) * f(4) * 2**7, 7]  # of directions
     assert orders("weight norm, transposed")[0] == f(3) * f(4)
