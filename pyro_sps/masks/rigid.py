@@ -278,10 +278,8 @@ class Rigid:
 
     def _left(self, topology: Topology, masks: Masks, values: Any) -> tuple[int, Sequence[Any]]:
         """The order of the group of what must go, and moves that generate it."""
-        from ..symmetry.certificate import moves_left  # which lies a wing further down
-
-        order, moves = moves_left(topology, masks, values, signed=False)
-        return (order, moves) if order > 1 or not self.signs else moves_left(topology, masks, values, signed=True)
+        order, moves = _moves_left(topology, masks, values, False)
+        return (order, moves) if order > 1 or not self.signs else _moves_left(topology, masks, values, True)
 
     def _problem(self, topology: Topology, masks: Masks, values: Any) -> str | None:
         """What the certificate has against masks; None if nothing is left."""
@@ -312,3 +310,10 @@ def _draw(values: Any, topology: Topology, masks: Masks, generator: Generator | 
     if generator is not None:
         generator = generator.clone_state()
     return make_values(values, topology, masks, generator)
+
+
+def _moves_left(topology: Topology, masks: Masks, values: Any, signed: bool) -> tuple[int, Sequence[Any]]:
+    """What the certificate says, which lies a wing further down."""
+    from ..symmetry.certificate import moves_left
+
+    return moves_left(topology, masks, values, signed)
