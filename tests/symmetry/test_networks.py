@@ -63,7 +63,7 @@ FAMILIES = {
     "gated unit": (lambda: nn.Sequential(nn.Linear(2, 6), nn.GLU(), nn.Linear(3, 1)), (2,), True),
     "gated, residual": (lambda: Net(gated, first=nn.Linear(2, 2), gate=nn.Linear(2, 2), up=nn.Linear(2, 2), down=nn.Linear(2, 2), out=nn.Linear(2, 1)), (2,), True),
     "tied embedding": (lambda: Net(tied, e=nn.Embedding(3, 3), a=nn.Linear(3, 3, False)), "ids", True),
-    "weight norm, convolutions": (lambda: nn.Sequential(weight_norm(nn.Conv1d(1, 2, 2)), nn.Softplus(), weight_norm(nn.Conv1d(2, 3, 2)), nn.GELU(), nn.Flatten(), nn.Linear(3, 1)), (1, 3), True),
+    "weight norm, convolutions": (lambda: nn.Sequential(weight_norm(nn.Conv1d(1, 2, 2)), nn.Softplus(), weight_norm(nn.Conv1d(2, 2, 2)), nn.GELU(), nn.Flatten(), nn.Linear(2, 1)), (1, 3), True),
     "batch norm of the input": (lambda: nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)), (2,), True),
     "radial basis functions": (lambda: Net(lambda n, x: n.out((-torch.cdist(n.a(x).relu(), n.centres)).exp()), a=nn.Linear(2, 3), centres=nn.Parameter(torch.randn(3, 3)), out=nn.Linear(3, 1)), (2,), True),
     "bilinear": (lambda: Net(lambda n, x: n.out(n.c(n.a(x).relu(), n.b(x).relu()).relu()), a=nn.Linear(2, 3), b=nn.Linear(2, 3), c=nn.Bilinear(3, 3, 2), out=nn.Linear(2, 1)), (2,), True),
