@@ -26,7 +26,8 @@ class Dataflow(TorchDispatchMode):
     def __init__(self, given: Sequence[Tensor]) -> None:
         super().__init__()
         self.given = {address_of(tensor) for tensor in given}
-        self.kept: list[Tensor] = []  # so that no memory is used twice
+        # So that no memory is used twice. Tensors that are kept would make torch return copies of what it makes.
+        self.kept: list[torch.UntypedStorage] = []
         self.calls: list[tuple[str, set[int], set[int], bool]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -36,7 +37,7 @@ class Dataflow(TorchDispatchMode):
         read, made = (
             [leaf for leaf in tree_leaves(some) if isinstance(leaf, Tensor)] for some in ((args, kwargs), out)
         )
-        self.kept += [*read, *made]
+        self.kept += [tensor.untyped_storage() for tensor in (*read, *made)]
         written = {address_of(tensor) for tensor in made}
         changed = {
             address_of(leaf)

@@ -104,7 +104,11 @@ def _recorded(net: nn.Module, example: Any, dtype: torch.dtype, deterministic: S
         recorder = Recorder(own, submodules_of(own, fixed), calls)
         _name_layers(own, recorder)
         recorder.give(tensors)
-        out = _run(own, example, tensors, recorder)
+        try:
+            out = _run(own, example, tensors, recorder)
+        except Exception:
+            if not recorder.strayed:
+                raise
         if not recorder.strayed:
             break
     if not isinstance(out, Tensor):

@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 import pyro_sps as sps
 from pyro_sps.network.record import MappedFunction, record
+from pyro_sps.network.recorder import Recorder
 from pyro_sps.network.topology import UnsupportedLayerError
 from pyro_sps.network.trace import trace
 from pyro_sps.symmetry.certificate import certify
@@ -28,6 +29,22 @@ def test_what_is_claimed_is_true_of_numbers(name):
     assert result.ok
     assert result.products > 0
     assert result.max_deviation < 1e-11
+
+
+def test_both_runs_take_the_same_way(monkeypatch):
+    """Where the second run strays from the first, all of it is followed, which is whole for none that throws something away."""
+    recorders = []
+
+    class Kept(Recorder):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            recorders.append(self)
+
+    monkeypatch.setattr("pyro_sps.network.record.Recorder", Kept)
+    for name in NETWORKS:
+        sps.Topology.of(build(name), example(name))
+    assert len(recorders) > len(NETWORKS) / 2
+    assert all(recorder.calls is not None and not recorder.strayed for recorder in recorders)
 
 
 @every_network
