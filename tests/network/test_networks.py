@@ -32,7 +32,7 @@ def test_what_is_claimed_is_true_of_numbers(name):
 
 
 def test_both_runs_take_the_same_way(monkeypatch):
-    """Where the second run strays from the first, all of it is followed, which is whole for none that throws something away."""
+    """Where the second run strays from the first, all operations are followed, also those of no effect."""
     recorders = []
 
     class Kept(Recorder):
