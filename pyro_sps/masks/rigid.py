@@ -258,14 +258,14 @@ class Rigid:
     def _certified(self, topology: Topology, masks: Masks, values: Any, generator: Generator | None) -> Masks:
         """The masks, and what completes them, if nothing is left with these values."""
         problem = self._problem(topology, masks, _draw(values, topology, masks, generator))
-        if problem is not None and self.signs:
+        if problem is None:
+            return masks
+        if self.signs:
             found = self._completed(topology, masks, lambda own: _draw(values, topology, own, generator))
             if found is not None:
                 return found
-        if problem is not None:
-            more = "" if isinstance(values, Ladder) else ". With the distinct values of sps.Ladder() it may"
-            raise ValueError(f"Rigid() found no mask for these values: {problem}{more}")
-        return masks
+        more = "" if isinstance(values, Ladder) else ". With the distinct values of sps.Ladder() it may"
+        raise ValueError(f"Rigid() found no mask for these values: {problem}{more}")
 
     def _completed(self, topology: Topology, masks: Masks, values_for: Callable[[Masks], Any]) -> Masks | None:
         """Masks that also fix what the symmetries that these leave would change."""

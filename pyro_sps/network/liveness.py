@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from .memory import address_of
+from .memory import address_of, leaves
 
 # Operations of which more is read than the numbers that they return: Python sees a number, or a shape.
 _SEEN = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
@@ -34,17 +33,14 @@ class Dataflow(TorchDispatchMode):
         """Run an operation and note what it reads and writes."""
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        read, made = (
-            [leaf for leaf in tree_leaves(some) if isinstance(leaf, Tensor)] for some in ((args, kwargs), out)
-        )
+        read, made = list(leaves((args, kwargs))), list(leaves(out))
         self.kept += [tensor.untyped_storage() for tensor in (*read, *made)]
         written = {address_of(tensor) for tensor in made}
         changed = {
             address_of(leaf)
             for number, argument in enumerate(func._schema.arguments)
             if argument.alias_info is not None and argument.alias_info.is_write
-            for leaf in tree_leaves(args[number] if number < len(args) else kwargs.get(argument.name))
-            if isinstance(leaf, Tensor)
+            for leaf in leaves(args[number] if number < len(args) else kwargs.get(argument.name))
         }
         root = not made or bool(_SEEN & set(func.tags)) or bool(changed & self.given)
         self.calls.append((func.name(), {address_of(tensor) for tensor in read}, written | changed, root))
@@ -56,7 +52,7 @@ class Dataflow(TorchDispatchMode):
         Args:
             out: What the network returned.
         """
-        live = {address_of(leaf) for leaf in tree_leaves(out) if isinstance(leaf, Tensor)}
+        live = {address_of(leaf) for leaf in leaves(out)}
         result = []
         for name, read, written, root in reversed(self.calls):
             needed = root or not live.isdisjoint(written)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 Ints = NDArray[np.int64]
+
+
+def leaves(argument: Any) -> Iterator[Tensor]:
+    """Tensors of an argument or a result."""
+    yield from (leaf for leaf in tree_leaves(argument) if isinstance(leaf, Tensor))
 
 
 def address_of(tensor: Tensor) -> int:

@@ -8,7 +8,7 @@ known of elements is noted where they are in memory.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,10 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from .elements import SCALE, SIGN, Atoms, Codes, Ints, Value, mix, pair
-from .memory import address_of, elements_of, places_of, shares, view_of
+from .memory import address_of, elements_of, leaves, places_of, shares, view_of
 from .topology import SUPPORTED, UnsupportedLayerError
 
 Handler = Callable[["Recorder", "Call"], None]
@@ -312,7 +311,7 @@ class Recorder(TorchDispatchMode):
             return func(*args, **kwargs)
         schema = func._schema
         name = schema.name.split("::")[1]
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = list(leaves((args, kwargs)))
         base = name.removesuffix("_") if schema.is_mutable else name
         if base == "convolution":
             self._convolved(args)
@@ -332,8 +331,8 @@ class Recorder(TorchDispatchMode):
             if not known and (parts := self._in_parts(func, base, args, kwargs)) is not None:
                 return parts
         out = func(*args, **kwargs)
-        self.largest = max([self.largest, *(leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, Tensor))])
-        results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        results = list(leaves(out))
+        self.largest = max([self.largest, *(result.numel() for result in results)])
         if not changes:
             if results and all(shares(result, tensors) for result in results):
                 return out  # a view
@@ -458,11 +457,6 @@ def _bind(schema: Any, args: Any, kwargs: Any) -> dict[str, Any]:
         elif argument.has_default_value():
             bound[argument.name] = argument.default_value
     return bound
-
-
-def leaves(argument: Any) -> Iterator[Tensor]:
-    """Tensors of an argument."""
-    yield from (leaf for leaf in tree_leaves(argument) if isinstance(leaf, Tensor))
 
 
 def rows_code(place: Codes) -> Codes:

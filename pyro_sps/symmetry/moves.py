@@ -44,7 +44,7 @@ class Move:
         Args:
             topology: The network's topology.
         """
-        first = dict(zip((group.name for group in topology.groups), topology.first.tolist(), strict=False))
+        first = _first_units(topology)
         return [first[name] + index for name, index, *_ in self.images] + [index for index, *_ in self.carriers]
 
     def apply(self, topology: Topology, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -86,7 +86,7 @@ class Move:
 
     def _maps(self, topology: Topology) -> tuple[Any, Any]:
         """For each unit where it goes, and for each carrier its factor."""
-        first = dict(zip((group.name for group in topology.groups), topology.first.tolist(), strict=False))
+        first = _first_units(topology)
         goes = np.arange(topology.first[-1])
         factors = np.ones(len(goes) if topology.structure is None else len(topology.structure.unit))
         for name, source, target, factor in self.images:
@@ -109,6 +109,11 @@ class Move:
                 parts.append(f"{what} of {name}" if verb == last else f"{verb} {what} of {name}")
                 last = verb
         return " together with ".join(parts)
+
+
+def _first_units(topology: Topology) -> dict[str, int]:
+    """The number of each group's first unit, by its name."""
+    return dict(zip((group.name for group in topology.groups), topology.first.tolist(), strict=False))
 
 
 def _describe_images(images: list[tuple[int, int, float]]) -> list[tuple[str, str]]:

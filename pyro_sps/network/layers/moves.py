@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..elements import LINEAR, SCALE, SIGN, Value, first_along, mix, pair
-from ..recorder import Call, Recorder, handles, leaves
+from ..memory import leaves
+from ..recorder import Call, Recorder, handles
 
 # What leaves numbers where they are.
 _COPIES = ("_to_copy", "clone", "contiguous", "convert_element_type", "copy_strided")
