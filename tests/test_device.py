@@ -10,9 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyro_sps as sps
+from pyro_sps import plots
+from pyro_sps.cli import main
 from pyro_sps.inference import loop, program, replay
 from pyro_sps.inference.job import prepare_job
 from pyro_sps.inference.settings import FitSettings
@@ -81,6 +84,61 @@ def test_sampled_here(device):
         samples = sps.sample(model(device), *data(), kernel=kernel, **options, **more)
         assert all(value.device.type == device.type and value.isfinite().all() for value in samples.samples.values())
         assert samples.predict(data()[0], 10).mean.isfinite().all()
+
+
+def test_tables_and_what_is_said_of_them(device, tmp_path):
+    """Estimators, their predictions, diagnoses and files."""
+    x, y = (part.numpy() for part in data())
+    labels = np.where(y[:, 0] > 0, "yes", "no")
+    short = {"num_steps": 60, "progress": False, "device": device, "random_state": 0}
+    for model, targets in (
+        (sps.BNNRegressor(method="sample", chains=2, **short), y[:, 0]),
+        (sps.BNNRegressor(method="fit", replicas=2, **short), y[:, 0]),
+        (sps.BNNClassifier(method="sample", chains=2, scheme="heavy", **short), labels),
+    ):
+        prediction = model.fit(x, targets).prediction(x)
+        assert prediction.mean.device.type == device.type
+        assert np.isfinite(prediction.lpp(targets))
+        assert len(model.predict(x)) == len(x)
+        first = model.posterior_ if model.method_ == "sample" else model.posterior_[0]
+        assert str(sps.diagnose(first))
+        assert first.to_arviz().posterior
+        model.save(tmp_path / model.method_ / type(model).__name__)
+        there = type(model).load(tmp_path / model.method_ / type(model).__name__)
+        if device.type == "cpu":  # a loaded one is there, and draws of a device are its own
+            torch.testing.assert_close(there.prediction(x).mean, prediction.mean)
+
+
+def test_chains_from_map_and_their_plots(device):
+    x, y = data()
+    bnn = sps.BNN(network(device), sps.Rigid(), sps.Zero())
+    samples = sps.sample(bnn, x, y, chains=2, num_samples=5, warmup=20, map_steps=20, progress=False)
+    assert all(value.device.type == device.type for value in samples.starts.values())
+    prediction = samples.predict(x, 10)
+    assert np.isfinite([prediction.coverage(y), prediction.rmse(y)]).all()
+    fit = sps.fit(bnn, x[:, :2], y, **QUICK)
+    for ax in (
+        plots.plot_predicted(prediction, y),
+        plots.plot_calibration(prediction, y),
+        plots.plot_pit(prediction, y),
+        plots.plot_unit({"chains": samples}),
+        plots.plot_twins(samples),
+        plots.plot_masks(bnn.topology, bnn.masks),
+        plots.plot_elbo(fit),
+    ):
+        np.atleast_1d(ax)[0].figure.canvas.draw()
+
+
+def test_the_command_line_scores_what_it_fitted(device, tmp_path):
+    """The rows held out are where the network is, and their scores on paper."""
+    x, y = data()
+    np.savetxt(tmp_path / "rows.csv", torch.cat([x, y], 1).numpy(), delimiter=",", header="a,b,y", comments="")
+    for method, more in {"fit": [], "sample": ["--chains", "2"]}.items():
+        command = ["fit", tmp_path / "rows.csv", "--target", "y", "--method", method, "--steps", "12", "--quiet", *more]
+        command += ["--device", device, "--out", tmp_path / method]
+        result = CliRunner().invoke(main, [str(one) for one in command])
+        assert result.exit_code == 0, result.output
+        assert np.isfinite(json.loads((tmp_path / method / "metrics.json").read_text())["lpp"])
 
 
 def test_what_is_on_two_devices_is_refused(device):

@@ -291,7 +291,7 @@ def run_of(job: Job, starts: list[Params], interrupted: str, ended: bool) -> Run
         compile=compile and not interrupted and not ended,
         progress=asked.progress,
         label="fit",
-        group=replicas_at_once(count, asked.num_particles * job.batch * width),
+        group=replicas_at_once(count, asked.num_particles * job.batch * width, job.members[0].bnn.like.device),
         paused=interrupted,
         optimizer=job.optimizer(),
         accumulate=asked.accumulate,

@@ -87,14 +87,17 @@ def pays_to_compile(num_steps: int, network_runs: int, bnn: BNN) -> bool:
     return num_steps * saved >= COMPILE_SECONDS
 
 
-# Activations of a layer, in elements, that replicas may have together before they leave the cores' caches: beyond that
-# they run faster one after the other (benchmarks/RESULTS.md).
-ACTIVATIONS_AT_ONCE = 1 << 19
+# Activations of a layer, in elements, that replicas may have together. On a CPU, before they leave the cores' caches:
+# beyond that they run faster one after the other (benchmarks/RESULTS.md). An accelerator is the faster the more it has
+# to do at once (ten chains on 6,553 rows: 1.0 ms a step on an H200, in groups of one 3.3), until its memory is full:
+# 0.3 GB a layer in float32.
+ACTIVATIONS_AT_ONCE, ACTIVATIONS_ON_ACCELERATORS = 1 << 19, 1 << 26
 
 
-def replicas_at_once(replicas: int, activations: int) -> int:
+def replicas_at_once(replicas: int, activations: int, device: torch.device | str = "cpu") -> int:
     """The largest divisor of `replicas` whose activations, so many elements a replica, stay within bounds."""
-    most = max(1, ACTIVATIONS_AT_ONCE // activations)
+    bound = ACTIVATIONS_AT_ONCE if torch.device(device).type == "cpu" else ACTIVATIONS_ON_ACCELERATORS
+    most = max(1, bound // activations)
     return max(size for size in range(1, replicas + 1) if replicas % size == 0 and size <= most)
 
 

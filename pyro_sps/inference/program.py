@@ -197,8 +197,9 @@ def _quicken_tanh(recorded: fx.GraphModule, example: tuple[Any, ...]) -> None:
 
 def _by_inductor(recorded: fx.GraphModule, example: tuple[Any, ...], changes: int) -> Callable[..., Any]:
     # An interrupt waits: torch that was half-way in loading its compiler does not compile in this process again.
-    # On accelerators inductor warns of ways to convolve that it then does not choose.
-    with interrupts_deferred() as interrupted, logged_less("torch._inductor"):
+    # On accelerators inductor warns of ways to convolve that it then does not choose, and of hundreds of powers whose
+    # range it does not know.
+    with logged_less("torch._inductor"), logged_less("torch.utils._sympy"), interrupts_deferred() as interrupted:
         compiled = _compiled(recorded, example, changes)
     if interrupted():
         raise KeyboardInterrupt

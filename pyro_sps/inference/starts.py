@@ -168,7 +168,7 @@ def map_points(coordinates: Coordinates, chains: int, steps: int, seed: int, pro
             compile=pays_to_compile(steps, chains * batch, bnn),
             progress=progress,
             label="MAP",
-            group=replicas_at_once(chains, batch * width),
+            group=replicas_at_once(chains, batch * width, x.device),
         )
         watcher = _BestHeldOut(target, check[0], check[1], run.state.params)
         run((), watcher)

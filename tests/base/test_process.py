@@ -314,6 +314,19 @@ def test_an_interrupt_waits_for_the_compiler(monkeypatch):
     assert ended == [True]
 
 
+def test_what_the_compiler_mutters_is_not_told(monkeypatch, caplog):
+    """On a GPU hundreds of lines for a step of ten chains."""
+
+    def compiler(program, *_, **__):
+        for name in ("torch._inductor.lowering", "torch.utils._sympy.interp"):
+            logging.getLogger(name).warning("failed while executing pow_by_natural")
+        return program
+
+    monkeypatch.setattr("torch._inductor.compile", compiler)
+    assert make_program(lambda x: x * 3.5, (torch.ones(3),), compile=True).mode == "compiled"
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("held_out", [0.0, 0.3])
 def test_interrupting_the_search_for_map_values_keeps_what_was_reached(monkeypatch, tmp_path, held_out):
     bnn = sps.BNN(sps.mlp([3, 4, 2]), sps.Random(like=0.5), sps.MAP(num_steps=60, held_out=held_out))

@@ -394,9 +394,19 @@ def test_progress_bar_is_silent_when_asked(capsys):
     assert captured.out == captured.err == ""
 
 
-@pytest.mark.parametrize(("replicas", "activations", "expected"), [(10, 1, 10), (10, 1 << 19, 1), (10, 10**9, 1)])
-def test_replicas_at_once(replicas, activations, expected):
-    assert loop.replicas_at_once(replicas, activations) == expected
+@pytest.mark.parametrize(
+    ("replicas", "activations", "device", "expected"),
+    [
+        (10, 1, "cpu", 10),
+        (10, 1 << 19, "cpu", 1),
+        (10, 10**9, "cpu", 1),
+        (10, 1 << 19, "cuda", 10),  # the device need not be there
+        (10, 1 << 25, "cuda:1", 2),
+        (10, 10**9, "cuda", 1),
+    ],
+)
+def test_replicas_at_once(replicas, activations, device, expected):
+    assert loop.replicas_at_once(replicas, activations, device) == expected
 
 
 def test_replicas_at_once_divide_the_replicas():
