@@ -1,6 +1,7 @@
 """What masks do to the default chains: which weights are fixed, how many, at what; predictions, mixing, seconds.
 
     PYRO_SPS_DATA=... python benchmarks/masks.py run [--tables energy concrete ...] [--splits 3 4 5] [--methods ...]
+                                                      [--device cuda]
     python benchmarks/masks.py show
 
 Tables, splits and scores are those of benchmarks/estimators.py, the chains those of `BNNRegressor` with all defaults but
@@ -8,7 +9,7 @@ Tables, splits and scores are those of benchmarks/estimators.py, the chains thos
 `random P` as many anywhere. Constants ±c are one c for the network, sampled with the weights. MAP values are those of the
 estimators' default for fits. R-hat and effective sample sizes are `pyro_sps.diagnose`'s, of weights and of the functions at
 50 training rows: medians. Seconds are of cores that other work shared, and of chains that became faster in the meantime:
-they do not compare methods.
+they do not compare methods. On an accelerator, which several runs shared, none are noted.
 
 Each result is a line of JSON in benchmarks/results/masks.jsonl, and what is there is not run again. `show` writes
 benchmarks/results/masks.md: means over splits, and differences to `none` with intervals as in benchmarks/estimators.py.
@@ -16,6 +17,7 @@ benchmarks/results/masks.md: means over splits, and differences to `none` with i
 
 import functools
 import itertools
+import math
 import time
 import warnings
 from pathlib import Path
@@ -58,7 +60,7 @@ def schemes():
     return found
 
 
-def scores(parts, scheme, values):
+def scores(parts, scheme, values, device):
     """Chains of one mask on one split."""
     import torch
 
@@ -66,7 +68,8 @@ def scores(parts, scheme, values):
 
     x, y, x_test, y_test = parts
     begun = time.perf_counter()
-    model = sps.BNNRegressor(random_state=0, progress=False, scheme=scheme, values=values(), method="sample").fit(x, y)
+    options = {"scheme": scheme, "values": values(), "method": "sample", "device": device}
+    model = sps.BNNRegressor(random_state=0, progress=False, **options).fit(x, y)
     seconds = time.perf_counter() - begun
     prediction = model.prediction(x_test)
     samples, found = model.posterior_, sps.diagnose(model.posterior_)
@@ -75,7 +78,7 @@ def scores(parts, scheme, values):
         "lpp": prediction.lpp(y_test),
         "error": prediction.rmse(y_test),
         "coverage": prediction.coverage(y_test),
-        "seconds": seconds,
+        "seconds": seconds if device == "cpu" else None,
         "fixed": bnn.num_fixed,
         "weights": bnn.topology.num_weights,
     }
@@ -101,9 +104,16 @@ def run(options):
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            row = {"table": table, "split": seed, "method": name, **scores(split(table, seed), *every[name])}
+            row = {
+                "table": table,
+                "split": seed,
+                "method": name,
+                **scores(split(table, seed), *every[name], options.device),
+            }
         keep(RESULTS, row)
-        print(f"{table} {seed} {name}: {row['lpp']:.3f} {row['error']:.3f} {row['seconds']:.0f} s", flush=True)
+        print(
+            f"{table} {seed} {name}: {row['lpp']:.3f} {row['error']:.3f} {row['seconds'] or math.nan:.0f} s", flush=True
+        )
 
 
 def cell(found, base):
@@ -137,11 +147,12 @@ def show():
             ]
             share = f"{100 * mean('fixed') / mean('weights'):.0f} %"
             head = [method, str(len(scored[0])), share, *cells, f"{100 * mean('coverage'):.0f} %", *mixing]
-            lines.append(f"| {' | '.join(head)} | {np.median(list(of(method, 'seconds').values())):.0f} |")
+            seconds = [value for value in of(method, "seconds").values() if value is not None]
+            lines.append(f"| {' | '.join(head)} | {f'{np.median(seconds):.0f}' if seconds else ''} |")
         lines.append("")
     PAGE.write_text("\n".join(lines))
     print(PAGE.read_text())
 
 
 if __name__ == "__main__":
-    run_or_show(__doc__, run, show, tables=TABLES, splits=list(range(3, 13)))
+    run_or_show(__doc__, run, show, tables=TABLES, splits=list(range(3, 13)), device="cpu")
