@@ -39,8 +39,8 @@ class BNNRegressor(RegressorMixin, TableEstimator):
             network with a linear path beside its hidden layers and the prior `pyro_sps.Hierarchical()`; `"fit"` as a
             mixture of `replicas` mean-field fits (`pyro_sps.fit`), which take less time but know less of their
             uncertainty; `"auto"`: samples where rows x weights are 30 million at most (10,000 rows and the default
-            widths), else fits. Ten chains take about a minute for 1,000 rows and ten for 10,000, on one core; a
-            warning says if they will take longer.
+            widths), on a GPU 300 million, else fits. Ten chains take about a minute for 1,000 rows and ten for 10,000,
+            on one core of a CPU; a warning says if they will take longer.
         chains: Number of chains, which run as one program.
         replicas: Number of fits, which run as one program.
         num_steps: Steps of each fit; default 5,000, in tables of more than 20,000 rows 20 times over all rows, 20,000

@@ -64,6 +64,7 @@ def test_clones_search_and_pipelines(line):
     assert not hasattr(clone(best), "posterior_")
 
 
+@pytest.mark.slow
 def test_folds_in_other_processes_give_the_same_scores(line):
     x, y = line
     model = sps.BNNRegressor(likelihood="gaussian", **TINY)

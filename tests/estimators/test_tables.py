@@ -306,6 +306,8 @@ def test_small_tables_are_sampled_and_large_ones_fitted(table, y):
     small, large = recipe.resolved(9_000, 8, 1), recipe.resolved(30_000, 8, 1)
     assert (small.method, small.scheme) == ("sample", "none")
     assert (large.method, large.scheme, large.values) == ("fit", "random", "map")
+    on_gpu = dataclasses.replace(recipe, device="cuda:1")  # which need not be there
+    assert [on_gpu.resolved(rows, 8, 1).method for rows in (90_000, 110_000)] == ["sample", "fit"]
     assert dataclasses.replace(recipe, scheme="heavy").resolved(100, 8, 1).scheme == "heavy"
     model = regressor(method="auto", scheme="auto", values="auto", chains=2, num_steps=120).fit(table, y)
     assert model.method_ == "sample"
