@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from ..base.files import LoadError
-from .chains import KEPT, LONGEST_WARMUP, ChainRun
+from .chains import KEPT, ChainRun
 from .checkpoint import Checkpoint, environment, plain
 from .langevin import Chains, Tuning
 from .loop import Replica
 from .snapshot import SCALING, has_map_values
+from .warmup import LONGEST_WARMUP
 
 
 def header_of(

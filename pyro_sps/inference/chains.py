@@ -21,39 +21,20 @@ from ..model.density import pyro_session
 from ..model.streams import Stream
 from .coordinates import Coordinates
 from .langevin import (
-    AVERAGE_FROM,
     LOOK_AT_GRADIENTS,
-    RESCALE_AT,
     WORST_ERROR,
     Chains,
     Tuning,
     follow_acceptance,
     follow_error,
-    follow_gradients,
     leapfrog,
     longest_step,
     noise_of,
-    rescale,
     unadjusted,
 )
 from .loop import Callback, replicas_at_once
 from .program import Program, make_program
-
-# Chains are looked at after this share of the warm-up; one that is stuck or stands apart begins again, once.
-JUDGED_AT = 0.4
-
-# A chain whose steps are taken back more often than this is stuck.
-MOST_FAILURES = 0.25
-
-# A chain whose energy is above the others' median by this many times their spread stands apart.
-FAR = 10.0
-
-# While energies fall, by more than so many standard errors between the last quarter of a warm-up whose length was left
-# open and the quarter before it, the warm-up goes on for half its length, up to twice it.
-FALLING, LONGER, LONGEST_WARMUP = 3.0, 0.5, 2.0
-
-# Longest trajectory of adjusted chains, in steps.
-LONGEST = 64
+from .warmup import after_step, cut_short
 
 # What a run keeps of each draw, by name of the attribute.
 KEPT = ("draws", "energies", "errors", "failures", "times")
@@ -131,7 +112,7 @@ class ChainRun:
         self.early = like.new_zeros((count, 2))  # failures and energy, for the judgement in the warm-up
         self.late = like.new_zeros((count, 2))  # energy in the last two windows of the warm-up
         self.window = max(1, self.warmup // 4)
-        gradient, energy = self._evaluate(position)
+        gradient, energy = self.evaluate(position)
         self.chains = Chains(position, self._velocities(), gradient, energy)
         self.noise = self._noise(0)
         self.program = self._make(full=True)
@@ -140,7 +121,7 @@ class ChainRun:
 
     # --- programs ---------------------------------------------------------------------------------
 
-    def _evaluate(self, position: Tensor, batch: tuple[Any, Any] | None = None) -> tuple[Tensor, Tensor]:
+    def evaluate(self, position: Tensor, batch: tuple[Any, Any] | None = None) -> tuple[Tensor, Tensor]:
         """Gradients and energies of all chains, once; on a minibatch where one is given."""
         target = self.coordinates.target
         function = self.coordinates.gradient(target.num_data if batch is None else target.rows)
@@ -212,9 +193,9 @@ class ChainRun:
         for rows in minibatches([self.seed], len(x), self.batch_size, start, x.device):
             yield rows_of((x, y), rows[0])
 
-    def _gradient_noise(self) -> Tensor:
+    def gradient_noise(self) -> Tensor:
         """What a minibatch's gradients differ by from those of all rows, where the chains are; shape (K, d)."""
-        gradient, _ = self._evaluate(self.chains.position, next(self.looks))
+        gradient, _ = self.evaluate(self.chains.position, next(self.looks))
         return gradient - self.chains.gradient
 
     # --- one step ---------------------------------------------------------------------------------
@@ -254,69 +235,6 @@ class ChainRun:
         else:
             follow_acceptance(self.tuning, probability, self.target, self.done)
         return total, accepted
-
-    # --- the warm-up ------------------------------------------------------------------------------
-
-    def _tune(self, good: Tensor) -> None:
-        """What the warm-up does beside steps."""
-        done, tuning, coordinates = self.done, self.tuning, self.coordinates
-        if done % LOOK_AT_GRADIENTS == 0 or self.kernel == "mams":
-            spread = coordinates.spread[coordinates.blocks]
-            seen = self.chains.gradient if self.full else self._gradient_noise()
-            follow_gradients(tuning, seen, coordinates.blocks, coordinates.sizes, spread)
-        judged = int(JUDGED_AT * self.warmup)
-        if 0.75 * judged < done <= judged:
-            self.early[:, 0] += ~good
-            self.early[:, 1] += self.chains.energy
-        if done == judged > 0 and self.warmup >= 100:
-            self._judge(judged - int(0.75 * judged))
-        if done in {int(share * self.warmup) for share in RESCALE_AT} and tuning.seen > 0:
-            rescale(tuning, coordinates.sizes, coordinates.spread)
-            self.scale = tuning.scale[:, coordinates.blocks]
-            if self.kernel == "mams":
-                reach = math.sqrt(coordinates.dimensions) / tuning.step.log().mean().exp().item()
-                self.length = max(1, min(LONGEST, round(reach)))
-        if done > AVERAGE_FROM * self.warmup:
-            tuning.average()
-        if 0 <= (left := self.warmup - done) < 2 * self.window:
-            self.late[:, int(left < self.window)] += self.chains.energy
-        if done == self.warmup and not self._goes_on():
-            tuning.settle()
-
-    def _goes_on(self) -> bool:
-        """Make the warm-up longer if energies still fall, in the mean of chains and surely."""
-        longer = min(self.most_warmup, self.warmup + round(LONGER * 4 * self.window))
-        if longer <= self.warmup or len(self.late) < 3:
-            return False
-        fall = (self.late[:, 0] - self.late[:, 1]) / self.window
-        if not fall.mean() > FALLING * fall.std() / math.sqrt(len(fall)):  # false of NaN
-            return False
-        self.warmup = longer
-        self.late.zero_()
-        self.tuning.begin_average()
-        return True
-
-    def _judge(self, steps: int) -> None:
-        """Let chains that are stuck or stand apart begin again, each once."""
-        failures, energy = self.early[:, 0] / steps, self.early[:, 1] / steps
-        wrong = ~energy.isfinite()
-        if self.kernel == "mclmc":
-            wrong = wrong | (failures > MOST_FAILURES)
-        wrong = wrong | stands_apart(energy, math.sqrt(self.stiff / 2))
-        if not wrong.any() or wrong.all():
-            return
-        self.restarted = wrong.nonzero().flatten().tolist()
-        position = self.chains.position.clone()
-        position[wrong, : self.coordinates.size] = self.starts[wrong]
-        gradient, energies = self._evaluate(position)
-        rows = wrong[:, None]
-        self.chains = Chains(
-            position,
-            torch.where(rows, -self.chains.velocity, self.chains.velocity),
-            torch.where(rows, gradient, self.chains.gradient),
-            torch.where(wrong, energies, self.chains.energy),
-        )
-        self.tuning.forget(wrong, self.first_step)
 
     # --- the run ----------------------------------------------------------------------------------
 
@@ -367,7 +285,7 @@ class ChainRun:
                     error, good = advance(everything if warm else next(batches), warm)
                     self.done += 1
                     if warm:
-                        self._tune(good)
+                        after_step(self, good)
                     else:
                         self._note(error, good)
                     if self.done % 50 == 0:
@@ -380,7 +298,7 @@ class ChainRun:
                             self.stopped = f"a callback stopped it after step {self.done}"
                     now = time.monotonic()
                     if warm and now - begun > budget / 2 and self.done < self.warmup:
-                        self._cut_warmup()
+                        cut_short(self)
                     if now > deadline and self.drawn:
                         self.stopped = f"the time limit was reached after step {self.done}"
                     if interrupted():
@@ -405,16 +323,6 @@ class ChainRun:
             coordinates, dimensions = self.coordinates, self.coordinates.dimensions
             noise = noise_of(self.tuning, coordinates.sizes, coordinates.spread)
             self.tuning.step = self.tuning.step.clamp(max=longest_step(noise, dimensions, math.sqrt(dimensions)))
-
-    def _cut_warmup(self) -> None:
-        """End the warm-up here, for there is no time for all of it."""
-        warn_user(
-            f"the time limit leaves {self.done} of {self.warmup} steps for the warm-up; tuning may not have come to "
-            "rest",
-            RuntimeWarning,
-        )
-        self.warmup = self.done
-        self.tuning.settle()
 
     def _note(self, error: Tensor, good: Tensor) -> None:
         """Keep what a step after the warm-up says, and each `thinning`-th position."""
@@ -442,20 +350,3 @@ def noise_block(seeds: Sequence[int], shape: tuple[int, ...], like: Tensor, stre
             for seed in seeds
         ]
     )
-
-
-def stands_apart(energy: Tensor, least: float) -> Tensor:
-    """Which chains' mean energies are far above those of the others.
-
-    Args:
-        energy: Mean energy of each chain, shape (K,).
-        least: What the spread counts as at least: energies of one chain scatter so much by themselves.
-
-    Returns:
-        Boolean, shape (K,); all false for fewer than three chains.
-    """
-    if len(energy) < 3:
-        return torch.zeros_like(energy, dtype=torch.bool)
-    middle = energy.median()
-    spread = (energy - middle).abs().median().clamp_min(least)
-    return energy - middle > FAR * spread

@@ -21,7 +21,7 @@ from ..posterior.fit import Fit
 from ..posterior.samples import Samples
 from .chain_cluster import check_spread, draw_on_cluster, nuts_on_cluster
 from .chain_snapshot import header_of, restore, tensors_of
-from .chains import LONGEST_WARMUP, ChainRun, stands_apart
+from .chains import ChainRun
 from .checkpoint import Checkpoint, environment
 from .langevin import equal_times
 from .loop import Callback, data_fields, pays_to_compile
@@ -29,6 +29,7 @@ from .nuts import run_nuts
 from .sample_job import SampleJob, prepare_sampling
 from .sample_settings import SampleSettings
 from .starts import starting_points
+from .warmup import LONGEST_WARMUP, stands_apart
 
 
 @plain_torch()

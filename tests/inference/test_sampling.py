@@ -14,8 +14,8 @@ from grids import few_of
 from torch import nn
 
 import pyro_sps as sps
-from pyro_sps.inference.chains import stands_apart
 from pyro_sps.inference.sample_settings import WARMUP, SampleSettings
+from pyro_sps.inference.warmup import stands_apart
 
 draw = functools.partial(sps.sample, standardize=False, progress=False)
 
