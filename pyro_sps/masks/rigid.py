@@ -27,10 +27,9 @@ from .search import (
     joined,
     other_group,
     relations_of,
-    strengthened,
     too_strong,
-    widened,
 )
+from .strength import strengthened, widened
 from .values import MAP, Constant, FixedValues, Ladder, RandomConstant, Zero, make_values
 
 

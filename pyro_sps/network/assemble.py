@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .elements import SCALE, SIGN, Atoms, Codes, Ints, mix, pair
+from .codes import Codes, Ints, mix, pair
+from .elements import SCALE, SIGN, Atoms
 from .inputs import Inputs
 from .mixing import mixtures_of
 from .recorder import Recorder, Weight

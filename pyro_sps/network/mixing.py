@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .elements import LINEAR, SCALE, Codes, Ints, mix, pair
+from .codes import Codes, Ints, mix, pair
+from .elements import LINEAR, SCALE
 from .mixtures import Mixture, Part
 from .recorder import Recorder
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .elements import SCALE, SIGN, Atoms, Codes, Ints, Value, mix, pair
+from .codes import Codes, Ints, mix, pair
+from .elements import SCALE, SIGN, Atoms, Value
 from .memory import address_of, elements_of, leaves, places_of, shares, view_of
 from .topology import SUPPORTED, UnsupportedLayerError
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..network.elements import mix
+from ..network.codes import mix
 from ..network.structure import Places
 from ..network.topology import Topology, WeightTensor
 from .refinement import Entries, Floats, Ints

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..elements import LINEAR, SCALE, SIGN, Ints, Value, pair
+from ..codes import Ints, pair
+from ..elements import LINEAR, SCALE, SIGN, Value
 from ..recorder import Call, Recorder, constant, handles
 
 # What a function does to a sign: it passes it on, it forgets it, or it needs to know it. Scales are passed on or not.

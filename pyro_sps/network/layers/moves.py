@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..elements import LINEAR, SCALE, SIGN, Value, first_along, mix, pair
+from ..codes import first_along, mix, pair
+from ..elements import LINEAR, SCALE, SIGN, Value
 from ..memory import leaves
 from ..recorder import Call, Recorder, handles
 

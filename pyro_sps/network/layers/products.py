@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..elements import LINEAR, SCALE, SIGN, Codes, Ints, Value, first_along, mix, pair
+from ..codes import Codes, Ints, first_along, mix, pair
+from ..elements import LINEAR, SCALE, SIGN, Value
 from ..memory import address_of
 from ..recorder import Call, Recorder, handles, rows_code
 from .functions import two

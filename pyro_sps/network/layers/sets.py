@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..elements import LINEAR, SCALE, SIGN, Codes, Ints, Value, mix, pair
+from ..codes import Codes, Ints, mix, pair
+from ..elements import LINEAR, SCALE, SIGN, Value
 from ..recorder import Call, Recorder, constant, handles
 from .functions import join, two
 from .moves import move
