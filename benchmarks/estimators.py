@@ -345,7 +345,9 @@ def run(options):
 def show():
     from pyro_sps.study.summary import with_headline
 
-    rows, lines = stored(RESULTS), [f"# Estimators\n\n```\n{__doc__.strip()}\n```\n"]
+    every, lines = stored(RESULTS), [f"# Estimators\n\n```\n{__doc__.strip()}\n```\n"]
+    rows = [row for row in every if math.isfinite(row["lpp"])]
+    failed = [f"{row['method']} on split {row['split']} of {row['table']}" for row in every if row not in rows]
     lines += [
         "LPP, and of the others the difference with a 95 % interval: to ours, of heavy, random and map to normal, where it was run.",
         "Bold: surely better or worse.",
@@ -378,6 +380,8 @@ def show():
         head = f"| {name} | {own[0]['rows']:,} | {len(by['ours'])} | "
         lines.append(head + " | ".join(cells) + " |")
         tails.append(head + " | ".join(errors) + " |")
+    if failed:
+        tails += ["", f"Left out, for what it predicted was no number: {', '.join(failed)}."]
     PAGE.write_text("\n".join([*lines, *tails, ""]))
     README.write_text(with_headline(README.read_text(), "\n".join(short(rows)), MARKS))
     print(PAGE.read_text())
