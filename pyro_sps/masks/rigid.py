@@ -96,6 +96,8 @@ class Rigid:
     **Other signs.** Norms, weights that multiply units one by one, gates and recurrent cells have signs that the forest
     does not tie. With `signs=True`, for each flip that is left an entry more is fixed that it would change.
 
+    **Single numbers** that multiply several units (`Topology.uncounted`) are fixed with `signs=True`.
+
     **Grouped convolutions** join only some units with each other. Where this construction needs those, random masks are
     tried, and connections freed again one by one as long as the certificate holds: not the fewest possible.
 
@@ -148,11 +150,18 @@ class Rigid:
         Raises:
             ValueError: If there is no such mask or none was found.
         """
-        if self.signs and isinstance(values, Zero) and _has_signs(topology):
+        if self.signs and isinstance(values, Zero) and (_has_signs(topology) or topology.uncounted):
             raise ValueError(
                 "Rigid(signs=True) cannot remove sign flips with values=Zero(): zero has no sign. "
                 "sps.Constant() or sps.Ladder() can"
             )
+        masks = self._found(topology, generator, values)
+        for name in topology.uncounted if self.signs else ():
+            masks[name] = torch.zeros_like(masks[name])
+        return masks
+
+    def _found(self, topology: Topology, generator: Generator | None, values: Any) -> Masks:
+        """Masks that leave nothing of what the certificate counts."""
         if isinstance(values, Ladder):
             return self._certified(topology, self._by_value(topology), values, generator)
         try:

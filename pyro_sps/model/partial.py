@@ -20,11 +20,11 @@ class PartialWeight(nn.Module):
 
     Args:
         name: Name of the sample site.
-        mask: Boolean tensor of at least one dimension, True where the weight is stochastic.
+        mask: Boolean tensor, True where the weight is stochastic; of no dimensions for a single number.
         fixed: Floating-point tensor of the same shape, read where the mask is False.
 
     Raises:
-        ValueError: If the mask is not Boolean or a scalar, the shapes differ or a fixed value is not finite.
+        ValueError: If the mask is not Boolean, the shapes differ or a fixed value is not finite.
 
     Example:
         >>> import pyro, torch, pyro.distributions as dist
@@ -45,8 +45,6 @@ class PartialWeight(nn.Module):
             raise ValueError(f"name must be a non-empty string, got {name!r}")
         if mask.dtype != torch.bool:
             raise ValueError(f"mask of {name!r} must have dtype torch.bool, got {mask.dtype}")
-        if mask.dim() == 0:
-            raise ValueError(f"mask of {name!r} must have at least one dimension, got a scalar")
         if mask.shape != fixed.shape:
             raise ValueError(
                 f"fixed of {name!r} must have the mask's shape {tuple(mask.shape)}, got {tuple(fixed.shape)}"

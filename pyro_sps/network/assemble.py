@@ -52,7 +52,10 @@ def assemble(recorder: Recorder, outputs: Ints, output_size: int, inputs: Inputs
     plain = structure.is_plain(total, named, first)
     if plain:
         tensors = [_plain(tensor, first) for tensor in tensors]
-    return Topology(named, tuple(tensors), None if plain else structure, output_size, inputs, activations, mixtures)
+    uncounted = tuple(dict.fromkeys(recorder.uncounted))
+    return Topology(
+        named, tuple(tensors), None if plain else structure, output_size, inputs, activations, mixtures, uncounted
+    )
 
 
 @dataclass

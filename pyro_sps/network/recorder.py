@@ -117,6 +117,7 @@ class Recorder(TorchDispatchMode):
     Attributes:
         atoms: All atoms.
         weights: The parameters in the order in which they were read.
+        uncounted: Names of those of which `Topology.uncounted` tells.
         number: How many operations there were so far.
         strayed: Whether they were others than the expected ones.
     """
@@ -130,6 +131,7 @@ class Recorder(TorchDispatchMode):
         self.apart: list[tuple[str, Ints]] = []  # operations that no rule follows, and the atoms that entered them
         self.atoms = Atoms()
         self.weights: dict[str, Weight] = {}
+        self.uncounted: list[str] = []
         self.order: list[str] = []
         self.storages: dict[int, tuple[Any, Value]] = {}
         self.parameters = {address_of(p): (name, p) for name, p in net.named_parameters()}

@@ -156,6 +156,8 @@ class Topology:
         activations: Size of the largest tensor that it computes from a row, if that is not the size of a group.
         mixtures: Sets of units that any invertible linear map may mix, such as the dimensions inside an attention head.
             Of networks that are not fully connected.
+        uncounted: Names of single numbers that multiply several units, such as the gain of a residual branch. Each has
+            a sign and a scale that nothing here counts: they change with those of all that it multiplies.
 
     Example:
         >>> from pyro_sps import Topology, mlp
@@ -174,6 +176,7 @@ class Topology:
     inputs: Inputs = ()
     activations: int | None = None
     mixtures: tuple[Mixture, ...] = ()
+    uncounted: tuple[str, ...] = ()
 
     @staticmethod
     def of(net: nn.Module, example: Any = None, deterministic: Sequence[Any] = ()) -> Topology:

@@ -90,9 +90,17 @@ def certify(
     for one in (permutations, signed):
         if one is not None and one.after is None:
             notes.append(f"{one.name} were not determined within {time_limit:g} s")
+    uncounted = tuple(name for name in topology.uncounted if masks[name].any() or not _is_set(constants[name]))
+    if uncounted:
+        notes.append(
+            f"{', '.join(uncounted)}: one number for several units each, whose sign and scale can change with those of "
+            "what it multiplies, which is not counted; fixed at another value than zero it cannot"
+        )
     fixed = sum(int((~mask).sum()) for mask in masks.values())
     maps = _linear_maps(topology, masks, constants)
-    report = SymmetryReport(topology, fixed, permutations, signed, scalings, tuple(notes), tuple(ordered), maps)
+    report = SymmetryReport(
+        topology, fixed, permutations, signed, scalings, tuple(notes), tuple(ordered), maps, uncounted
+    )
     return report if verify is None else _verified(report, verify, masks, constants)
 
 
@@ -131,6 +139,11 @@ def _linear_maps(
     exact = all(own for _, own in left)
     how = "rank of what fixed weights ask" if exact else "a lower bound, from entries that may differ from zero"
     return SymmetryClass("linear maps", before, sum(number for number, _ in left), how)
+
+
+def _is_set(constant: Tensor | None) -> bool:
+    """Whether a constant is another than zero."""
+    return constant is not None and bool((constant != 0).all())
 
 
 def _deadline(time_limit: float | None) -> float | None:

@@ -158,6 +158,7 @@ class SymmetryReport:
         linear_maps: Invertible linear maps of units, such as GL(d) of queries and keys and of values and outputs inside
             a head; None if there are none. Like scalings they are ridges of the likelihood. Those of values and outputs
             have the scalings of the same units in them. Of fully connected networks a note says it.
+        uncounted: Names of numbers whose sign and scale are left and not counted; see `Topology.uncounted`.
         verification: What was tried on numbers, with `certify(verify=net)`: generators of the whole network and of what
             is left, and products of them; else None.
 
@@ -179,6 +180,7 @@ class SymmetryReport:
     notes: tuple[str, ...] = ()
     ordered: tuple[str, ...] = ()
     linear_maps: SymmetryClass | None = None
+    uncounted: tuple[str, ...] = ()
     verification: Verification | None = None
 
     @property
@@ -191,7 +193,7 @@ class SymmetryReport:
     def is_rigid(self) -> bool | None:
         """Whether nothing of any class is left; None if that was not determined."""
         answers = [one.is_rigid for one in self.classes]
-        if False in answers:
+        if False in answers or self.uncounted:
             return False
         return None if None in answers else True
 
@@ -266,6 +268,7 @@ class SymmetryReport:
             "signed_permutations": None if self.signed_permutations is None else self.signed_permutations.to_dict(),
             "scalings": None if self.scalings is None else self.scalings.to_dict(),
             "linear_maps": None if self.linear_maps is None else self.linear_maps.to_dict(),
+            "uncounted": list(self.uncounted),
             "notes": list(self.notes),
             "verification": None if self.verification is None else vars(self.verification),
         }

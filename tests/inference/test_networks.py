@@ -118,3 +118,20 @@ def test_dropout_does_nothing_and_the_network_is_left_as_it_was():
     torch.testing.assert_close(bnn.function(weights, x), expected)
     assert net.training
     assert net[3].training
+
+
+def test_a_parameter_without_dimensions_has_a_posterior(tmp_path):
+    """Such as the gain of a residual branch, or a temperature."""
+    x = SERIES[:, 0]
+    net = NETWORKS["residual gain"][0]()
+    bnn = sps.BNN(net, sps.Unmasked(), sps.Zero(), example=x[:2])
+    fit = sps.fit(bnn, x, x[:, :2], num_steps=30, num_particles=2, progress=False)
+    assert fit.predict(x, 7).draws.shape == (7, 40, 2)
+    assert fit.to_arviz(draws=5).posterior["w"].shape[-1] == bnn.topology.num_weights
+    fit.save(tmp_path)
+    again = sps.load(tmp_path, NETWORKS["residual gain"][0]())
+    assert torch.equal(again.predict(x, 7, seed=1).mean, fit.predict(x, 7, seed=1).mean)
+    options = {"chains": 2, "num_samples": 4, "warmup": 10, "map_steps": 10, "progress": False}
+    chains = sps.sample(bnn, x, x[:, :2], **options)
+    assert chains.weights()["gain"].shape == (2, 4)
+    assert chains.predict(x, 8).mean.shape == (40, 2)

@@ -170,7 +170,6 @@ def test_partial_weight_repr():
         ("w", MASK, FIXED.T, r"fixed of 'w' must have the mask's shape \(2, 3\), got \(3, 2\)"),
         ("w", MASK, FIXED.int(), "fixed of 'w' must have a floating-point dtype, got torch.int32"),
         ("w", MASK, FIXED / 0, "fixed of 'w' has values that are not finite at fixed entries"),
-        ("w", torch.tensor(True), torch.tensor(1.0), "mask of 'w' must have at least one dimension"),
     ],
 )
 def test_partial_weight_errors(name, mask, fixed, says):

@@ -237,6 +237,8 @@ NETWORKS = {
     "even": (lambda: Net(lambda n, x: n.out(n.a(x).square() + n.b(x).cos()), a=nn.Linear(3, 4), b=nn.Linear(3, 4), out=nn.Linear(4, 2)), (3,)),
     "scale and shift": (lambda: Net(lambda n, x: n.out((n.a(x).tanh() * n.scale + n.shift).tanh()), a=nn.Linear(3, 4), scale=nn.Parameter(torch.ones(4)), shift=nn.Parameter(torch.zeros(4)), out=nn.Linear(4, 2)), (3,)),
     "one scale": (lambda: Net(lambda n, x: n.out(n.a(x).tanh() * n.scale), a=nn.Linear(3, 4), scale=nn.Parameter(torch.ones(1)), out=nn.Linear(4, 2)), (3,)),
+    "residual gain": (lambda: Net(lambda n, x: n.out(n.a(x) + n.gain * n.b(n.a(x)).tanh()), a=nn.Linear(3, 4), b=nn.Linear(4, 4), gain=nn.Parameter(torch.tensor(0.5)), out=nn.Linear(4, 2)), (3,)),
+    "divided by one number": (lambda: Net(lambda n, x: n.out(n.a(x).tanh() / n.gain), a=nn.Linear(3, 4), gain=nn.Parameter(torch.tensor(0.5)), out=nn.Linear(4, 2)), (3,)),
     "weight norm": (lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), weight_norm(nn.Linear(4, 4)), nn.Tanh(), nn.Linear(4, 2)), (3,)),
     "weight norm, convolutions": (lambda: nn.Sequential(weight_norm(conv(2, 3, 3, padding=1)), nn.Tanh(), weight_norm(conv(3, 4, 2)), nn.ReLU(), nn.Flatten(), nn.Linear(36, 2)), (2, 4, 4)),
     "weight norm, transposed": (lambda: nn.Sequential(conv(2, 3, 1), nn.Tanh(), weight_norm(nn.ConvTranspose2d(3, 4, 2, stride=2)), nn.Tanh(), nn.Flatten(), nn.Linear(64, 2)), (2, 2, 2)),

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from network.networks import SOME, Net, attention_by_hand, concatenated, conv, gated, last_step, normed
+from network.networks import NETWORKS, SOME, Net, attention_by_hand, concatenated, conv, gated, last_step, normed
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -366,3 +366,39 @@ def test_outputs_that_are_not_finite_are_no_violation():
     report = certify(topology, masks, verify=net)
     assert report.verification.ok
     assert report.verification.checked > 3
+
+
+@pytest.mark.parametrize("name", ["residual gain", "divided by one number", "one scale"])
+def test_one_number_for_several_units_has_a_sign_that_is_told_of(name):
+    """It is not among those that are counted; nothing is called rigid while it is left."""
+    torch.manual_seed(0)
+    net = NETWORKS[name][0]().double()
+    topology, function = trace(net, torch.randn(2, 3, dtype=torch.float64))
+    number = topology.uncounted[0]
+    weights = random_weights(topology, torch.Generator().manual_seed(0))
+    x = torch.randn(5, 3, dtype=torch.float64)
+    other = {key: -value if key in (number, "b.weight", "b.bias") else value for key, value in weights.items()}
+    if name != "residual gain":
+        other = {key: -value if key in (number, "out.weight") else value for key, value in weights.items()}
+    torch.testing.assert_close(function(other, x), function(weights, x))
+
+    for values in (sps.Constant(1.0), sps.Ladder()):
+        bnn = sps.BNN(net, sps.Rigid(signs=True), values, example=x)
+        assert not bnn.masks[number].any()
+        assert bnn.symmetry().is_rigid
+        masks = {**bnn.masks, number: torch.ones_like(bnn.masks[number])}
+        report = certify(topology, masks, bnn.fixed)
+        assert all(one.is_rigid for one in report.classes)
+        assert (report.is_rigid, report.uncounted) == (False, (number,))
+        assert any(note.startswith(f"{number}: one number for several units") for note in report.notes)
+        assert report.to_dict()["uncounted"] == [number]
+        zero = {**bnn.fixed, number: torch.zeros_like(bnn.fixed[number])}
+        assert certify(topology, bnn.masks, zero).uncounted == (number,)
+    with pytest.raises(ValueError, match="cannot remove sign flips with values=Zero"):
+        sps.Rigid(signs=True)(topology, values=sps.Zero())
+
+
+@pytest.mark.parametrize("name", ["one scale of the input", "scale and shift", "slots that are not named"])
+def test_other_numbers_are_counted_or_have_no_sign(name):
+    make, shape = NETWORKS[name]
+    assert sps.Topology.of(make(), torch.randn(2, *shape)).uncounted == ()

@@ -157,15 +157,19 @@ def two(recorder: Recorder, name: str, first: Value, second: Value, out: Tensor)
     """The result of an operation on two values, such as `mul`."""
     if name == "mul" and first.weight is not None and second.weight is None:
         first, second = second, first
-    if name == "mul" and second.weight is not None and first.weight is None and len(second.tokens) == 1:
+    if name == "mul" and second.weight is not None and first.weight is None and len(second.tokens) < 2:
         if math.prod(recorder.weights[second.weight].shape) > 1:
             return _scaled(recorder, first, second, out)
-        recorder.atoms.pin(second.tokens[0].ravel())
-        if all(len(np.unique(own)) == 1 for own in first.characters):  # all that it multiplies has one sign, or none
-            return _scaled(recorder, first, second, out)
-        for kind in (SIGN, SCALE):  # one number for all units
-            recorder.atoms.lose(kind, second.tokens[0].ravel())
+        for token in second.tokens:  # none of a parameter without dimensions
+            recorder.atoms.pin(token.ravel())
+            if all(len(np.unique(own)) == 1 for own in first.characters):  # what it multiplies has one sign, or none
+                return _scaled(recorder, first, second, out)
+            for kind in (SIGN, SCALE):  # one number for all units
+                recorder.atoms.lose(kind, token.ravel())
+        recorder.uncounted.append(second.weight)
         second = Value.pinned(second.place)
+    if name == "div" and second.weight is not None and math.prod(recorder.weights[second.weight].shape) == 1:
+        recorder.uncounted.append(second.weight)
     first, second = recorder.as_value(_expanded(first, out)), recorder.as_value(_expanded(second, out))
     atoms = recorder.atoms
     if name not in ("add", "sub", "rsub"):
