@@ -68,7 +68,7 @@ class FixedEntries:
         try:
             size, factors = self._without_masks(signed, deadline)
         except OutOfTimeError:
-            return SymmetryClass(name, 1, None, "not determined in time", factors=("", ""))
+            return SymmetryClass(name, None, None, "not determined in time")
         try:
             group, how, moves = self.left(signed, deadline)
         except OutOfTimeError:

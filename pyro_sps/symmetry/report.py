@@ -27,7 +27,8 @@ class SymmetryClass:
 
     Attributes:
         name: `permutations`, `signed permutations`, `scalings` or `linear maps`.
-        before: Order of the group of the network without masks; for scalings and linear maps, its dimension.
+        before: Order of the group of the network without masks; for scalings and linear maps, its dimension. None if it
+            was not determined in time.
         after: Order (dimension) of what is left; None if it was not determined in time.
         how: How `after` was proved.
         generators: Moves that together generate what is left.
@@ -42,7 +43,7 @@ class SymmetryClass:
     """
 
     name: str
-    before: int
+    before: int | None
     after: int | None
     how: str
     generators: tuple[Move, ...] = field(default=(), repr=False)
@@ -55,8 +56,8 @@ class SymmetryClass:
 
     @property
     def log10_before(self) -> float | None:
-        """log10 of the order without masks; None for scalings."""
-        return None if self.continuous else math.log10(self.before)
+        """log10 of the order without masks; None for scalings and if it was not determined."""
+        return None if self.continuous or self.before is None else math.log10(self.before)
 
     @property
     def log10_after(self) -> float | None:
@@ -77,7 +78,7 @@ class SymmetryClass:
             most: Largest number of generators that are described.
         """
         return {
-            "before": _exact(self.before),
+            "before": None if self.before is None else _exact(self.before),
             "after": None if self.after is None else _exact(self.after),
             "log10_before": self.log10_before,
             "log10_after": self.log10_after,

@@ -402,3 +402,14 @@ def test_one_number_for_several_units_has_a_sign_that_is_told_of(name):
 def test_other_numbers_are_counted_or_have_no_sign(name):
     make, shape = NETWORKS[name]
     assert sps.Topology.of(make(), torch.randn(2, *shape)).uncounted == ()
+
+
+def test_what_was_not_determined_without_masks_is_not_called_one():
+    make, shape = NETWORKS["multihead attention"]
+    report = certify(sps.Topology.of(make(), torch.randn(2, *shape)), {}, time_limit=0)
+    assert report.signed_permutations is not None
+    for one in (report.permutations, report.signed_permutations):
+        assert (one.before, one.after, one.log10_before, one.is_rigid) == (None, None, None, None)
+        assert one.text(after=False) == "not determined"
+        assert one.to_dict()["before"] is None
+    assert str(report).count("not determined within 0 s") == 2
