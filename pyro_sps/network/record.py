@@ -50,11 +50,12 @@ def record(net: nn.Module, example: Any = None, deterministic: Sequence[Any] = (
     like = next((p for p in net.parameters() if p.is_floating_point()), torch.empty(0))
     if example is not None:
         inputs_of(example)  # which says what is wrong with it
+    fixed = {name for names in parameters_of("deterministic", weightless, deterministic).values() for name in names}
     examples = [example] if example is not None else list(_examples(net, like.dtype))
     failures = []
     for inputs in examples:
         try:
-            return _recorded(weightless, inputs, like.dtype, deterministic)
+            return _recorded(weightless, inputs, like.dtype, fixed)
         except UnsupportedLayerError:
             raise
         except Exception as error:
@@ -95,8 +96,7 @@ def plain_operations() -> Iterator[None]:
             torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def _recorded(net: nn.Module, example: Any, dtype: torch.dtype, deterministic: Sequence[Any]) -> Topology:
-    fixed = {name for names in parameters_of("deterministic", net, deterministic).values() for name in names}
+def _recorded(net: nn.Module, example: Any, dtype: torch.dtype, fixed: Collection[str]) -> Topology:
     tensors = [tensor.detach().cpu().clone() for _, tensor in named_parts(example)]
     tensors = [tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in tensors]
     for calls in (_calls(net, example, tensors), None):  # a network may do something else in each run

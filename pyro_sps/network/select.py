@@ -7,6 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+# Names that an error lists.
+MOST_NAMES = 12
+
 
 def parameters_of(name: str, net: nn.Module, selectors: Sequence[Any]) -> dict[Any, list[str]]:
     """Names of the parameters that are meant by names or types of submodules, or by their own names.
@@ -46,7 +49,11 @@ def parameters_of(name: str, net: nn.Module, selectors: Sequence[Any]) -> dict[A
             raise TypeError(f"{name} must hold names and types of submodules, got {selector!r}")
         if not chosen:
             own = [own for own, module in modules.items() if own and any(True for _ in module.parameters())]
-            raise ValueError(f"{name} names {selector!r}, which has no parameters in net; its submodules are {own}")
+            more = f" and {len(own) - MOST_NAMES} more" if len(own) > MOST_NAMES else ""
+            raise ValueError(
+                f"{name} names {selector!r}, which has no parameters in net; submodules that have some are "
+                f"{own[:MOST_NAMES]}{more}"
+            )
         found[selector] = list(dict.fromkeys(chosen))
     return found
 

@@ -60,7 +60,7 @@ def test_types_of_modules_are_parts():
     ("parts", "error", "words"),
     [
         ("0", TypeError, r"write \['0'\]"),
-        (["5"], ValueError, r"names '5', which has no parameters in net; its submodules are \['0', '2', '4'\]"),
+        (["5"], ValueError, r"^deterministic names '5', which has no parameters .* have some are \['0', '2', '4'\]$"),
         ([3], TypeError, "names and types of submodules, got 3"),
         ({"0": 1.0}, ValueError, r"deterministic\['0'\] must be None .* or sps.Point\(\), got 1.0"),
     ],
@@ -68,6 +68,16 @@ def test_types_of_modules_are_parts():
 def test_wrong_parts_are_told(parts, error, words):
     with pytest.raises(error, match=words):
         sps.BNN(net(), deterministic=parts)
+
+
+@pytest.mark.parametrize("example", [None, torch.zeros(2, 1, 8, 8)], ids=["without", "with an example"])
+def test_wrong_parts_of_networks_that_are_run_are_told_as_such(example):
+    """And not that the example was wrong, or that one is missing."""
+    layers = [layer for _ in range(15) for layer in (nn.Conv2d(1, 1, 1), nn.ReLU())]
+    own = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64, 2))
+    words = r"^deterministic names '1', which has no parameters in net; .* \['0', '2', .*'22'\] and 4 more$"
+    with pytest.raises(ValueError, match=words):
+        sps.BNN(own, deterministic=["1"], example=example)
 
 
 def test_weights_without_values_cannot_be_kept():
