@@ -271,6 +271,10 @@ class Topology:
         """Number of entries of all weight tensors."""
         return sum(tensor.numel for tensor in self.tensors)
 
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a weight tensor of this name."""
+        return any(tensor.name == name for tensor in self.tensors)
+
     def __getitem__(self, name: str) -> WeightTensor:
         for tensor in self.tensors:
             if tensor.name == name:

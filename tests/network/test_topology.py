@@ -528,3 +528,11 @@ def test_wrong_inputs_of_the_function():
     topology, function = trace(sps.mlp([3, 4, 2]))
     with pytest.raises(ValueError, match=r"x must have shape \(rows, features\).*got \(3,\)"):
         function(random_weights(topology, dtype=torch.float32), torch.zeros(3))
+
+
+def test_a_topology_knows_which_weight_tensors_it_has():
+    topology = sps.Topology.of(sps.mlp([3, 4, 1]))
+    assert "0.weight" in topology
+    assert "1.weight" not in topology
+    with pytest.raises(KeyError, match=r"no weight tensor '1\.weight'"):
+        topology["1.weight"]
