@@ -56,23 +56,29 @@ def warnings_of(
 
 
 def _symmetry_warnings(symmetry: SymmetryReport) -> list[str]:
-    if symmetry.is_rigid is None:
-        return ["It was not determined in time whether symmetries are left; give a larger time_limit."]
-    copies = [one for one in symmetry.classes if not one.continuous and not one.is_rigid]
-    ridges = [one for one in symmetry.classes if one.continuous and not one.is_rigid]
     found = []
-    if copies:
+    if any(one.is_rigid is None for one in symmetry.classes):
+        found.append("It was not determined in time whether symmetries are left; give a larger time_limit.")
+    left = [one for one in symmetry.classes if one.is_rigid is False]
+    if copies := [one for one in left if not one.continuous]:
         largest = max(copies, key=lambda one: one.after or 0)
         found.append(
             f"Symmetries are left: {largest.text(after=True)} {largest.name}. The posterior has that many copies of "
             "each mode, of which a fit covers one; fits from other seeds may land in others. Rigid(signs=True) with "
             "constants other than zero leaves none, or the fewest."
         )
-    if ridges:
+    if symmetry.uncounted:
         found.append(
-            f"Rescalings of hidden units are left, in {ridges[0].text(after=True)} dimensions: ridges of the "
-            "likelihood, along which only the prior holds the weights."
+            f"The sign of {', '.join(symmetry.uncounted)} is left: one number for several units each, whose signs go "
+            "with it. Rigid(signs=True) fixes it."
         )
+    for one in left:
+        if one.continuous:
+            what = "Rescalings" if one.name == "scalings" else "Linear maps"
+            found.append(
+                f"{what} of hidden units are left, in {one.text(after=True)} dimensions: ridges of the likelihood, "
+                "along which only the prior holds the weights."
+            )
     return found
 
 

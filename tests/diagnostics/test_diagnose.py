@@ -7,14 +7,17 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from network.networks import NETWORKS
 
 import pyro_sps as sps
 from pyro_sps.data.arrays import Standardizer
 from pyro_sps.diagnostics.convergence import convergence
 from pyro_sps.diagnostics.density import Data
+from pyro_sps.diagnostics.findings import _symmetry_warnings
 from pyro_sps.diagnostics.generations import has_data_tree
 from pyro_sps.diagnostics.predictive import check_predictions
 from pyro_sps.model.guides import AutoSPSNormal
+from pyro_sps.symmetry.report import SymmetryClass
 
 arviz = pytest.importorskip("arviz")
 NOISE = 0.5
@@ -319,6 +322,22 @@ def test_symmetries_left_are_told():
     scalings = warnings("relu", scheme=sps.Unmasked())
     assert "576 permutations" in scalings[0]
     assert "in 8 dimensions" in scalings[1]
+
+
+def test_what_else_is_left_of_symmetries_is_told_by_its_name():
+    """No number of an undetermined class; linear maps are no rescalings; a sign that is not counted has a name."""
+    net = NETWORKS["residual gain"][0]()
+    report = sps.BNN(net, sps.Rigid(signs=True), sps.Constant(1.0), example=torch.randn(2, 3)).symmetry()
+    assert _symmetry_warnings(report) == []
+    (told,) = _symmetry_warnings(replace(report, uncounted=("gain",)))
+    assert told.startswith("The sign of gain is left")
+    maps = SymmetryClass("linear maps", 9, 4, "")
+    late = SymmetryClass("signed permutations", None, None, "not determined in time")
+    told = _symmetry_warnings(replace(report, linear_maps=maps, signed_permutations=late))
+    assert [text.split(",")[0].split(";")[0] for text in told] == [
+        "It was not determined in time whether symmetries are left",
+        "Linear maps of hidden units are left",
+    ]
 
 
 def test_worse_than_the_baseline(known):
