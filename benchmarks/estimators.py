@@ -356,7 +356,9 @@ def show():
 
     every, lines = stored(RESULTS), [f"# Estimators\n\n```\n{__doc__.strip()}\n```\n"]
     rows = [row for row in every if math.isfinite(row["lpp"])]
-    failed = [f"{row['method']} on split {row['split']} of {row['table']}" for row in every if row not in rows]
+    failed = [
+        f"{row['method']} on split {row['split']} of {row['table']}" for row in every if not math.isfinite(row["lpp"])
+    ]
     lines += [
         "LPP, and of the others the difference with a 95 % interval: to ours, of heavy, random and map to normal, where it was run.",
         "Bold: surely better or worse.",

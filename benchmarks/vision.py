@@ -12,16 +12,10 @@ import warnings
 
 from common import arguments, report
 
-SMALL = ["squeezenet1_1", "shufflenet_v2_x0_5", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0"]
-LARGER = [
-    "regnet_y_400mf",
-    "googlenet",
-    "densenet121",
-    "resnet18",
-    "inception_v3",
-    "swin_t",
-    "convnext_tiny",
-    "alexnet",
+NETWORKS = [
+    *("squeezenet1_1", "shufflenet_v2_x0_5", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0"),
+    *("regnet_y_400mf", "googlenet", "densenet121", "resnet18", "inception_v3", "swin_t", "convnext_tiny", "alexnet"),
+    "vit_b_16",
 ]
 
 
@@ -75,7 +69,7 @@ def measure(name, limit):
 
 def main():
     """Measure all and write the table."""
-    options = arguments(__doc__, {"--networks": [*SMALL, *LARGER, "vit_b_16"], "--limit": 20.0})
+    options = arguments(__doc__, {"--networks": NETWORKS, "--limit": 20.0})
     warnings.simplefilter("ignore")
     lines = [
         "| network | million weights | s to read | to certify | permutations, log10 | with signs | scalings | off by |",

@@ -25,11 +25,13 @@ def scores_of(
     """RMSE, LPP and coverage of each target and on average, in original and in standardised units."""
     import numpy as np
 
-    lower, upper = (end.double().cpu().numpy() for end in interval)
-    rmse = np.sqrt(np.square(prediction.mean.double().cpu().numpy() - y).mean(0))
+    from ..plots.axes import to_numpy
+
+    lower, upper = map(to_numpy, interval)
+    rmse = np.sqrt(np.square(to_numpy(prediction.mean) - y).mean(0))
     rows = {
         "rmse": rmse,
-        "lpp": prediction.log_prob(y).double().cpu().numpy().mean(0),
+        "lpp": to_numpy(prediction.log_prob(y)).mean(0),
         "coverage": ((y >= lower) & (y <= upper)).mean(0),
     }
     if prediction.members[0].bnn.likelihood.real_valued:

@@ -101,8 +101,7 @@ class ChainRun:
         self.first_step = 0.002 * math.sqrt(dimensions)
         self.tuning = Tuning.start(coordinates.spread.expand(count, -1), self.first_step)
         width = max(group.size for group in target.bnn.topology.groups)
-        batch = rows if self.full else min(self.batch_size, rows)
-        self.group = replicas_at_once(count, batch * width, like.device)
+        self.group = replicas_at_once(count, min(self.batch_size, rows) * width, like.device)
         self.draws = like.new_zeros((count, self.num_samples, coordinates.size))
         self.energies = like.new_zeros((count, self.num_samples))
         self.errors = torch.zeros_like(self.energies)  # mean of what it says since the draw before

@@ -1,4 +1,4 @@
-"""Masks that are rigid by more than they need be, which `pyro_sps.Rigid(strength=...)` asks for."""
+"""Masks that fix more than they need to be rigid, for `pyro_sps.Rigid(strength=..., entries="connection")`."""
 
 from __future__ import annotations
 
