@@ -28,7 +28,7 @@ from types import SimpleNamespace
 
 import torch
 from common import keep, over_seeds, run_or_show, stored, write_cases
-from estimators import _calibration
+from contenders import calibration
 from torch import nn
 from torch.nn.functional import cross_entropy, pad
 
@@ -252,7 +252,7 @@ def scores(logs_test, logs_other, y):
     return {
         "accuracy": float((probabilities.argmax(1) == y.numpy()).mean()),
         "nll": -test.gather(1, y[:, None]).mean().item(),
-        "calibration": _calibration(probabilities, y.numpy(), bins=15),
+        "calibration": calibration(probabilities, y.numpy(), bins=15),
         "auroc": float(roc_auc_score(label.numpy(), entropy.numpy())),
     }
 

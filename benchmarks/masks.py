@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 from common import difference, keep, run_or_show, stored
-from estimators import split
+from splits import split
 
 HERE = Path(__file__).resolve().parent
 RESULTS, PAGE = HERE / "results" / "masks.jsonl", HERE / "results" / "masks.md"

@@ -28,7 +28,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from common import keep, over_seeds, run_or_show, stored, write_cases
-from estimators import _of_classes, linear
+from contenders import linear, of_classes
 
 import pyro_sps as sps
 
@@ -108,7 +108,7 @@ def scored(prediction, data):
     """Scores of a `Prediction`."""
     y = data.y_test.numpy()
     if data.labels:
-        return _of_classes(prediction.probabilities.double().numpy(), y)
+        return of_classes(prediction.probabilities.double().numpy(), y)
     y = data.y_test.float()
     return {"lpp": prediction.lpp(y), "error": prediction.rmse(y), "coverage": prediction.coverage(y)}
 

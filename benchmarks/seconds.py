@@ -15,7 +15,8 @@ import time
 import warnings
 
 from common import arguments, report
-from estimators import bde, split
+from contenders import bde
+from splits import split
 
 TABLES = ("energy", "concrete", "kin8nm")
 STEPS = (1000, 2000, 3000, 4500, None)

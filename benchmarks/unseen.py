@@ -24,7 +24,8 @@ from pathlib import Path
 
 import numpy as np
 from common import keep, run_or_show, stored
-from estimators import bde, boosting, encoded, linear, ours, test_rows, units
+from contenders import bde, boosting, linear, ours
+from splits import encoded, test_rows, units
 
 HERE = Path(__file__).resolve().parent
 RESULTS, PAGE = HERE / "results" / "unseen.jsonl", HERE / "results" / "unseen.md"
