@@ -89,12 +89,12 @@ def run_or_show(doc, run, show, required=(), **defaults):
     return run(options)
 
 
-def difference(values, base, overlap=0.25):
+def difference(values, base, overlap=0.25, digits=3):
     """The mean paired difference with its 95 % interval, of the splits that both have, in bold where it is sure."""
     from pyro_sps.study.summary import paired_interval
 
     mean, half = paired_interval([values[s] - base[s] for s in sorted(set(values) & set(base))], overlap)
-    text = f"{mean:+.3f} ± {half:.3f}" if math.isfinite(half) else f"{mean:+.3f}"
+    text = f"{mean:+.{digits}f}" + (f" ± {half:.{digits}f}" if math.isfinite(half) else "")
     return f"**{text}**" if abs(mean) > half else text
 
 

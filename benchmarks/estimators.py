@@ -53,7 +53,7 @@ from contenders import (
     starts_as_ensemble,
     tuned_ensemble,
 )
-from splits import CLASSES, FILES, PUBLISHED, UCI, encoded, is_made, split
+from splits import CLASSES, FILES, PUBLISHED, UCI, encoded, is_made, split, unit
 
 HERE = Path(__file__).resolve().parent
 RESULTS, PAGE = HERE / "results" / "estimators.jsonl", HERE / "RESULTS-estimators.md"
@@ -62,18 +62,21 @@ DRAWN += ["tails-200", "outliers-200", "unequal-500"]
 TABLES = [*DRAWN, "diabetes", *CLASSES, *UCI[:3]]
 METHODS = ["ours", "normal", "heavy", "random", "map", "ensemble", "linear", "hgb", *BDE, "exact"]
 README, MARKS = HERE.parent / "README.md", ("<!-- estimators: `benchmarks/estimators.py show` -->", "<!-- end -->")
-SHOWN = {
-    "ours": "default",
-    "normal": "normal noise",
-    "heavy": "heavy zeros",
-    "random": "as many at random",
-    "map": "MAP ensemble",
-    "ensemble": "tuned ensemble",
-    "bde": "bde",
-    "hgb": "boosted trees",
-    "linear": "linear, logistic",
-}
+SHOWN = {"ensemble": "tuned ensemble", "bde": "bde", "hgb": "boosted trees", "linear": "linear, logistic"}
 BEST = "bde's best"
+#: Log likelihood and RMSE with standard errors, of Lakshminarayanan et al. (2017), table 1: probabilistic backpropagation,
+#: MC dropout, and deep ensembles of five.
+PAPERS = {
+    "published-energy": ("-2.04 ± 0.02, 1.80 ± 0.05", "-1.99 ± 0.09, 1.66 ± 0.19", "-1.38 ± 0.22, 2.09 ± 0.29"),
+    "published-concrete": ("-3.16 ± 0.02, 5.67 ± 0.09", "-3.04 ± 0.09, 5.23 ± 0.53", "-3.06 ± 0.18, 6.03 ± 0.58"),
+    "published-wine-quality-red": (
+        "-0.97 ± 0.01, 0.64 ± 0.01",
+        "-0.93 ± 0.06, 0.62 ± 0.04",
+        "-0.94 ± 0.12, 0.64 ± 0.04",
+    ),
+    "published-kin8nm": ("0.90 ± 0.01, 0.10 ± 0.00", "0.95 ± 0.03, 0.10 ± 0.00", "1.20 ± 0.02, 0.09 ± 0.00"),
+    "published-power-plant": ("-2.84 ± 0.01, 4.12 ± 0.03", "-2.80 ± 0.05, 4.02 ± 0.18", "-2.79 ± 0.04, 4.11 ± 0.17"),
+}
 
 
 def run(options):
@@ -100,6 +103,8 @@ def run(options):
                 scores = contender(*(numbers if method in ("ensemble", "linear", "hgb", *BDE) else parts))
             row = {"table": name, "split": seed, "method": method, "seconds": time.perf_counter() - begun, **scores}
             row |= {"rows": len(parts[0])}
+            if name in PUBLISHED:
+                row["unit"] = unit(name, seed, options.folder)
             keep(RESULTS, row)
             print(f"{name} {seed} {method}: {row['lpp']:.3f} {row['error']:.3f} {row['seconds']:.0f} s", flush=True)
 
@@ -125,9 +130,7 @@ def show():
         "",
     ]
     tails += lines[3:5]
-    for name in dict.fromkeys(row["table"] for row in rows):
-        own = [row for row in rows if row["table"] == name]
-        by = {m: {row["split"]: row for row in own if row["method"] == m} for m in METHODS}
+    for name, by in by_table(rows):
         by[BEST] = best_of([by[name] for name in BDE])
         cells, errors = [], []
         for method in columns:
@@ -141,11 +144,24 @@ def show():
             mean = np.mean([row["error"] for row in found.values()]) if found else math.nan
             seconds = np.median([row["seconds"] for row in found.values()]) if found else math.nan
             errors.append(f"{mean:.3f}, {seconds:.0f} s" if found else "")
-        head = f"| {name} | {own[0]['rows']:,} | {len(by['ours'])} | "
+        head = f"| {name} | {rows_of(by):,} | {len(by['ours'])} | "
         lines.append(head + " | ".join(cells) + " |")
         tails.append(head + " | ".join(errors) + " |")
     if failed:
         tails += ["", f"Left out, for what it predicted was no number: {', '.join(failed)}."]
+    tails += [
+        "",
+        "Shares of targets in 95 % intervals and CRPS; of classes, expected calibration errors (ten bins).",
+        "",
+    ]
+    tails += intervals(rows)
+    tails += [
+        "",
+        "The splits that papers use, log likelihood and RMSE in their units with standard errors, as papers give them;",
+        "",
+    ]
+    tails[-2] += " the last three are those of Lakshminarayanan et al. (2017), table 1."
+    tails += in_units(rows)
     PAGE.write_text("\n".join([*lines, *tails, ""]))
     README.write_text(with_headline(README.read_text(), "\n".join(short(rows)), MARKS))
     print(PAGE.read_text())
@@ -166,17 +182,60 @@ def best_of(several):
 
 
 def short(rows):
-    """The README's table: mean LPP of the splits that a table's contenders share."""
-    yield "| LPP | rows | splits | " + " | ".join(SHOWN.values()) + " |"
-    yield "| --- |" + " ---: |" * (2 + len(SHOWN))
-    for name in dict.fromkeys(row["table"] for row in rows):
+    """The README's table: mean LPP of the default, and of each other the difference on the splits that both have."""
+    yield "| LPP | rows | splits | default | " + " | ".join(SHOWN.values()) + " |"
+    yield "| --- |" + " ---: |" * (3 + len(SHOWN))
+    for name, own in by_table(rows):
+        lpp = {m: {s: row["lpp"] for s, row in found.items()} for m, found in own.items()}
+        others = [difference(lpp[m], lpp["ours"], overlap(name), 2) if lpp[m] else "" for m in SHOWN]
+        mean = np.mean(list(lpp["ours"].values()))
+        yield f"| {name} | {rows_of(own):,} | {len(lpp['ours'])} | {mean:.2f} | " + " | ".join(others) + " |"
+
+
+def by_table(rows):
+    """Of each table that the default has seen, its rows by method and split."""
+    for name in dict.fromkeys(row["table"] for row in rows if row["method"] == "ours"):
         own = [row for row in rows if row["table"] == name]
-        by = {m: {row["split"]: row["lpp"] for row in own if row["method"] == m} for m in SHOWN}
-        if not by["ours"]:
-            continue
-        both = set(by["ours"]).intersection(*(found for found in by.values() if found))
-        means = [f"{np.mean([found[s] for s in both]):.2f}" if found and both else "" for found in by.values()]
-        yield f"| {name} | {own[0]['rows']:,} | {len(both)} | " + " | ".join(means) + " |"
+        yield name, {m: {row["split"]: row for row in own if row["method"] == m} for m in METHODS}
+
+
+def rows_of(own):
+    return next(iter(own["ours"].values()))["rows"]
+
+
+def intervals(rows):
+    """Whether uncertainties are right: of the default and of the tuned ensemble, on the splits that both have."""
+    yield "| table | splits | what | default | tuned ensemble |"
+    yield "| --- | ---: | --- | ---: | ---: |"
+    every = {}
+    for name, own in by_table(rows):
+        for what in ("coverage", "crps", "calibration"):
+            both = [s for s in own["ours"] if what in own["ours"][s] and what in own["ensemble"].get(s, {})]
+            if both:
+                pair = [np.mean([own[m][s][what] for s in both]) for m in ("ours", "ensemble")]
+                every.setdefault(what, []).append(pair)
+                yield f"| {name} | {len(both)} | {what} | {pair[0]:.3f} | {pair[1]:.3f} |"
+    for what, pairs in every.items():
+        yield f"| mean of {len(pairs)} | | {what} | " + " | ".join(f"{mean:.3f}" for mean in np.mean(pairs, 0)) + " |"
+
+
+def in_units(rows):
+    """Log likelihood and RMSE as papers give them, with standard errors over splits."""
+    methods = {"ours": "default", "map": "MAP ensemble", "ensemble": "tuned ensemble", "hgb": "boosted trees"}
+    yield "| table | splits | " + " | ".join(methods.values()) + " | PBP | MC dropout | deep ensembles |"
+    yield "| --- |" + " ---: |" * (4 + len(methods))
+    for name, own in by_table(rows):
+        if name in PUBLISHED:
+            cells = []
+            for found in (list(own[m].values()) for m in methods):
+                lpp, error = [r["lpp"] - math.log(r["unit"]) for r in found], [r["error"] * r["unit"] for r in found]
+                cells.append(f"{with_error(lpp)}, {with_error(error)}" if found else "")
+            yield f"| {name} | {len(own['ours'])} | " + " | ".join([*cells, *PAPERS[name]]) + " |"
+
+
+def with_error(values):
+    """The mean and its standard error."""
+    return f"{np.mean(values):.2f} ± {np.std(values, ddof=1) / math.sqrt(len(values)):.2f}"
 
 
 def main():

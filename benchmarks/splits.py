@@ -53,6 +53,12 @@ def split(name, seed, folder=None):
     return x, y, x_test, y_test
 
 
+def unit(name, seed, folder):
+    """Of a table that papers use, the standard deviation of the targets in training, in their units."""
+    with np.load(Path(folder) / PUBLISHED[name]) as file:
+        return float(file["y"][~file["test"][seed]].std())
+
+
 def is_made(name):
     """Whether a table is drawn, a new one for each split, so that splits share no rows."""
     return name.split("-")[0] in MADE

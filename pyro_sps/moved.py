@@ -35,7 +35,7 @@ _MOVED = {
     "step": ["inference.step", "inference.program"],
     "tables": ["data.tables"],
     "text": ["base.text"],
-    "topology": ["network.topology", "network.build", "network.run", "network.trace"],
+    "topology": ["network.topology", "network.units", "network.build", "network.run", "network.trace"],
     "values": ["masks.values"],
 }
 

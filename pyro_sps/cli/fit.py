@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,6 @@ import click
 
 from ..base.process import is_first
 from ..inference.settings import LEARNING_RATES, FitSettings
-from .baselines import of_labels, of_numbers
 from .files import (
     METRICS,
     OLD_MODEL,
@@ -21,7 +20,8 @@ from .files import (
     require_file,
     write_json,
 )
-from .method import method_asked, options_of, predicted, resolved, with_likelihood
+from .method import method_asked, options_of, resolved, with_likelihood
+from .metrics import metrics_of, scales_of
 from .network import LIKELIHOODS, Settings
 from .options import (
     NAMES,
@@ -39,15 +39,12 @@ from .options import (
     seed_option,
     values_options,
 )
-from .scores import class_scores_of, comparison, scores_of, table_of
+from .scores import comparison, table_of
 from .table import Training, from_data_set, from_file
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from ..model.bnn import BNN
-    from ..posterior.fit import Fit, Fits
-    from ..posterior.samples import Samples
 
 #: Most columns of which it is said what becomes of them.
 MOST_WORDS = 40
@@ -236,7 +233,7 @@ def fit(
     own, result_of = _own_units(training, settings.real_valued)
     extras: dict[str, Any] = {"weights": training.weights, "y_scale": training.noise, "device": options["device"]}
     if training.noise is not None and training.encoder is not None and settings.real_valued:
-        extras["y_scale"] = training.noise / _scales(y)
+        extras["y_scale"] = training.noise / scales_of(y)
     limit = options["time_limit"]
     if resume:
         if limit is not None:
@@ -251,7 +248,7 @@ def fit(
     if not first:  # of several processes that torchrun has started
         return
     result = result_of(result)
-    scale = [1.0] if training.classes else _scales(y).tolist()
+    scale = [1.0] if training.classes else scales_of(y).tolist()
     model |= {"target_scale": scale, "data": data, "trained_on": digest(x, y)}
     model |= {"weight": [] if options["weight"] is None else [options["weight"]]}
     model |= {"noise": list(options["noise_columns"]), "options": {**asdict(settings), **options}}
@@ -261,7 +258,7 @@ def fit(
     if stopped := (result[0] if isinstance(result, tuple) else result).stopped:
         then = "; --resume goes on with it" if (out / FILE).exists() else ""
         say(f"the fit was {stopped}; what follows is the result so far{then}")
-    metrics, summary = _metrics(result, training, options["seed"])
+    metrics, summary = metrics_of(result, training, options["seed"])
     write_json(out / METRICS, metrics)
     say(summary)
     if len(x_test):
@@ -336,7 +333,7 @@ def _own_units(training: Training, real_valued: bool) -> tuple[np.ndarray, Calla
 
     from ..data.arrays import Standardizer
 
-    mean, scale = training.y.mean(0), _scales(training.y)
+    mean, scale = training.y.mean(0), scales_of(training.y)
 
     def in_units(fit: Any) -> Any:
         if isinstance(fit, tuple):
@@ -348,13 +345,6 @@ def _own_units(training: Training, real_valued: bool) -> tuple[np.ndarray, Calla
         return dataclasses.replace(fit, standardizer=units)
 
     return (training.y - mean) / scale, in_units
-
-
-def _scales(y: np.ndarray) -> np.ndarray:
-    """Standard deviations of the targets; 1 for one that is constant in the training part."""
-    spread = y.std(0)
-    spread[spread == 0] = 1.0
-    return spread
 
 
 def _resumed(
@@ -383,51 +373,3 @@ def _resumed(
     if other := [f"{n} {before.get(n)}, not {value}" for n, value in asked.items() if before.get(n) != value]:
         raise click.UsageError(f"--resume: the fit in {out} was started with {'; '.join(other)}")
     return sps.resume(out, bnn, x, y, **extras, progress=progress, **more)
-
-
-def _metrics(result: Fit | Fits | Samples, training: Training, seed: int) -> tuple[dict[str, Any], str]:
-    """What is told of the result in numbers, and in a line."""
-    from ..posterior.samples import Samples
-
-    if isinstance(result, Samples):
-        draws, warmup = result.num_samples, int(result.settings["warmup"])
-        metrics = {
-            "chains": result.num_chains,
-            "draws": draws,
-            **_sizes(result.bnn, result.seconds),
-            "warmup": warmup,
-        }
-        told = f"{result.num_chains} chains of {draws:,} draws after {warmup:,} steps of warm-up"
-    else:
-        fits: Sequence[Fit] = result if isinstance(result, tuple) else (result,)
-        scales = [fit.bnn.constant_scale() for fit in fits]
-        learned = [None if scale is None else scale.tolist() for scale in scales]
-        elbos = [fit.elbo for fit in fits]
-        many = len(fits) > 1
-        metrics = {
-            "replicas": len(fits),
-            **_sizes(fits[0].bnn, fits[0].seconds),
-            "learned_c": learned if many and learned[0] is not None else learned[0],
-            "elbo": elbos if many else elbos[0],
-            "steps": len(fits[0].losses),
-        }
-        told = f"ELBO {', '.join(f'{elbo:,.1f}' for elbo in elbos)} nats after {metrics['steps']:,} steps"
-    metrics |= {"train_rows": len(training.y), "test_rows": len(training.x_test), **_scores(result, training, seed)}
-    return metrics, f"{told}, {metrics['seconds']:.0f} s"
-
-
-def _sizes(bnn: BNN, seconds: Mapping[str, float]) -> dict[str, Any]:
-    return {"weights": bnn.topology.num_weights, "fixed_weights": bnn.num_fixed, "seconds": sum(seconds.values())}
-
-
-def _scores(result: Fit | Fits | Samples, training: Training, seed: int) -> dict[str, Any]:
-    """Scores on the held-out rows, of simple models too; nothing without such rows."""
-    x, y, x_test, y_test = training.x, training.y, training.x_test, training.y_test
-    if not len(x_test):
-        return {}
-    prediction = predicted(result, x_test, 1000, seed, training.noise_test)
-    if training.classes:
-        own = class_scores_of(prediction, y_test)
-        return own | {"baselines": of_labels(x, y, x_test, y_test, len(training.classes))}
-    own = scores_of(prediction, prediction.interval(0.95), 0.95, y_test, _scales(y), training.targets)
-    return own | {"baselines": of_numbers(x, y, x_test, y_test)}

@@ -25,7 +25,7 @@ def scores_of(
     """RMSE, LPP and coverage of each target and on average, in original and in standardised units."""
     import numpy as np
 
-    from ..plots.axes import to_numpy
+    from ..data.arrays import to_numpy
 
     lower, upper = map(to_numpy, interval)
     rmse = np.sqrt(np.square(to_numpy(prediction.mean) - y).mean(0))

@@ -88,6 +88,12 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
+def to_numpy(values: Any) -> np.ndarray:
+    """An array or tensor, wherever it is, as float64."""
+    array: np.ndarray = torch.as_tensor(values).detach().cpu().double().numpy()
+    return array
+
+
 def _own(tensor: Tensor, value: Any) -> Tensor:
     """Memory that the caller does not change: predictions, for instance, are computed when they are asked for."""
     return tensor.clone() if isinstance(value, Tensor) and tensor.data_ptr() == value.data_ptr() else tensor

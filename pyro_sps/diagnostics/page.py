@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import plots
-from ..plots.axes import shades, to_numpy
+from ..data.arrays import to_numpy
+from ..plots.axes import shades
 from ..posterior.samples import Samples
 from ..version import __version__
 from .chains import ChainDiagnosis

@@ -9,6 +9,7 @@ from sklearn.base import ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d
 
+from ..data.arrays import to_numpy
 from ..data.frames import as_table
 from ..model.likelihoods import Categorical, Likelihood
 from .methods import Recipe
@@ -105,7 +106,7 @@ class BNNClassifier(ClassifierMixin, TableEstimator):
         Args:
             X: As in `fit`.
         """
-        probabilities: np.ndarray = self.prediction(X).mean.detach().cpu().double().numpy()
+        probabilities = to_numpy(self.prediction(X).mean)
         return probabilities / probabilities.sum(1, keepdims=True)
 
     def predict(self, X: Any) -> np.ndarray:

@@ -9,6 +9,7 @@ import numpy as np
 from sklearn.base import RegressorMixin
 from sklearn.utils.validation import check_array
 
+from ..data.arrays import to_numpy
 from ..data.frames import as_table
 from ..model.likelihoods import Gaussian, HeteroscedasticGaussian, HeteroscedasticStudentT, Likelihood
 from .methods import Recipe, choose_likelihood
@@ -166,5 +167,5 @@ class BNNRegressor(RegressorMixin, TableEstimator):
         return np.stack([self._shaped(one) for one in found], axis=-1)
 
     def _shaped(self, values: Any) -> np.ndarray:
-        array: np.ndarray = values.detach().cpu().double().numpy()
+        array = to_numpy(values)
         return array[:, 0] if self.is_vector_ else array

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..network.topology import Joint, Masks, Topology
+from ..network.topology import Masks, Topology
+from ..network.units import Joint
 
 # A place where a unit of a group can have a fixed connection: (joint, the group's side of it, unit on the other side).
 Place = tuple[int, int, int]

@@ -25,8 +25,8 @@ from ..masks.schemes import Random, Scheme, Unmasked
 from ..masks.values import MAP, FixedValues, Point, RandomConstant, Values, Zero, make_values
 from ..network.dropping import DROPOUT, check_dropout
 from ..network.inputs import are_several, named_parts, pack
-from ..network.topology import WeightTensor
 from ..network.trace import trace
+from ..network.units import WeightTensor
 from ..symmetry.certificate import certify, warn_of_symmetries
 from ..symmetry.report import SymmetryReport
 from .fixing import check_rules, fix_weights

@@ -13,7 +13,7 @@ import pyro.distributions as dist
 from torch import Tensor
 
 from ..base.checks import require_positive
-from ..network.topology import WeightTensor
+from ..network.units import WeightTensor
 
 FAMILIES = ("lognormal", "halfnormal")
 

@@ -13,7 +13,7 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from ..network.topology import WeightTensor
+from ..network.units import WeightTensor
 
 Prior = torch.distributions.Distribution | Callable[[WeightTensor], torch.distributions.Distribution]
 

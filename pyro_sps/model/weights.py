@@ -14,7 +14,8 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from ..base.process import process_lock
-from ..network.topology import Topology, WeightTensor
+from ..network.topology import Topology
+from ..network.units import WeightTensor
 from .hierarchy import Hierarchical
 from .partial import PartialWeight
 from .priors import OrderedNormal, Prior, free_entries

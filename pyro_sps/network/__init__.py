@@ -1,6 +1,6 @@
 """What is a network? Its units, the weight tensors between them, and how it runs with given weights.
 
-- `topology`: unit groups and weight tensors, all that the other wings know of a network
+- `topology`: unit groups and weight tensors (`units`), all that the other wings know of a network
 - `structure`: what a topology has beyond one number a unit: slots, blocks, several signs
 - `trace`: from a network to its topology and to a function of its weights; `tracer` walks the graph, if all is dense
 - `record`: the same of any network, from one run of it; `recorder` follows its numbers, of which `elements` keeps the
@@ -15,8 +15,9 @@
 
 from .build import ACTIVATIONS, mlp
 from .run import NetworkFunction
-from .topology import SUPPORTED, Masks, Topology, UnitGroup, UnsupportedLayerError, WeightTensor
+from .topology import SUPPORTED, Masks, Topology, UnsupportedLayerError
 from .trace import trace
+from .units import UnitGroup, WeightTensor
 
 __all__ = [
     "ACTIVATIONS",

@@ -13,7 +13,8 @@ from .inputs import Inputs
 from .mixing import mixtures_of
 from .recorder import Recorder, Weight
 from .structure import Places, Structure
-from .topology import Topology, UnitGroup, UnsupportedLayerError, WeightTensor
+from .topology import Topology, UnsupportedLayerError
+from .units import UnitGroup, WeightTensor
 
 
 def assemble(recorder: Recorder, outputs: Ints, output_size: int, inputs: Inputs) -> Topology:

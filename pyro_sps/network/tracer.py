@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from .run import NetworkFunction, WeightFunction
-from .topology import SUPPORTED, Topology, UnitGroup, UnsupportedLayerError, WeightTensor
+from .topology import SUPPORTED, Topology, UnsupportedLayerError
+from .units import UnitGroup, WeightTensor
 
 # Whether an operation is odd and whether it is positively homogeneous.
 Flags = tuple[bool, bool]

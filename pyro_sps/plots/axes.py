@@ -1,11 +1,10 @@
-"""What all figures need: new axes, arrays, colours that keep their order in grey."""
+"""What all figures need: new axes, colours that keep their order in grey."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,11 +17,6 @@ def new_axes(count: int = 1, width: float = 5.0, height: float = 3.8) -> list[Ax
 
     figure = Figure(figsize=(width * count, height), layout="constrained")
     return list(figure.subplots(1, count, squeeze=False)[0])
-
-
-def to_numpy(values: Any) -> np.ndarray:
-    """An array or tensor, wherever it is, as float64."""
-    return torch.as_tensor(values).detach().cpu().double().numpy()
 
 
 def shades(count: int) -> list[Any]:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..data.arrays import to_numpy
 from ..posterior.predict import Prediction
-from .axes import new_axes, to_numpy
+from .axes import new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ..data.arrays import to_numpy
 from ..masks.values import FixedValues
-from ..network.topology import Topology, WeightTensor
+from ..network.topology import Topology
+from ..network.units import WeightTensor
 from ..symmetry.report import SymmetryReport
-from .axes import new_axes, shades, to_numpy, value_colours
+from .axes import new_axes, shades, value_colours
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

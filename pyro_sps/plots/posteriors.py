@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from ..data.arrays import make_generator
+from ..data.arrays import make_generator, to_numpy
 from ..network.topology import Topology
 from ..posterior.fit import Fit
 from ..posterior.samples import Samples
-from .axes import new_axes, shades, to_numpy
+from .axes import new_axes, shades
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..base.checks import require_count
+from ..data.arrays import to_numpy
 from ..posterior.fit import Fit, Fits
 from ..posterior.predict import Prediction
-from .axes import new_axes, to_numpy
+from .axes import new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,7 +14,7 @@ from ..base.plain import plain_torch
 from ..data.arrays import Standardizer
 from ..model.bnn import BNN
 from ..model.guides import AutoSPSNormal
-from ..network.topology import WeightTensor
+from ..network.units import WeightTensor
 
 # What files call the numbers of the prior of a model, and of the one that there was at first.
 PRIORS = ("prior", "first_prior")

@@ -19,7 +19,8 @@ from ..base.process import warn_user
 from ..masks.schemes import SymmetryWarning
 from ..masks.values import FixedValues
 from ..network.run import NetworkFunction
-from ..network.topology import Topology, WeightTensor
+from ..network.topology import Topology
+from ..network.units import WeightTensor
 from .fixed_entries import fixed_entries
 from .moves import Move
 from .report import SymmetryClass, SymmetryReport

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..network.codes import mix
 from ..network.structure import Places
-from ..network.topology import Topology, WeightTensor
+from ..network.topology import Topology
+from ..network.units import WeightTensor
 from .refinement import Entries, Floats, Ints
 
 # Entries of a tensor that are looked at as whole connections, in numbers held in memory.

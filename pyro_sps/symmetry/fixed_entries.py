@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import Tensor
 
-from ..network.topology import Topology, WeightTensor
+from ..network.topology import Topology
+from ..network.units import WeightTensor
 from .automorphisms import Group, automorphisms
 from .entries import entries_of, of_tensor, slices, values_or_nan
 from .refinement import Entries, Floats, Ints, OutOfTimeError, connected_components, refine

@@ -18,7 +18,8 @@ import pyro_sps as sps
 from pyro_sps.masks.rigid import InputOffsets, Rigid
 from pyro_sps.masks.search import subsets
 from pyro_sps.masks.values import Ladder
-from pyro_sps.network.topology import Topology, UnitGroup, WeightTensor
+from pyro_sps.network.topology import Topology
+from pyro_sps.network.units import UnitGroup, WeightTensor
 from pyro_sps.symmetry.certificate import certify
 from pyro_sps.symmetry.table import scheme_table
 

@@ -22,7 +22,7 @@ import pyro_sps as sps
 from pyro_sps.cli import main
 from pyro_sps.network.build import mlp
 from pyro_sps.network.topology import Topology
-from pyro_sps.study import harness, methods, problems, records, summary, table
+from pyro_sps.study import figures, harness, methods, problems, records, summary, table
 from pyro_sps.study.harness import Run, Study, run_study
 from pyro_sps.study.lowrank import low_rank
 from pyro_sps.study.scores import Mixture, score
@@ -370,7 +370,7 @@ def test_shares_of_fixed_weights_are_lines_of_a_figure(tmp_path):
         rows.append({**base, "run": run.name, "scores": moved})
     files = summary.write(study, rows, tmp_path)
     assert tmp_path / "shares-fractions.png" in files
-    axes = summary.fractions(study, summary.summarise(study, rows)).axes
+    axes = figures.fractions(study, summary.summarise(study, rows)).axes
     assert len(axes) == 2
     for panel, ax in enumerate(axes):
         lines = [container.lines[0] for container in ax.containers]
@@ -380,7 +380,7 @@ def test_shares_of_fixed_weights_are_lines_of_a_figure(tmp_path):
             np.testing.assert_allclose(line.get_ydata(), expected)
             np.testing.assert_allclose(line.get_xdata(), [5, 50, 95], atol=2)
     assert not any("fractions" in file.name for file in summary.write(TINY, rows_of([0.1, 0.2]), tmp_path))
-    assert [name for name, study in table.STUDIES.items() if summary._shares(study)] == ["sweep"]
+    assert [name for name, study in table.STUDIES.items() if figures.shares(study)] == ["sweep"]
 
 
 def test_one_huge_difference_does_not_hide_the_others():
@@ -389,7 +389,7 @@ def test_one_huge_difference_does_not_hide_the_others():
         {"data": "energy", "run": run.name, "lpp_difference": value, "lpp_half": 0.1}
         for run, value in zip(runs[1:], (0.2, -0.3, 0.1, -27.3), strict=True)
     ]
-    (ax,) = summary.differences(Study("some", "Some", ("energy",), runs, "none"), results).axes
+    (ax,) = figures.differences(Study("some", "Some", ("energy",), runs, "none"), results).axes
     low, high = ax.get_xlim()
     assert -1 < low < -0.4
     assert 0.3 < high < 1

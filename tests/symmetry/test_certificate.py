@@ -18,8 +18,9 @@ from sympy.combinatorics import Permutation, PermutationGroup
 from torch import nn
 
 import pyro_sps as sps
-from pyro_sps.network.topology import Topology, UnitGroup, WeightTensor
+from pyro_sps.network.topology import Topology
 from pyro_sps.network.trace import trace
+from pyro_sps.network.units import UnitGroup, WeightTensor
 from pyro_sps.symmetry import Move, certify, check_moves, refinement, warn_of_symmetries
 
 pytestmark = pytest.mark.filterwarnings("ignore::pyro_sps.masks.schemes.SymmetryWarning")
