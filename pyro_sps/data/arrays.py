@@ -230,8 +230,8 @@ def _step_of(values: Tensor, eps: float) -> float:
     if len(distinct) in (1, len(values)):
         return 0.0
     places = distinct - distinct[0]
-    # In double precision there is room for what standardisation rounds off numbers that are far from zero.
-    rounding = max(4 * eps, 1e-10) * distinct.abs().max().item()
+    # With room for what was rounded off numbers that were far from zero before they were standardised.
+    rounding = max(16 * eps, 1e-10) * distinct.abs().max().item()
     step, error, span = places.diff().min().item(), rounding, places[-1].item()
     # Euclid's algorithm on all numbers at once. An error of the step counts as often as the span has steps.
     while (spread := rounding + error * span / step) < step / 10:
