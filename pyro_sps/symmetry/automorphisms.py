@@ -65,12 +65,12 @@ def automorphisms(graph: Graph, deadline: float | None = None) -> Group:
     check_deadline(deadline)
     reduced, uniform = _drop_uniform(graph)
     component = connected_components(len(graph.colour), reduced.tail, reduced.head)
-    if not uniform and len(graph.colour) > 1 and not component.any():
+    if not len(uniform) and len(graph.colour) > 1 and not component.any():
         return _by_holding(graph, deadline) or _search(graph, deadline)
     return _combine(_kinds(reduced, component, deadline), uniform)
 
 
-def _drop_uniform(graph: Graph) -> tuple[Graph, tuple[tuple[int, ...], ...]]:
+def _drop_uniform(graph: Graph) -> tuple[Graph, Ints]:
     """Drop the commonest label, or absence, of each family between each two colours.
 
     It is then understood, so that a relation that all pairs of two colours have, such as one that involves a colour
@@ -78,7 +78,7 @@ def _drop_uniform(graph: Graph) -> tuple[Graph, tuple[tuple[int, ...], ...]]:
     own.
 
     Returns:
-        The smaller graph, and for each family and two colours where a label was dropped
+        The smaller graph, and for each family and two colours where a label was dropped a row
         (family, colour of the tail, colour of the head, label).
     """
     names, colour = np.unique(graph.colour, return_inverse=True)
@@ -87,7 +87,7 @@ def _drop_uniform(graph: Graph) -> tuple[Graph, tuple[tuple[int, ...], ...]]:
     block_of = (family * colours + colour[graph.tail]) * colours + colour[graph.head]
     blocks, block = np.unique(block_of, return_inverse=True)
     if not len(blocks):
-        return graph, ()
+        return graph, np.zeros((0, 4), dtype=np.int64)
     pairs = _pair_counts(graph, colour, blocks, colours)
     # Most frequent label of each block, the smallest of several.
     labels = len(graph.family)
@@ -98,10 +98,9 @@ def _drop_uniform(graph: Graph) -> tuple[Graph, tuple[tuple[int, ...], ...]]:
     absent = pairs - np.bincount(block, minlength=len(blocks))
     dropped = often > absent
     keep = ~(dropped[block] & (commonest[block] == graph.label))
-    uniform = tuple(
-        (int(key // colours**2), int(names[key // colours % colours]), int(names[key % colours]), int(label))
-        for key, label in zip(blocks[dropped], commonest[dropped], strict=True)
-    )
+    keys = blocks[dropped]
+    ends = names[keys // colours % colours], names[keys % colours]
+    uniform = np.stack([keys // colours**2, *ends, commonest[dropped]], axis=1)
     tail, head, label = graph.tail[keep], graph.head[keep], graph.label[keep]
     missing = [
         _absent_pairs(graph, colour, graph.tail[block == b], graph.head[block == b], int(blocks[b]), colours)
@@ -211,7 +210,7 @@ def _renumber(group: Group, names: Ints) -> Group:
     )
 
 
-def _combine(kinds: list[_Kind], uniform: tuple[tuple[int, ...], ...]) -> Group:
+def _combine(kinds: list[_Kind], uniform: Ints) -> Group:
     """The group of a graph from its components: a product of wreath products."""
     order, factors = 1, Counter[int]()
     swaps: list[Ints] = []
@@ -227,7 +226,7 @@ def _combine(kinds: list[_Kind], uniform: tuple[tuple[int, ...], ...]) -> Group:
         inner = _renumber(kind.group, kind.vertices[0])
         swaps += inner.swaps
         moves += inner.moves
-    form = repr((uniform, [(kind.group.form, len(kind.vertices)) for kind in kinds]))
+    form = repr((uniform.tolist(), [(kind.group.form, len(kind.vertices)) for kind in kinds]))
     canonical = np.concatenate([kind.vertices.ravel() for kind in kinds]) if kinds else np.zeros(0, dtype=np.int64)
     searched = any(kind.group.searched for kind in kinds)
     return Group(order, canonical, form, factors, tuple(swaps), tuple(moves), searched)
@@ -253,8 +252,8 @@ def _by_holding(graph: Graph, deadline: float | None) -> Group | None:
     most = np.zeros(len(names), dtype=np.int64)
     np.maximum.at(most, colour, degree)
     chosen = int(np.argmax(np.where(size == 2, most, -1)))
-    one, other = np.flatnonzero(colour == chosen).tolist()
-    held = [_held(graph, vertex, deadline) for vertex in (one, other)]
+    pair = np.flatnonzero(colour == chosen)[:, None]
+    held = [_held(graph, vertex, deadline) for vertex in pair]
     if not connected_components(len(colour), *_arcs(_drop_uniform(held[0])[0])).any():
         return None
     first = automorphisms(held[0], deadline)
@@ -283,18 +282,20 @@ def _by_holding(graph: Graph, deadline: float | None) -> Group | None:
 def _isomorphism(one: Graph, other: Graph, deadline: float | None) -> Ints | None:
     """Where an isomorphism takes the vertices of one graph in another, if it is found at once.
 
-    In both, one vertex after the other of the first colour that has several is held, whichever it is. Where all of a
-    colour can take each other's place, as units that flip or swap can, both ways lead to the same graph. That
-    saves a search in each of two graphs, and in two within each of those.
+    In both, one vertex after the other of the first colour that has several is held, whichever it is; in each of the
+    parts that the graph falls into at once, since they do not see each other. Where all of a colour can take each
+    other's place, as units that flip or swap can, both ways lead to the same graph. That saves a search in each of two
+    graphs, and in two within each of those.
 
     Returns:
         The images, or None if there is no isomorphism or this does not show one.
     """
     ways = []
     for graph in (one, other):
-        colour = graph.colour
-        while len(cells := np.unique(colour, return_index=True, return_counts=True)[1:]) and (cells[1] > 1).any():
-            colour = _held(replace(graph, colour=colour), int(cells[0][np.argmax(cells[1] > 1)]), deadline).colour
+        held = graph
+        while len(vertices := _first_of_several(held)):
+            held = _held(held, vertices, deadline)
+        colour = held.colour
         order = np.argsort(colour)
         rank = np.argsort(order)
         twins = _twins(graph)
@@ -310,19 +311,29 @@ def _isomorphism(one: Graph, other: Graph, deadline: float | None) -> Ints | Non
     return image
 
 
+def _first_of_several(graph: Graph) -> Ints:
+    """In each connected component a vertex of its first colour that several vertices have; in the order of colours."""
+    _, colour, size = np.unique(graph.colour, return_inverse=True, return_counts=True)
+    several = np.flatnonzero(size[colour] > 1)
+    component = connected_components(len(colour), *_arcs(_drop_uniform(graph)[0]))
+    by_colour = several[np.argsort(colour[several], kind="stable")]
+    first = np.sort(np.unique(component[by_colour], return_index=True)[1])
+    return by_colour[first]
+
+
 def _arcs(graph: Graph) -> tuple[Ints, Ints]:
     return graph.tail, graph.head
 
 
-def _held(graph: Graph, vertex: int, deadline: float | None) -> Graph:
-    """The graph in which one vertex has a colour of its own, and what can be told apart by it too."""
+def _held(graph: Graph, vertices: Ints, deadline: float | None) -> Graph:
+    """The graph in which some vertices have colours of their own, and what can be told apart by them too."""
     family = graph.family[graph.label]
     entries = [
         Entries.of(graph.tail[family == f], graph.head[family == f], graph.label[family == f].astype(np.float64))
         for f in np.unique(family)
     ]
     colour = np.unique(graph.colour, return_inverse=True)[1]
-    colour[vertex] = len(colour)
+    colour[vertices] = len(colour) + np.arange(len(vertices))
     return replace(graph, colour=refine(colour[None, :], entries, deadline)[0])
 
 
@@ -354,4 +365,4 @@ def _order_by_stabilisers(graph: Graph, moves: list[tuple[Ints, Ints]], deadline
     # One with many neighbours, such as a sign that all units of a norm share: without it the graph falls into parts.
     vertex = int(np.lexsort((size, np.where(size > 1, degree, -1)))[-1])
     length = int(size[vertex])
-    return length * automorphisms(_held(graph, vertex, deadline), deadline).order
+    return length * automorphisms(_held(graph, np.array([vertex]), deadline), deadline).order
