@@ -282,8 +282,8 @@ def _by_holding(graph: Graph, deadline: float | None) -> Group | None:
 def _isomorphism(one: Graph, other: Graph, deadline: float | None) -> Ints | None:
     """Where an isomorphism takes the vertices of one graph in another, if it is found at once.
 
-    In both, one vertex after the other of the first colour that has several is held, whichever it is; in each of the
-    parts that the graph falls into at once, since they do not see each other. Where all of a colour can take each
+    In both, one vertex after the other of those whose colour others have is held, whichever it is; in all parts that
+    the graph falls into at once, since they do not see each other. Where all of a colour can take each
     other's place, as units that flip or swap can, both ways lead to the same graph. That saves a search in each of two
     graphs, and in two within each of those.
 
@@ -293,7 +293,7 @@ def _isomorphism(one: Graph, other: Graph, deadline: float | None) -> Ints | Non
     ways = []
     for graph in (one, other):
         held = graph
-        while len(vertices := _first_of_several(held)):
+        while len(vertices := _one_of_several(held)):
             held = _held(held, vertices, deadline)
         colour = held.colour
         order = np.argsort(colour)
@@ -311,14 +311,19 @@ def _isomorphism(one: Graph, other: Graph, deadline: float | None) -> Ints | Non
     return image
 
 
-def _first_of_several(graph: Graph) -> Ints:
-    """In each connected component a vertex of its first colour that several vertices have; in the order of colours."""
+def _one_of_several(graph: Graph) -> Ints:
+    """In each connected component a vertex whose colour others have: of those with most neighbours the first colour.
+
+    A sign that all units of a norm share has many, and without it what is left falls into parts.
+    """
     _, colour, size = np.unique(graph.colour, return_inverse=True, return_counts=True)
+    reduced = _drop_uniform(graph)[0]
+    component = connected_components(len(colour), *_arcs(reduced))
+    degree = np.bincount(np.concatenate(_arcs(reduced)), minlength=len(colour))
     several = np.flatnonzero(size[colour] > 1)
-    component = connected_components(len(colour), *_arcs(_drop_uniform(graph)[0]))
-    by_colour = several[np.argsort(colour[several], kind="stable")]
-    first = np.sort(np.unique(component[by_colour], return_index=True)[1])
-    return by_colour[first]
+    in_order = several[np.lexsort((colour[several], -degree[several]))]
+    first = np.sort(np.unique(component[in_order], return_index=True)[1])
+    return in_order[first]
 
 
 def _arcs(graph: Graph) -> tuple[Ints, Ints]:

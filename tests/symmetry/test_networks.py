@@ -398,6 +398,40 @@ def test_one_number_for_several_units_has_a_sign_that_is_told_of(name):
         sps.Rigid(signs=True)(topology, values=sps.Zero())
 
 
+class Block(nn.Module):
+    """A residual block of ConvNeXt (Liu et al. 2022): the norm's sign is shared by channels whose own signs are free."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.depthwise, self.norm = nn.Conv2d(width, width, 3, padding=1, groups=width), nn.LayerNorm(width)
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.gain = nn.Parameter(torch.ones(width))
+
+    def forward(self, x):
+        inner = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
+        return x + (self.gain * self.down(F.gelu(self.up(inner)))).permute(0, 3, 1, 2)
+
+
+def test_channels_are_not_held_one_after_the_other(monkeypatch):
+    """How often a graph is refined does not grow with the channels, and their signs and orders are counted."""
+    from pyro_sps.symmetry import automorphisms
+
+    held, times = automorphisms._held, []
+    monkeypatch.setattr(automorphisms, "_held", lambda *args: times.append(1) or held(*args))
+    done = []
+    for width in (20, 40):
+        net = nn.Sequential(nn.Conv2d(1, width, 2), Block(width), Block(width), nn.Flatten(), nn.Linear(4 * width, 1))
+        topology = sps.Topology.of(net, torch.randn(2, 1, 3, 3))
+        report = certify(topology, sps.Unmasked()(topology))
+        orders = math.factorial(width) * math.factorial(2 * width) ** 2
+        assert report.permutations.before == orders
+        # Of a channel the sign; in each block those of its gain and of its scale in the norm; and one of the whole norm.
+        assert report.signed_permutations.before == orders * 2 ** (width + 2 * (2 * width + 1))
+        done.append(len(times))
+        times.clear()
+    assert done[0] == done[1] > 0
+
+
 @pytest.mark.parametrize("name", ["one scale of the input", "scale and shift", "slots that are not named"])
 def test_other_numbers_are_counted_or_have_no_sign(name):
     make, shape = NETWORKS[name]
