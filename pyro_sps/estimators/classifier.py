@@ -34,7 +34,7 @@ class BNNClassifier(ClassifierMixin, TableEstimator):
         likelihood: `"auto"` or `"categorical"`, which are the same: one of the classes, by softmax.
         scheme: As in `BNNRegressor`.
         values: As in `BNNRegressor`.
-        method: As in `BNNRegressor`; of more than 500 rows networks have no linear path.
+        method: As in `BNNRegressor`; of more than 200 rows networks have no linear path.
         chains: Number of chains, which run as one program.
         replicas: Number of fits, which run as one program.
         num_steps: Steps of each; default as in `BNNRegressor`.

@@ -69,7 +69,7 @@ MANY_ROWS, LARGE_BATCH, EPOCHS, MOST_STEPS = 20_000, 1024, 20, 20_000
 ROWS_TO_CHOOSE, TRIAL_STEPS = 100, 1_500
 
 #: Networks for labels have a linear path up to so many rows.
-LINEAR_ROWS = 500
+LINEAR_ROWS = 200
 
 #: With fewer seconds nothing is compiled.
 SHORT = 60.0
@@ -79,9 +79,12 @@ def has_linear_path(method: str, rows: int, labels: bool) -> bool:
     """Whether networks have a path from inputs to outputs beside their layers, as those of chains can have.
 
     It brings chains to the linear model that a few rows ask for. For numbers it does no harm to more of them, for the
-    prior lets it vanish. For labels of many inputs it overfits by itself, and is learned before the layers are: on the
-    digits of scikit-learn (1,438 rows of 64 columns) the error is 5.6 % with it and 3.6 % without, log loss 0.177 and
-    0.123; on tables of 120 to 456 rows log loss is lower by 0.003 to 0.011 with it.
+    prior lets it vanish. For labels it is learned before the layers are, and then explains what they would explain
+    better; and of many inputs it overfits by itself. What a linear model costs a network without a path falls with the
+    rows, and this does not. Log loss with it and without: iris, of 120 rows, 0.041 and 0.058, wine, of 143, 0.030 and
+    0.038 (three splits each); breast cancer, of 456, 0.104 and 0.076 (three), three unequal classes, of 500, 0.148 and
+    0.100 (one), digits, of 1,438, 0.177 and 0.123; labels that a linear model draws, of 60 rows, 0.657 and 0.678, of
+    300, 0.631 and 0.650 (two each), which is the price.
     """
     return method == "sample" and (not labels or rows <= LINEAR_ROWS)
 
