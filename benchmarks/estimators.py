@@ -25,7 +25,7 @@ rows test: splits 0 to 19.
 LPP is in units of the standardised targets. Each result is a line of JSON in benchmarks/results/estimators.jsonl, and
 what is there is not run again. `show` writes benchmarks/RESULTS-estimators.md: means over splits, and differences to
 ours with intervals that are corrected for the rows that splits share (Nadeau and Bengio 2003); and a short table into the
-README.
+README, one in the units of papers into that of the study.
 """
 
 import argparse
@@ -60,8 +60,10 @@ RESULTS, PAGE = HERE / "results" / "estimators.jsonl", HERE / "RESULTS-estimator
 DRAWN = ["linear-20", "linear-50", "linear-200", "smooth-20", "smooth-200", "smooth-2000"]
 DRAWN += ["tails-200", "outliers-200", "unequal-500"]
 TABLES = [*DRAWN, "diabetes", *CLASSES, *UCI[:3]]
+ORDER = [*UCI, "diabetes", *FILES, *PUBLISHED, *DRAWN, *CLASSES]
 METHODS = ["ours", "normal", "heavy", "random", "map", "ensemble", "linear", "hgb", *BDE, "exact"]
 README, MARKS = HERE.parent / "README.md", ("<!-- estimators: `benchmarks/estimators.py show` -->", "<!-- end -->")
+STUDY = HERE.parent / "study" / "README.md"
 SHOWN = {"ensemble": "tuned ensemble", "bde": "bde", "hgb": "boosted trees", "linear": "linear, logistic"}
 BEST = "bde's best"
 #: Log likelihood and RMSE with standard errors, of Lakshminarayanan et al. (2017), table 1: probabilistic backpropagation,
@@ -164,6 +166,9 @@ def show():
     tails += in_units(rows)
     PAGE.write_text("\n".join([*lines, *tails, ""]))
     README.write_text(with_headline(README.read_text(), "\n".join(short(rows)), MARKS))
+    STUDY.write_text(
+        with_headline(STUDY.read_text(), "\n".join(in_units(rows)), (MARKS[0], "<!-- end of estimators -->"))
+    )
     print(PAGE.read_text())
 
 
@@ -194,7 +199,8 @@ def short(rows):
 
 def by_table(rows):
     """Of each table that the default has seen, its rows by method and split."""
-    for name in dict.fromkeys(row["table"] for row in rows if row["method"] == "ours"):
+    seen = {row["table"] for row in rows if row["method"] == "ours"}
+    for name in [name for name in ORDER if name in seen]:
         own = [row for row in rows if row["table"] == name]
         yield name, {m: {row["split"]: row for row in own if row["method"] == m} for m in METHODS}
 
