@@ -108,12 +108,11 @@ def tuned_ensemble(x, y, x_test, y_test):
     if y.ndim == 1:
         return {**of_classes(predicted, y_test), "chosen": chosen}
     means, scales = predicted
-    log = -0.5 * ((y_test - means) / scales) ** 2 - np.log(scales) - 0.5 * math.log(2 * math.pi)
     noise = np.random.default_rng(0).normal(size=(100, *means.shape))
     draws = (means + scales * noise).reshape(-1, *y_test.shape)
     lower, upper = np.quantile(draws, [0.025, 0.975], axis=0)
     return {
-        "lpp": float((np.logaddexp.reduce(log, 0) - math.log(len(log))).mean()),
+        "lpp": mixture_lpp(means, scales, y_test),
         "error": float(np.sqrt(((means.mean(0) - y_test) ** 2).mean(0)).mean()),
         "coverage": float(((y_test >= lower) & (y_test <= upper)).mean()),
         "crps": crps(draws, y_test),
@@ -191,9 +190,7 @@ def bde_worker(path, method):
             raw = np.asarray(model.predict(x_test, raw=True), dtype=np.float64)
             raw = raw.reshape(-1, len(x_test), 2)
             scale = np.logaddexp(0, raw[..., 1]) + 1e-6
-            log = -0.5 * ((y_test[:, column] - raw[..., 0]) / scale) ** 2 - np.log(scale) - 0.5 * math.log(2 * math.pi)
-            top = log.max(0)
-            lpp = (np.log(np.exp(log - top).mean(0)) + top).mean()
+            lpp = mixture_lpp(raw[..., 0], scale, y_test[:, column])
             every.append((lpp, math.sqrt(((raw[..., 0].mean(0) - y_test[:, column]) ** 2).mean())))
         scores = dict(zip(("lpp", "error"), np.mean(every, 0).tolist(), strict=True))
     print(json.dumps({**scores, "seconds": time.perf_counter() - begun}))
@@ -223,11 +220,16 @@ def calibration(probabilities, y, bins=10):
     return float(sum(gaps))
 
 
+def mixture_lpp(means, scales, y):
+    """Of equally weighted normals, whose means and scales have them in front of the shape of y."""
+    log = -0.5 * ((y - means) / scales) ** 2 - np.log(scales) - 0.5 * math.log(2 * math.pi)
+    return float((np.logaddexp.reduce(log, 0) - math.log(len(log))).mean())
+
+
 def of_normal(mean, scale, y):
-    log = -0.5 * ((y - mean) / scale) ** 2 - np.log(scale) - 0.5 * math.log(2 * math.pi)
     inside = float((np.abs(y - mean) < 1.96 * scale).mean())
     return {
-        "lpp": float(log.mean()),
+        "lpp": mixture_lpp(mean[None], scale[None], y),
         "error": float(np.sqrt(((y - mean) ** 2).mean(0)).mean()),
         "coverage": inside,
     }

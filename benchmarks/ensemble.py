@@ -119,7 +119,7 @@ def _best_noise(raw, y):
 
 def _scores(raw, noise, y):
     """Log probability of each row, or log density of each row and target, by the mixture."""
-    if isinstance(noise, str) and noise == "classes":
+    if y.ndim == 1:
         return raw.softmax(-1).mean(0)[range(len(y)), y].clamp(min=1e-12).log()
     mean, scale = _normal(raw, noise)
     each = torch.distributions.Normal(mean, scale).log_prob(torch.as_tensor(y, dtype=raw.dtype))

@@ -138,11 +138,9 @@ def show():
         for method in columns:
             found = by[method]
             base = by["normal"] if method in ("heavy", "random", "map") and by["normal"] else by["ours"]
-            both = sorted(set(found) & set(base))
             cells.append("" if not found else f"{np.mean([row['lpp'] for row in found.values()]):.3f}")
-            if found and method != "ours" and both:
-                own_lpp, base_lpp = ({s: rows[s]["lpp"] for s in both} for rows in (found, base))
-                cells[-1] += f" ({difference(own_lpp, base_lpp, overlap(name))})"
+            if method != "ours" and set(found) & set(base):
+                cells[-1] += f" ({difference(lpp_of(found), lpp_of(base), overlap(name))})"
             mean = np.mean([row["error"] for row in found.values()]) if found else math.nan
             seconds = np.median([row["seconds"] for row in found.values()]) if found else math.nan
             errors.append(f"{mean:.3f}, {seconds:.0f} s" if found else "")
@@ -159,16 +157,14 @@ def show():
     tails += intervals(rows)
     tails += [
         "",
-        "The splits that papers use, log likelihood and RMSE in their units with standard errors, as papers give them;",
+        "The splits that papers use, log likelihood and RMSE in their units with standard errors, as papers give them; the last three are those of Lakshminarayanan et al. (2017), table 1.",
         "",
     ]
-    tails[-2] += " the last three are those of Lakshminarayanan et al. (2017), table 1."
-    tails += in_units(rows)
+    published = list(in_units(rows))
+    tails += published
     PAGE.write_text("\n".join([*lines, *tails, ""]))
     README.write_text(with_headline(README.read_text(), "\n".join(short(rows)), MARKS))
-    STUDY.write_text(
-        with_headline(STUDY.read_text(), "\n".join(in_units(rows)), (MARKS[0], "<!-- end of estimators -->"))
-    )
+    STUDY.write_text(with_headline(STUDY.read_text(), "\n".join(published), (MARKS[0], "<!-- end of estimators -->")))
     print(PAGE.read_text())
 
 
@@ -191,7 +187,7 @@ def short(rows):
     yield "| LPP | rows | splits | default | " + " | ".join(SHOWN.values()) + " |"
     yield "| --- |" + " ---: |" * (3 + len(SHOWN))
     for name, own in by_table(rows):
-        lpp = {m: {s: row["lpp"] for s, row in found.items()} for m, found in own.items()}
+        lpp = {m: lpp_of(found) for m, found in own.items()}
         others = [difference(lpp[m], lpp["ours"], overlap(name), 2) if lpp[m] else "" for m in SHOWN]
         mean = np.mean(list(lpp["ours"].values()))
         yield f"| {name} | {rows_of(own):,} | {len(lpp['ours'])} | {mean:.2f} | " + " | ".join(others) + " |"
@@ -203,6 +199,11 @@ def by_table(rows):
     for name in [name for name in ORDER if name in seen]:
         own = [row for row in rows if row["table"] == name]
         yield name, {m: {row["split"]: row for row in own if row["method"] == m} for m in METHODS}
+
+
+def lpp_of(found):
+    """By split."""
+    return {seed: row["lpp"] for seed, row in found.items()}
 
 
 def rows_of(own):

@@ -64,7 +64,7 @@ def automorphisms(graph: Graph, deadline: float | None = None) -> Group:
     """
     check_deadline(deadline)
     reduced, uniform = _drop_uniform(graph)
-    component = connected_components(len(graph.colour), reduced.tail, reduced.head)
+    component = _components(reduced)
     if not len(uniform) and len(graph.colour) > 1 and not component.any():
         return _by_holding(graph, deadline) or _search(graph, deadline)
     return _combine(_kinds(reduced, component, deadline), uniform)
@@ -248,13 +248,13 @@ def _by_holding(graph: Graph, deadline: float | None) -> Group | None:
     names, colour, size = np.unique(graph.colour, return_inverse=True, return_counts=True)
     if len(colour) < _LARGE or not (size == 2).any():
         return None
-    degree = np.bincount(np.concatenate([graph.tail, graph.head]), minlength=len(colour))
+    degree = _degrees(graph)
     most = np.zeros(len(names), dtype=np.int64)
     np.maximum.at(most, colour, degree)
     chosen = int(np.argmax(np.where(size == 2, most, -1)))
     pair = np.flatnonzero(colour == chosen)[:, None]
     held = [_held(graph, vertex, deadline) for vertex in pair]
-    if not connected_components(len(colour), *_arcs(_drop_uniform(held[0])[0])).any():
+    if not _components(_drop_uniform(held[0])[0]).any():
         return None
     first = automorphisms(held[0], deadline)
     best, image = first, _isomorphism(held[0], held[1], deadline)
@@ -318,16 +318,21 @@ def _one_of_several(graph: Graph) -> Ints:
     """
     _, colour, size = np.unique(graph.colour, return_inverse=True, return_counts=True)
     reduced = _drop_uniform(graph)[0]
-    component = connected_components(len(colour), *_arcs(reduced))
-    degree = np.bincount(np.concatenate(_arcs(reduced)), minlength=len(colour))
+    component, degree = _components(reduced), _degrees(reduced)
     several = np.flatnonzero(size[colour] > 1)
     in_order = several[np.lexsort((colour[several], -degree[several]))]
     first = np.sort(np.unique(component[in_order], return_index=True)[1])
     return in_order[first]
 
 
-def _arcs(graph: Graph) -> tuple[Ints, Ints]:
-    return graph.tail, graph.head
+def _components(graph: Graph) -> Ints:
+    """The number of each vertex's connected component."""
+    return connected_components(len(graph.colour), graph.tail, graph.head)
+
+
+def _degrees(graph: Graph) -> Ints:
+    """How many arcs each vertex has."""
+    return np.bincount(np.concatenate([graph.tail, graph.head]), minlength=len(graph.colour))
 
 
 def _held(graph: Graph, vertices: Ints, deadline: float | None) -> Graph:
@@ -366,7 +371,7 @@ def _order_by_stabilisers(graph: Graph, moves: list[tuple[Ints, Ints]], deadline
     ends = [np.concatenate([move[side] for move in moves]) for side in (0, 1)]
     orbit = connected_components(len(graph.colour), *ends)
     size = np.bincount(orbit, minlength=len(orbit))[orbit]
-    degree = np.bincount(np.concatenate([graph.tail, graph.head]), minlength=len(orbit))
+    degree = _degrees(graph)
     # One with many neighbours, such as a sign that all units of a norm share: without it the graph falls into parts.
     vertex = int(np.lexsort((size, np.where(size > 1, degree, -1)))[-1])
     length = int(size[vertex])
