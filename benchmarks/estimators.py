@@ -157,6 +157,13 @@ def show():
     tails += intervals(rows)
     tails += [
         "",
+        "Targets that are whole numbers: the mean log probability of the number itself, which its cell has (half a step to either",
+        "side), where densities grow without bound as noise shrinks; differences to ours as above.",
+        "",
+    ]
+    tails += of_cells(rows)
+    tails += [
+        "",
         "The splits that papers use, log likelihood and RMSE in their units with standard errors, as papers give them; the last three are those of Lakshminarayanan et al. (2017), table 1.",
         "",
     ]
@@ -224,6 +231,22 @@ def intervals(rows):
                 yield f"| {name} | {len(both)} | {what} | {pair[0]:.3f} | {pair[1]:.3f} |"
     for what, pairs in every.items():
         yield f"| mean of {len(pairs)} | | {what} | " + " | ".join(f"{mean:.3f}" for mean in np.mean(pairs, 0)) + " |"
+
+
+def of_cells(rows):
+    """Log probabilities of whole numbers, of the methods that have them."""
+    found = {}
+    for name, own in by_table(rows):
+        cells = {m: {s: r["cell"] for s, r in by.items() if "cell" in r} for m, by in own.items()}
+        found |= {name: cells} if cells["ours"] else {}
+    methods = [m for m in METHODS if any(cells[m] for cells in found.values())]
+    yield "| table | splits | " + " | ".join(methods) + " |"
+    yield "| --- |" + " ---: |" * (1 + len(methods))
+    for name, cells in found.items():
+        means = [f"{np.mean(list(cells[m].values())):.3f}" if cells[m] else "" for m in methods]
+        others = [f" ({difference(cells[m], cells['ours'], overlap(name))})" if cells[m] else "" for m in methods]
+        row = [mean + (other if m != "ours" else "") for m, mean, other in zip(methods, means, others, strict=True)]
+        yield f"| {name} | {len(cells['ours'])} | " + " | ".join(row) + " |"
 
 
 def in_units(rows):

@@ -10,8 +10,9 @@ import numpy as np
 from .codes import Codes, Ints, mix, pair
 from .elements import SCALE, SIGN, Atoms
 from .inputs import Inputs
+from .ledger import Weight
 from .mixing import mixtures_of
-from .recorder import Recorder, Weight
+from .recorder import Recorder
 from .structure import Places, Structure
 from .topology import Topology, UnsupportedLayerError
 from .units import UnitGroup, WeightTensor
@@ -26,15 +27,15 @@ def assemble(recorder: Recorder, outputs: Ints, output_size: int, inputs: Inputs
         output_size: Number of the outputs of a row.
         inputs: What it was recorded with.
     """
-    if not recorder.order:
+    if not recorder.weights:
         raise UnsupportedLayerError("the network has no weights that its output depends on")
     found = _Units.of(recorder)
     groups, number, first = _groups(recorder, found, outputs)
     total = int(first[-1])
     carriers = _Carriers(recorder.atoms, found, number, total)
     tensors = []
-    for name in recorder.order:
-        tensors.append(_tensor(name, recorder.weights[name], recorder.atoms, number, carriers, first))
+    for name, weight in recorder.weights.items():
+        tensors.append(_tensor(name, weight, recorder.atoms, number, carriers, first))
     structure = carriers.structure(found)
     activations = -(-recorder.largest // max(1, inputs[0].shape[0] if inputs and inputs[0].shape else 1))
     flags = np.zeros((2, total), dtype=bool)
@@ -129,9 +130,9 @@ def _groups(recorder: Recorder, found: _Units, outputs: Ints) -> tuple[list[Unit
     count = len(found.root)
     axes = [
         (name, axis, atoms.ravel())
-        for name in recorder.order
-        for axis, atoms in enumerate(recorder.weights[name].axes)
-        if atoms is not None and not _positions(recorder.weights[name], axis, found)
+        for name, weight in recorder.weights.items()
+        for axis, atoms in enumerate(weight.axes)
+        if atoms is not None and not _positions(weight, axis, found)
     ]
     member = np.zeros(count, dtype=bool)
     for _, _, atoms in axes:

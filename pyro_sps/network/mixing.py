@@ -89,8 +89,7 @@ def _read(recorder: Recorder) -> Ints:
 def _axes(recorder: Recorder, root: Ints, scale: Ints) -> dict[int, list[tuple[str, int, int, int, int]]]:
     """For each unit where it is: tensor, axis, index, class of its scale, and +1 if outputs are along the axis."""
     where: dict[int, list[tuple[str, int, int, int, int]]] = {}
-    for name in recorder.order:
-        weight = recorder.weights[name]
+    for name, weight in recorder.weights.items():
         for axis, own in enumerate(weight.axes):
             if own is None:
                 continue

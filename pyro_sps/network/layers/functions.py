@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..codes import Ints, pair
 from ..elements import LINEAR, SCALE, SIGN, Value
-from ..recorder import Call, Recorder, constant, handles
+from ..ledger import constant
+from ..recorder import Call, Recorder, handles
 
 # What a function does to a sign: it passes it on, it forgets it, or it needs to know it. Scales are passed on or not.
 ODD, EVEN, NEITHER = "odd", "even", "neither"

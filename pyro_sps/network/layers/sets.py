@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..codes import Codes, Ints, mix, pair
 from ..elements import LINEAR, SCALE, SIGN, Value
-from ..recorder import Call, Recorder, constant, handles
+from ..ledger import constant
+from ..recorder import Call, Recorder, handles
 from .functions import join, two
 from .moves import move
 from .products import along, in_order
