@@ -203,6 +203,36 @@ class Atoms:
             return place
         return np.where(some, pair(place, self._slot(token)), place)
 
+    def in_step(self, tokens: Sequence[Ints], others: Sequence[Ints]) -> list[Ints | None]:
+        """Tokens in the order of those of other numbers, which are to lie beside them.
+
+        Args:
+            tokens: Tokens of some numbers.
+            others: Tokens of the others, of any shape.
+
+        Returns:
+            The tokens: each where the others have atoms of the same array, if they do; None where there is none.
+        """
+        if max(len(tokens), len(others)) < 2:
+            return list(tokens)
+        arrays = [self._array_of(token) for token in others]
+        found: list[Ints | None] = [None] * max(len(tokens), len(others))
+        rest = []
+        for token in tokens:
+            same = [i for i, own in enumerate(arrays) if own == self._array_of(token) and found[i] is None]
+            if same:
+                found[same[0]] = token
+            else:
+                rest.append(token)
+        for token in rest:
+            found[next(i for i, own in enumerate(found) if own is None)] = token
+        return found
+
+    def _array_of(self, token: Ints) -> int:
+        """The array that the unit of the first of some atoms was made in."""
+        first = token.flat[int((token >= 0).argmax())]
+        return int(self.array[self.units.root[first]])
+
     def _among(self, atoms: Ints) -> Ints:
         """Different ones of some atoms, in order."""
         there = np.zeros(len(self.array), dtype=bool)
@@ -232,7 +262,8 @@ class Atoms:
 
         Returns:
             `equal` if each determines the other, `first` or `second` if only that one determines the other, `free` if
-            they do not depend on each other or are pinned, and `pinned` if all were pinned: they do in another way.
+            they do not depend on each other, or on nothing but the block that both belong to, or are pinned, and
+            `pinned` if all were pinned: they do in another way.
         """
         event = self.event()
         a, b = self.units.root[first], self.units.root[second]
@@ -257,13 +288,41 @@ class Atoms:
                 return "equal"
             self.link(fine, coarse, pair(label, event))
             return "first" if count_a >= count_b else "second"
-        if len(pairs) == count_a * count_b and len(np.unique(label)) == 1:
+        if len(np.unique(label)) == 1 and self._share_blocks(left, right, event):
             return "free"
         told = [self._told(atoms, place) for atoms in (first, second)]
         for atoms, known in zip((first, second), told, strict=True):
             if known or not any(told):
                 self.pin(atoms)
         return "free" if any(told) else "pinned"
+
+    def _share_blocks(self, left: Ints, right: Ints, event: np.uint64) -> bool:
+        """Whether all units of a block occur with each other, and with none of another block: notes the blocks.
+
+        Of heads that share keys and values, as in grouped-query attention, each meets all units of its group.
+
+        Args:
+            left: Units, one for each pair that occurs.
+            right: Those that they occur with.
+            event: Tells the links.
+        """
+        least = np.full(len(self.array), len(self.array))
+        np.minimum.at(least, left, right)
+        block = np.full(len(self.array), -1)
+        block[right] = least[left]
+        if (block[right] != least[left]).any():
+            return False
+        of, pairs = np.unique(least[left], return_counts=True)
+        sides = [self._among(side) for side in (left, right)]
+        owners = [least[sides[0]], block[sides[1]]]
+        if (pairs != np.prod([[np.count_nonzero(own == one) for one in of] for own in owners], axis=0)).any():
+            return False
+        if len(of) > 1:
+            made = self.new(len(of), signed=False)
+            for side, (units, own) in enumerate(zip(sides, owners, strict=True)):
+                label = np.full(len(units), event + np.uint64(side))
+                self.link(units, made[np.searchsorted(of, own)], label)
+        return True
 
     def _told(self, atoms: Ints, place: Codes) -> bool:
         """Whether the places tell which atom it is."""

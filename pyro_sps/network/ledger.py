@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,7 @@ class Ledger:
             for parameter in layer.parameters()
             if parameter.dim() == 2 + len(layer.kernel_size)
         }
+        self.viewed: set[str] = set()  # parameters of which there are views, and that nothing has read yet
         self.given: set[int] = set()
         self.indices: dict[int, tuple[Tensor, Ints]] = {}  # tensors that say which unit it was, and these units
         self.stack: list[str] = []
@@ -97,9 +99,9 @@ class Ledger:
         old = self.storages.get(address)
         base = Value.pinned(np.zeros(size, dtype=np.uint64)) if old is None else old[1]
         tokens = []
-        for i in range(max(len(value.tokens), len(base.tokens))):
-            array = base.tokens[i].copy() if i < len(base.tokens) else np.full(size, -1)
-            array[index] = value.tokens[i] if i < len(value.tokens) else -1
+        for known, token in zip_longest(base.tokens, self.atoms.in_step(value.tokens, base.tokens)):
+            array = np.full(size, -1) if known is None else known.copy()
+            array[index] = -1 if token is None else token
             tokens.append(array)
         place = base.place.copy()
         place[index] = value.place
@@ -129,6 +131,8 @@ class Ledger:
                 grouped = 1
                 axes[1] = axes[1].reshape(groups, -1)  # type: ignore[union-attr]
         self.weights[name] = Weight(shape, axes, grouped)
+        if kind == "plain":
+            self.viewed.add(name)
         count = int(np.prod(shape))
         tokens = []
         if kind == "plain":
@@ -150,8 +154,10 @@ class Ledger:
         address = address_of(tensor)
         kind = "transposed" if transposed else "convolution"
         name = self.parameters[address][0]
-        if name not in self.weights:
+        whole = np.array_equal(places_of(tensor), places_of(self.parameters[address][1]))
+        if name not in self.weights or (name in self.viewed and whole):
             self.register(address, kind, groups)
+            self.viewed.discard(name)
         weight = self.weights[name]
         known = self.storages[address][1]
         if known.tokens or tuple(tensor.shape) != weight.shape:

@@ -179,7 +179,10 @@ class Recorder(Ledger, TorchDispatchMode):
         return known[1]
 
     def _read(self, tensors: Sequence[Tensor]) -> None:
+        """Note that an operation reads numbers, which a view of them does not."""
         for tensor in tensors:
+            if self.is_parameter(tensor):
+                self.viewed.discard(self.parameters[address_of(tensor)][0])
             if (found := self.indices.get(address_of(tensor))) is not None:
                 self.atoms.pin(found[1])
 

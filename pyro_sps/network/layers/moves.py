@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -74,17 +75,43 @@ def cat(recorder: Recorder, call: Call) -> None:
         if call.name == "stack":
             value = value.map(lambda array: np.expand_dims(array, dim))
         parts.append(replace(value, place=pair(value.place, number), weight=None))
-    count = max(len(part.tokens) for part in parts)
+    most = max((part.tokens for part in parts), key=len)
+    for number, tensor in enumerate(tensors):
+        if most and call.known(tensor) is None:
+            parts[number] = _beside(recorder, tensor, parts[number], max(parts, key=lambda part: len(part.tokens)), dim)
+    ordered = [recorder.atoms.in_step(part.tokens, most) for part in parts]
     none = [np.full(part.shape, -1) for part in parts]
     tokens = tuple(
-        np.concatenate(
-            [p.tokens[i] if i < len(p.tokens) else empty for p, empty in zip(parts, none, strict=True)], axis=dim
-        )
-        for i in range(count)
+        np.concatenate([empty if own is None else own for own, empty in zip(each, none, strict=True)], axis=dim)
+        for each in zip_longest(*ordered)
     )
     characters = tuple(np.concatenate([part.characters[kind] for part in parts], axis=dim) for kind in (SIGN, SCALE))
     place = np.concatenate([part.place for part in parts], axis=dim)
     recorder.write(call.out, Value(tokens, place, (characters[0], characters[1])))
+
+
+def _beside(recorder: Recorder, tensor: Tensor, value: Value, other: Value, dim: int) -> Value:
+    """One number, repeated, beside units: it is the same for each of them, as padding is.
+
+    Args:
+        recorder: The recorder.
+        tensor: The constant.
+        value: What is known of it.
+        other: What is known of what it lies beside.
+        dim: The axis along which they lie.
+    """
+    if tensor.is_meta or not tensor.numel() or not (tensor == tensor.flatten()[0]).all():
+        return value
+    if not all((token == first_along(token, dim)).all() for token in other.tokens):
+        return value  # it is further units
+    tokens, signs, scales = other.tokens, *other.characters
+    wide = [np.broadcast_to(first_along(array, dim), value.shape) for array in (*tokens, signs, scales)]
+    none = value.characters
+    kept = [
+        own if tensor.flatten()[0] == 0 and (array == first_along(array, dim)).all() else empty
+        for own, array, empty in zip(wide[-2:], (signs, scales), none, strict=True)
+    ]
+    return replace(value, tokens=tuple(wide[:-2]), characters=(kept[0], kept[1]))
 
 
 @handles("constant_pad_nd")

@@ -379,4 +379,4 @@ def along(value: Value, axes: tuple[int, ...]) -> tuple[Value, Callable[[Any], A
     rest = [axis for axis in range(len(value.shape)) if axis not in axes]
     shape = [value.shape[axis] for axis in rest]
     moved = value.map(lambda array: array.transpose(*rest, *axes).reshape(int(np.prod(shape)), -1))
-    return moved, lambda array: array.reshape(*shape, *array.shape[1:])
+    return moved, lambda array: array.reshape((*shape, *array.shape[1:]))
