@@ -107,6 +107,29 @@ def causal(net, ids):
     return F.linear(x, net.tokens.weight)[:, -1]
 
 
+def grouped_queries(net, x):
+    """Four heads of two units, of which two share keys and values; a table says how far apart positions are."""
+    rows, length, _ = x.shape
+    q, k, v = (layer(x).view(rows, length, -1, 2).transpose(1, 2) for layer in (net.q, net.k, net.v))
+    k, v = (t[:, :, None].expand(rows, 2, 2, length, 2).reshape(rows, 4, length, 2) for t in (k, v))
+    near = F.interpolate(net.table[:4].T.reshape(1, 4, 2, 2), (2, 2), mode="bilinear").flatten(2)[0].T
+    far = torch.cat([near, net.table[4:]])[torch.arange(length)[:, None] + torch.arange(length)]
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=far.permute(2, 0, 1))
+    return net.out(y.transpose(1, 2).reshape(rows, length, 8).mean(1))
+
+
+def states(net, x):
+    """A sum over what there was before, and a state of zeros at the beginning."""
+    h = net.a(x).tanh()
+    before = torch.cat([torch.zeros_like(h[:, :1]), h], 1)
+    return net.out(torch.einsum("nzu,nz->nu", before, net.decay(x.flatten(1)).exp()))
+
+
+def by_a_view(net, x):
+    kernel = net.c.weight.squeeze(1)
+    return net.out(F.conv1d(net.a(x).relu(), kernel.unsqueeze(1), net.c.bias, groups=4).tanh().mean(2))
+
+
 def vision_transformer(net, x):
     x = net.patches(x).flatten(2).transpose(1, 2)
     x = torch.cat([net.token.expand(len(x), -1, -1), x], 1) + net.positions
@@ -277,6 +300,10 @@ NETWORKS = {
     "attention by hand": (lambda: Net(attention_by_hand, embed=nn.Linear(3, 4), qkv=nn.Linear(4, 12), proj=nn.Linear(4, 4), norm=nn.LayerNorm(4), out=nn.Linear(4, 2)), (3, 3)),
     "encoder layer": (lambda: Net(lambda n, x: n.out(n.layer(n.embed(x)).mean(1)), embed=nn.Linear(3, 4), layer=nn.TransformerEncoderLayer(4, 2, 5, batch_first=True, norm_first=True), out=nn.Linear(4, 2)), (3, 3)),
     "decoder layer": (lambda: Net(lambda n, x: n.out(n.layer(n.embed(x), n.memory(x)).mean(1)), embed=nn.Linear(3, 4), memory=nn.Linear(3, 4), layer=nn.TransformerDecoderLayer(4, 2, 5, batch_first=True), out=nn.Linear(4, 2)), (3, 3)),
+    "grouped queries": (lambda: Net(grouped_queries, q=nn.Linear(3, 8), k=nn.Linear(3, 4), v=nn.Linear(3, 4), table=nn.Parameter(torch.randn(5, 4)), out=nn.Linear(8, 2)), (3, 3)),
+    "states": (lambda: Net(states, a=nn.Linear(3, 4), decay=nn.Linear(9, 4), out=nn.Linear(4, 2)), (3, 3)),
+    "kernel by a view": (lambda: Net(by_a_view, a=nn.Conv1d(2, 4, 1), c=nn.Conv1d(4, 4, 2, groups=4), out=nn.Linear(4, 2)), (2, 4)),
+    "a parameter in order": (lambda: Net(lambda n, x: n.out(n.a(x).tanh() * n.c.sort().values), a=nn.Linear(3, 4), c=nn.Parameter(torch.randn(4)), out=nn.Linear(4, 2)), (3,)),
     "small gpt": (lambda: Net(causal, tokens=nn.Embedding(5, 4), positions=nn.Embedding(3, 4), norm=nn.LayerNorm(4), qkv=nn.Linear(4, 12), proj=nn.Linear(4, 4), norm2=nn.LayerNorm(4), up=nn.Linear(4, 5), down=nn.Linear(5, 4)), "ids"),
     "small vit": (lambda: Net(vision_transformer, patches=conv(1, 4, 2, stride=2), token=nn.Parameter(torch.zeros(1, 1, 4)), positions=nn.Parameter(torch.zeros(1, 5, 4)), block=nn.TransformerEncoderLayer(4, 2, 5, batch_first=True), out=nn.Linear(4, 2)), (1, 4, 4)),
     "mixer": (lambda: Net(mixer, patches=conv(1, 4, 2, stride=2), n=nn.LayerNorm(4), a=nn.Linear(4, 3), b=nn.Linear(3, 4), m=nn.LayerNorm(4), c=nn.Linear(4, 5), d=nn.Linear(5, 4), out=nn.Linear(4, 2)), (1, 4, 4)),

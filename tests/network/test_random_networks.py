@@ -181,6 +181,39 @@ def attention(p):
     p.then(run, positions, units)
 
 
+def grouped_attention(p):
+    """Two heads share keys and values."""
+    i = p.pick(lambda _, units: units % 4 == 0)
+    j = p.pick(lambda *width: width == p.widths[i])
+    positions, units = p.widths[i]
+    kind = int(p.rng.integers(3))
+
+    def heads(value):
+        return value.reshape(len(value), positions, -1, units // 4).transpose(1, 2)
+
+    def shared(value):
+        if kind == 0:
+            return value.repeat_interleave(2, 1)
+        if kind == 1:  # those of every other head
+            return value.repeat(1, 2, 1, 1)
+        return value[:, :, None].expand(-1, -1, 2, -1, -1).flatten(1, 2)
+
+    def run(net, v):
+        keys, values = (shared(heads(half)) for half in v[j].chunk(2, 2))
+        y = (heads(v[i]) @ keys.transpose(-2, -1)).softmax(-1) @ values
+        return y.transpose(1, 2).reshape(len(v[i]), positions, units)
+
+    p.then(run, positions, units)
+
+
+def shifted(p):
+    """Each position has the units of the one before it, and the first a number."""
+    i = p.pick(lambda positions, _: positions > 1)
+    if i is not None:
+        number = float(p.rng.integers(2))
+        p.then(lambda net, v: torch.cat([torch.full_like(v[i][:, :1], number), v[i][:, :-1]], 1), *p.widths[i])
+
+
 def moved(p):
     i = p.pick()
     f = p.rng.choice([lambda a: a.flip(2), lambda a: a.roll(1, 2), lambda a: a.roll(1, 1), lambda a: a.repeat(1, 1, 1)])
@@ -308,7 +341,7 @@ OPERATIONS = {
     f.__name__: f
     for f in (
         linear, again, over_positions, convolution, function, two, scaled, norm, softmax, joined, behind, half, gate,
-        attention, moved, reshaped, pooled, squeezed, ordered, three, distances, bilinear, weight_normed, added_up,
+        attention, grouped_attention, shifted, moved, reshaped, pooled, squeezed, ordered, three, distances, bilinear, weight_normed, added_up,
         constants,
     )
 } | {"more linear": linear, "one more linear": linear, "more function": function}  # fmt: skip

@@ -43,6 +43,13 @@ def two_heads(net, x):
     return net.out(y.transpose(1, 2).reshape(rows, length, -1).mean(1))
 
 
+def shared_keys(net, x):
+    """Four heads of one unit, of which two share a key and a value."""
+    q, k, v = (layer(x).transpose(1, 2).unsqueeze(-1) for layer in (net.q, net.k, net.v))
+    k, v = (part.repeat_interleave(2, 1) for part in (k, v))
+    return net.out(F.scaled_dot_product_attention(q, k, v).squeeze(-1).mean(2))
+
+
 # Name: network, shape of a row, and whether every symmetry that numbers show is claimed.
 FAMILIES = {
     "convolution and flatten": (lambda: nn.Sequential(conv(1, 2, 2), nn.Tanh(), conv(2, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(2, 1)), (1, 3, 3), True),
@@ -59,6 +66,7 @@ FAMILIES = {
     "gru": (lambda: Net(last_step, cell=nn.GRU(2, 3, batch_first=True), out=nn.Linear(3, 1)), (3, 2), True),
     "rnn of two layers": (lambda: Net(last_step, cell=nn.RNN(2, 2, num_layers=2, batch_first=True), out=nn.Linear(2, 1)), (3, 2), True),
     "two heads": (lambda: Net(two_heads, q=nn.Linear(2, 4, False), k=nn.Linear(2, 4, False), v=nn.Linear(2, 2, False), out=nn.Linear(2, 1)), (3, 2), True),
+    "shared keys": (lambda: Net(shared_keys, q=nn.Linear(2, 4, False), k=nn.Linear(2, 2, False), v=nn.Linear(2, 2), out=nn.Linear(4, 1)), (3, 2), True),
     "attention block": (lambda: Net(attention_by_hand, embed=nn.Linear(2, 2, False), qkv=nn.Linear(2, 6, False), proj=nn.Linear(2, 2, False), norm=nn.RMSNorm(2), out=nn.Linear(2, 1)), (3, 2), True),
     "gated unit": (lambda: nn.Sequential(nn.Linear(2, 6), nn.GLU(), nn.Linear(3, 1)), (2,), True),
     "gated, residual": (lambda: Net(gated, first=nn.Linear(2, 2), gate=nn.Linear(2, 2), up=nn.Linear(2, 2), down=nn.Linear(2, 2), out=nn.Linear(2, 1)), (2,), True),
