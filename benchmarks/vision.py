@@ -26,19 +26,27 @@ def order(found, limit):
     return f"not in {limit:g} s" if found.log10_before is None else f"{found.log10_before:,.0f}"
 
 
-def measure(name, limit):
-    """What a network is like, or why it is not taken."""
+def build(name):
+    """A network with random weights, and images."""
     import torch
     from torchvision import models
+
+    plain = {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    size = {"image_size": 64} if name.startswith("vit") else {}
+    net = getattr(models, name)(num_classes=5, **plain, **size)
+    return net, torch.randn(2, 3, *[75 if name == "inception_v3" else 64] * 2)
+
+
+def measure(name, build, limit):
+    """What a network is like, or why it is not taken."""
+    import torch
 
     import pyro_sps as sps
     from pyro_sps.network.trace import trace
 
     torch.manual_seed(0)
-    plain = {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    size = {"image_size": 64} if name.startswith("vit") else {}
-    net = getattr(models, name)(num_classes=5, **plain, **size).eval()
-    x = torch.randn(2, 3, *[75 if name == "inception_v3" else 64] * 2)
+    net, x = build(name)
+    net.eval()
     with torch.no_grad():
         for parameter in net.parameters():  # some begin at zero, and so would all outputs be
             parameter.add_(0.01 * torch.randn_like(parameter))
@@ -67,27 +75,27 @@ def measure(name, limit):
     }
 
 
-def main():
+def run(doc, name, networks, build):
     """Measure all and write the table."""
-    options = arguments(__doc__, {"--networks": NETWORKS, "--limit": 20.0})
+    options = arguments(doc, {"--networks": networks, "--limit": 20.0})
     warnings.simplefilter("ignore")
     lines = [
         "| network | million weights | s to read | to certify | permutations, log10 | with signs | scalings | off by |",
         "| --- |" + " ---: |" * 7,
     ]
     results = []
-    for name in options.networks:
-        row = measure(name, options.limit)
+    for network in options.networks:
+        row = measure(network, build, options.limit)
         results.append(row)
         if "why" in row:
-            lines.append(f"| {name} | {row['millions']:.1f} | *not taken*: {row['why']} |" + " |" * 5)
+            lines.append(f"| {network} | {row['millions']:.1f} | *not taken*: {row['why']} |" + " |" * 5)
             continue
         scalings = "" if row["scalings"] is None else f"{row['scalings']:,}"
         cells = [f"{row['read']:.0f}", f"{row['certify']:.0f}", row["permutations"], row["signed"], scalings]
-        lines.append(f"| {name} | {row['millions']:.1f} | {' | '.join(cells)} | {row['off']:.0e} |")
+        lines.append(f"| {network} | {row['millions']:.1f} | {' | '.join(cells)} | {row['off']:.0e} |")
         print(lines[-1], flush=True)
-    report("vision", options, results, lines)
+    report(name, options, results, lines)
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, "vision", NETWORKS, build)

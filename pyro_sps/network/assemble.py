@@ -54,9 +54,9 @@ def assemble(recorder: Recorder, outputs: Ints, output_size: int, inputs: Inputs
     plain = structure.is_plain(total, named, first)
     if plain:
         tensors = [_plain(tensor, first) for tensor in tensors]
-    uncounted = tuple(dict.fromkeys(recorder.uncounted))
+    rest = (tuple(dict.fromkeys(places)) for places in (recorder.uncounted, recorder.atoms.given_up))
     return Topology(
-        named, tuple(tensors), None if plain else structure, output_size, inputs, activations, mixtures, uncounted
+        named, tuple(tensors), None if plain else structure, output_size, inputs, activations, mixtures, *rest
     )
 
 

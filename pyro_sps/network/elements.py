@@ -13,7 +13,7 @@ it was first.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -98,6 +98,9 @@ class Atoms:
         lost: For signs and scales, whether nothing but 1 is possible; and whether units cannot be mixed.
         links: Blocks.
         duals: Pairs of atoms whose scales undo each other: queries and keys.
+        events: How many things have happened that need a number of their own.
+        given_up: Where in the network atoms were pinned that may be able to move.
+        at: Says where in the network it is.
     """
 
     units: Classes = field(default_factory=Classes)
@@ -109,6 +112,8 @@ class Atoms:
     links: list[Link] = field(default_factory=list)
     duals: list[tuple[Ints, Ints]] = field(default_factory=list)
     events: int = 0
+    given_up: list[str] = field(default_factory=list)
+    at: Callable[[], str] = str
 
     def new(self, count: int, signed: bool = True) -> Ints:
         """An array of atoms that are alike; without signs and scales of their own if they are blocks."""
@@ -148,6 +153,12 @@ class Atoms:
     def pin(self, atoms: Ints) -> None:
         """Give atoms an identity."""
         self.is_pinned[atoms[atoms >= 0]] = True
+
+    def give_up(self, atoms: Ints) -> None:
+        """Pin atoms for want of a rule that says how they hang together: not all their symmetries may be counted."""
+        if not self.pinned(atoms[atoms >= 0]).all():
+            self.given_up.append(self.at())
+        self.pin(atoms)
 
     def pinned(self, atoms: Ints) -> NDArray[np.bool_]:
         """Which atoms have an identity, in that their unit has."""
@@ -250,7 +261,7 @@ class Atoms:
         atoms = np.flatnonzero(within[self.units.root])
         key = pair(self.units.root[atoms], pair(self.array[atoms], self.mark[atoms]))
         _, of, times = np.unique(key, return_inverse=True, return_counts=True)
-        self.pin(atoms[times[of.ravel()] > 1])
+        self.give_up(atoms[times[of.ravel()] > 1])
 
     def relate(self, first: Ints, second: Ints, place: Codes) -> str:
         """Atoms that numbers at the same places belong to, and so can no longer move apart.
@@ -292,8 +303,10 @@ class Atoms:
             return "free"
         told = [self._told(atoms, place) for atoms in (first, second)]
         for atoms, known in zip((first, second), told, strict=True):
-            if known or not any(told):
+            if known:
                 self.pin(atoms)
+            elif not any(told):
+                self.give_up(atoms)
         return "free" if any(told) else "pinned"
 
     def _share_blocks(self, left: Ints, right: Ints, event: np.uint64) -> bool:

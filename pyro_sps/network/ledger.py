@@ -55,7 +55,7 @@ class Ledger:
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
-        self.atoms = Atoms()
+        self.atoms = Atoms(at=self.place)
         self.weights: dict[str, Weight] = {}
         self.storages: dict[int, tuple[Any, Value]] = {}
         self.parameters = {address_of(p): (name, p) for name, p in net.named_parameters()}

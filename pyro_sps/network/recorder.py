@@ -184,7 +184,7 @@ class Recorder(Ledger, TorchDispatchMode):
             if self.is_parameter(tensor):
                 self.viewed.discard(self.parameters[address_of(tensor)][0])
             if (found := self.indices.get(address_of(tensor))) is not None:
-                self.atoms.pin(found[1])
+                self.atoms.give_up(found[1])
 
     def _in_parts(self, func: Any, base: str, args: Any, kwargs: Any) -> Any:
         """The result of an operation that no rule is for, by known ones that make it up; None if there are none."""

@@ -60,6 +60,8 @@ class Topology:
             Of networks that are not fully connected.
         uncounted: Names of single numbers that multiply several units, such as the gain of a residual branch. Each has
             a sign and a scale that nothing here counts: they change with those of all that it multiplies.
+        unfollowed: Where in the network units were told apart for want of a rule that says how they hang together:
+            symmetries of these may be there that nothing here counts.
 
     Example:
         >>> from pyro_sps import Topology, mlp
@@ -79,6 +81,7 @@ class Topology:
     activations: int | None = None
     mixtures: tuple[Mixture, ...] = ()
     uncounted: tuple[str, ...] = ()
+    unfollowed: tuple[str, ...] = ()
 
     @staticmethod
     def of(net: nn.Module, example: Any = None, deterministic: Sequence[Any] = ()) -> Topology:

@@ -97,6 +97,12 @@ def certify(
             f"{', '.join(uncounted)}: one number for several units each, whose sign and scale can change with those of "
             "what it multiplies, which is not counted; fixed at another value than zero it cannot"
         )
+    if topology.unfollowed:
+        more = f" and {len(topology.unfollowed) - 3} more places" if len(topology.unfollowed) > 3 else ""
+        notes.append(
+            f"{', '.join(topology.unfollowed[:3])}{more}: units were told apart there, since how they hang together is "
+            "not followed; all that is counted is there, but there may be more"
+        )
     fixed = sum(int((~mask).sum()) for mask in masks.values())
     maps = _linear_maps(topology, masks, constants)
     report = SymmetryReport(

@@ -303,6 +303,7 @@ NETWORKS = {
     "grouped queries": (lambda: Net(grouped_queries, q=nn.Linear(3, 8), k=nn.Linear(3, 4), v=nn.Linear(3, 4), table=nn.Parameter(torch.randn(5, 4)), out=nn.Linear(8, 2)), (3, 3)),
     "states": (lambda: Net(states, a=nn.Linear(3, 4), decay=nn.Linear(9, 4), out=nn.Linear(4, 2)), (3, 3)),
     "kernel by a view": (lambda: Net(by_a_view, a=nn.Conv1d(2, 4, 1), c=nn.Conv1d(4, 4, 2, groups=4), out=nn.Linear(4, 2)), (2, 4)),
+    "padded units": (lambda: Net(lambda n, x: n.out((F.pad(n.a(x), (0, 2)) + n.b(x)).tanh()), a=nn.Linear(3, 2), b=nn.Linear(3, 4), out=nn.Linear(4, 2)), (3,)),
     "a parameter in order": (lambda: Net(lambda n, x: n.out(n.a(x).tanh() * n.c.sort().values), a=nn.Linear(3, 4), c=nn.Parameter(torch.randn(4)), out=nn.Linear(4, 2)), (3,)),
     "small gpt": (lambda: Net(causal, tokens=nn.Embedding(5, 4), positions=nn.Embedding(3, 4), norm=nn.LayerNorm(4), qkv=nn.Linear(4, 12), proj=nn.Linear(4, 4), norm2=nn.LayerNorm(4), up=nn.Linear(4, 5), down=nn.Linear(5, 4)), "ids"),
     "small vit": (lambda: Net(vision_transformer, patches=conv(1, 4, 2, stride=2), token=nn.Parameter(torch.zeros(1, 1, 4)), positions=nn.Parameter(torch.zeros(1, 5, 4)), block=nn.TransformerEncoderLayer(4, 2, 5, batch_first=True), out=nn.Linear(4, 2)), (1, 4, 4)),

@@ -214,6 +214,13 @@ def shifted(p):
         p.then(lambda net, v: torch.cat([torch.full_like(v[i][:, :1], number), v[i][:, :-1]], 1), *p.widths[i])
 
 
+def padded(p):
+    """Further units, of which each is one number."""
+    i = p.pick()
+    more, number = (int(part) for part in p.rng.integers(1, 3, 2))
+    p.then(lambda net, v: F.pad(v[i], (0, more), value=number - 1.0), p.widths[i][0], p.widths[i][1] + more)
+
+
 def moved(p):
     i = p.pick()
     f = p.rng.choice([lambda a: a.flip(2), lambda a: a.roll(1, 2), lambda a: a.roll(1, 1), lambda a: a.repeat(1, 1, 1)])
@@ -341,7 +348,7 @@ OPERATIONS = {
     f.__name__: f
     for f in (
         linear, again, over_positions, convolution, function, two, scaled, norm, softmax, joined, behind, half, gate,
-        attention, grouped_attention, shifted, moved, reshaped, pooled, squeezed, ordered, three, distances, bilinear, weight_normed, added_up,
+        attention, grouped_attention, shifted, padded, moved, reshaped, pooled, squeezed, ordered, three, distances, bilinear, weight_normed, added_up,
         constants,
     )
 } | {"more linear": linear, "one more linear": linear, "more function": function}  # fmt: skip

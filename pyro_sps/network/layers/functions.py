@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -200,7 +201,17 @@ def two(recorder: Recorder, name: str, first: Value, second: Value, out: Tensor)
             result = a if keep else np.full(a.shape, -1)
         characters.append(result.reshape(tuple(out.shape)))
     value = join(recorder, first, second, out)
+    tokens = first.tokens + second.tokens
+    if 0 < len(value.tokens) < len(tokens) and not (first.tokens and second.tokens) and _of_one(recorder, tokens):
+        atoms.given_up.append(recorder.place())  # units of each row of a parameter are taken to be those of all
     return replace(value, characters=(characters[0], characters[1]))
+
+
+def _of_one(recorder: Recorder, tokens: Sequence[Ints]) -> bool:
+    """Whether tokens are of several axes of one parameter."""
+    atoms = [int(token.max()) for token in tokens]
+    every = ([axis for axis in weight.axes if axis is not None] for weight in recorder.weights.values())
+    return any(sum(any(atom in axis for atom in atoms) for axis in axes) > 1 for axes in every)
 
 
 def _scaled(recorder: Recorder, value: Value, weight: Value, out: Tensor) -> Value:

@@ -125,21 +125,25 @@ def pad(recorder: Recorder, call: Call) -> None:
             value = value.without(kind)
     index: list[Any] = [np.arange(size) for size in value.shape]
     outside = np.zeros(tuple(call.out.shape), dtype=bool)
+    further = outside.copy()  # beside units, where what is put there belongs to none
     for number in range(len(padding) // 2):
         axis = len(value.shape) - 1 - number
         where = np.arange(call.out.shape[axis]) - padding[2 * number]
         size = value.shape[axis]
         away = (where < 0) | (where >= size)
-        outside |= away.reshape([-1 if i == axis else 1 for i in range(len(value.shape))])
+        there = away.reshape([-1 if i == axis else 1 for i in range(len(value.shape))])
+        outside |= there
         index[axis] = np.clip(where, 0, size - 1)
-        moving = any((token != first_along(token, axis)).any() for token in value.tokens)
-        if away.any() and moving:  # units are padded: what is put there belongs to none
-            for token in value.tokens:
-                recorder.atoms.pin(token.ravel())
-    tokens, place = recorder.atoms.settle(value.tokens, value.place)
+        if any((token != first_along(token, axis)).any() for token in value.tokens):
+            further |= there
     grid = np.ix_(*index)
-    moved = replace(value, tokens=tokens, place=place).map(lambda array: array[grid])
-    recorder.write(call.out, replace(moved, place=np.where(outside, np.uint64(1), pair(moved.place, 2))))
+    moved = value.map(lambda array: array[grid])
+    moved = replace(moved, place=np.where(outside, np.uint64(1), pair(moved.place, 2)))
+    if further.any():
+        signs, scales = (np.where(further, -1, own) for own in moved.characters)
+        tokens = tuple(np.where(further, -1, token) for token in moved.tokens)
+        moved = replace(moved, tokens=tokens, characters=(signs, scales))
+    recorder.write(call.out, moved)
 
 
 @handles("copy", "fill", "zero")

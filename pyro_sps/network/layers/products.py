@@ -78,13 +78,16 @@ def _contracted(recorder: Recorder, left: Value, right: Value) -> Value:
     label_right, column = _label(right.place), rows_code(right.place.swapaxes(1, 2))
     label = pair(label_left, label_right)
     own = right.weight is not None
+    batched = own and sum(size > 1 for size in recorder.weights[str(right.weight)].shape) > 2
+    if batched and any((token != token[:1]).any() for token in inside_left):
+        atoms.given_up.append(recorder.place())  # units of each batch are taken to be those of all
     if own:
         _unmet(recorder, inside_left, inside_right, label)
     inside, label = atoms.combine(inside_left, inside_right, label)
     blocks: list[Ints] = []
     if not own or (len(left.shape) == 3 and left.shape[0] > 1):
         for extra in inside[1:]:
-            atoms.pin(extra.ravel())
+            atoms.give_up(extra.ravel())
         if len(inside) > 1:
             inside, label = atoms.settle(inside, label)
         if len(label) > 1 and inside:
@@ -124,7 +127,7 @@ def _aligned(recorder: Recorder, value: Value, axis: int) -> Value:
             if ((first >= 0) == (token >= 0)).all():
                 how = recorder.atoms.relate(first[some], token[some], np.zeros(int(some.sum()), dtype=np.uint64))
             if how != "equal":
-                recorder.atoms.pin(token.ravel())
+                recorder.atoms.give_up(token.ravel())
             token = np.where(token >= 0, recorder.atoms.units.find(token), -1) if how == "equal" else token
             if how == "equal":
                 token = np.broadcast_to(first_along(token, axis), token.shape)
@@ -290,7 +293,7 @@ def _channels_last(recorder: Recorder, call: Call) -> Value:
     value = value.map(lambda array: np.moveaxis(array, 1, -1).reshape(1, -1, array.shape[1]))
     value = _aligned(recorder, value, 1)
     for token in _split(value, summed=2, other=1)[0]:
-        recorder.atoms.pin(token.ravel())
+        recorder.atoms.give_up(token.ravel())
     return value
 
 
@@ -331,7 +334,7 @@ def _by_computed_kernel(recorder: Recorder, call: Call) -> None:
         if (token == own).all():
             channels.append(own.ravel())
         else:  # sets of channels that differ from position to position
-            atoms.pin(token.ravel())
+            atoms.give_up(token.ravel())
     characters = []
     for kind in (SIGN, SCALE):
         by_position = products.characters[kind].reshape(-1, outputs, products.shape[2] // outputs)
@@ -365,11 +368,11 @@ def _groups_alike(recorder: Recorder, channel: Ints, label: Codes, made: Ints, p
         atoms.pin(made.ravel())
 
 
-def in_order(recorder: Recorder, value: Value, axes: Sequence[int]) -> Value:
-    """A value of which the order along some axes matters: units along them are told apart."""
+def in_order(recorder: Recorder, value: Value, axes: Sequence[int], surely: bool = True) -> Value:
+    """A value of which the order along some axes matters, or may matter: units along them are told apart."""
     for token in value.tokens:
         if any(not (token == first_along(token, axis)).all() for axis in axes):
-            recorder.atoms.pin(token.ravel())
+            (recorder.atoms.pin if surely else recorder.atoms.give_up)(token.ravel())
     tokens, place = recorder.atoms.settle(value.tokens, value.place)
     return replace(value, tokens=tokens, place=place)
 

@@ -39,7 +39,7 @@ def _over(recorder: Recorder, value: Value) -> tuple[tuple[Ints, ...], Codes]:
     place = value.place
     if len(inside) > 1:
         for token in inside:
-            atoms.pin(token.ravel())
+            atoms.give_up(token.ravel())
         inside = []
         _, place = atoms.settle(value.tokens, place)
     if inside:
@@ -153,7 +153,7 @@ def gather(recorder: Recorder, call: Call) -> None:
         return move(recorder, call)
     shape = tuple(call.out.shape)
     axis = call["dim"] % max(len(shape), 1)
-    value = in_order(recorder, recorder.as_value(recorder.operand(call["self"], call)), [axis])
+    value = in_order(recorder, recorder.as_value(recorder.operand(call["self"], call)), [axis], surely=False)
     result, restore = reduced(recorder, value, [axis], "odd", True)
     rest = tuple(slice(size) for other, size in enumerate(shape) if other != axis)
     wide = result.map(lambda array: np.broadcast_to(np.expand_dims(restore(array)[rest], axis), shape))
