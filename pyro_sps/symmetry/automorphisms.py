@@ -8,8 +8,8 @@ Four steps, each of which only ever makes the work of the next smaller:
 2. Reduction of what is left (`automorphisms`): relations that are the same for all pairs of two colours are dropped,
    and the graph falls into connected components. The order is the product over the isomorphism classes of
    components of (order of one)^k k!.
-3. One of two vertices of a colour, such as a sign that all units of a norm share, is held fast: without it a connected
-   graph often falls into parts.
+3. One of a few vertices of a colour, such as a sign that all units of a norm share or a head that shares its keys with
+   others, is held fast: without it a connected graph often falls into parts.
 4. Search: only connected components that cannot be reduced go to BLISS (T. Junttila and P. Kaski, 2007), by way of
    python-igraph.
 
@@ -234,49 +234,67 @@ def _combine(kinds: list[_Kind], uniform: Ints) -> Group:
 
 # Vertices of a connected graph from which on it is tried to hold one; BLISS needs milliseconds for fewer.
 _LARGE = 100
+# Vertices of a colour up to which it is tried to hold one of them.
+_FEW = 32
 
 
 def _by_holding(graph: Graph, deadline: float | None) -> Group | None:
-    """The group of a connected graph by the stabiliser of one of two vertices that look alike.
+    """The group of a connected graph by the stabiliser of one of a few vertices that look alike.
 
-    The group is that of the automorphisms which leave the vertex alone, and twice as many if one of them takes it to
-    the other: which is so if the graphs with the one and the other held are isomorphic.
+    The group is that of the automorphisms which leave the vertex alone, times the number of vertices that one of them
+    takes it to: those with which held the graph is isomorphic to the graph with the first held.
 
     Returns:
-        The group; None where the graph is small, no colour has two vertices, or the graph does not fall into parts.
+        The group; None where the graph is small, no colour has a few vertices, or the graph does not fall into parts.
     """
     names, colour, size = np.unique(graph.colour, return_inverse=True, return_counts=True)
-    if len(colour) < _LARGE or not (size == 2).any():
+    few = int(size[size > 1].min(initial=_FEW + 1))
+    if len(colour) < _LARGE or few > _FEW:
         return None
     degree = _degrees(graph)
     most = np.zeros(len(names), dtype=np.int64)
     np.maximum.at(most, colour, degree)
-    chosen = int(np.argmax(np.where(size == 2, most, -1)))
-    pair = np.flatnonzero(colour == chosen)[:, None]
-    held = [_held(graph, vertex, deadline) for vertex in pair]
-    if not _components(_drop_uniform(held[0])[0]).any():
+    chosen = int(np.argmax(np.where(size == few, most, -1)))
+    vertices = np.flatnonzero(colour == chosen)
+    held = [_held(graph, vertices[:1], deadline)]
+    if few == 2 and not _components(_drop_uniform(held[0])[0]).any():
         return None
     first = automorphisms(held[0], deadline)
-    best, image = first, _isomorphism(held[0], held[1], deadline)
-    if image is None:
-        second = automorphisms(held[1], deadline)
-        best = min((first, second), key=lambda group: group.form)
-        if first.form == second.form:
-            image = np.empty(len(colour), dtype=np.int64)
-            image[first.canonical] = second.canonical
-    form = f"held {names[chosen]} {best.form}"
-    if image is None:
-        return replace(first, form=form, canonical=best.canonical)
-    moved = np.flatnonzero(image != np.arange(len(colour)))
+    groups, moves = {0: first}, list(first.moves)
+    orbit = _orbits(len(colour), first)
+    for i in range(1, few):
+        if (orbit[vertices[:i]] == orbit[vertices[i]]).any():
+            continue  # what one of its orbit showed
+        other = _held(graph, vertices[i : i + 1], deadline)
+        image = _isomorphism(held[0], other, deadline)
+        if image is None:
+            groups[i] = automorphisms(other, deadline)
+            if groups[i].form == first.form:
+                image = np.empty(len(colour), dtype=np.int64)
+                image[first.canonical] = groups[i].canonical
+        if image is not None:
+            moved = np.flatnonzero(image != np.arange(len(colour)))
+            moves.append((moved, image[moved]))
+            orbit = np.where(orbit == orbit[vertices[i]], orbit[vertices[0]], orbit)
+    length = int((orbit[vertices] == orbit[vertices[0]]).sum())
+    best = min(groups.values(), key=lambda group: group.form)
     return Group(
-        2 * first.order,
+        length * first.order,
         best.canonical,
-        form,
-        first.factors + Counter({-2: 1}),
+        f"held {names[chosen]} {best.form}",
+        first.factors + (Counter({-length: 1}) if length > 1 else Counter()),
         first.swaps,
-        (*first.moves, (moved, image[moved])),
+        tuple(moves),
         first.searched,
     )
+
+
+def _orbits(count: int, group: Group) -> Ints:
+    """For each vertex a number of those that a group takes it to."""
+    pairs = [np.stack(move) for move in group.moves]
+    pairs += [np.stack(np.broadcast_arrays(swap[:1], swap)).reshape(2, -1) for swap in group.swaps]
+    tail, head = np.concatenate([np.zeros((2, 0), dtype=np.int64), *pairs], axis=1)
+    return connected_components(count, tail, head)
 
 
 def _isomorphism(one: Graph, other: Graph, deadline: float | None) -> Ints | None:

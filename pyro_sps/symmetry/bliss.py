@@ -67,4 +67,8 @@ def _bliss_here(vertices: int, edges: list[tuple[int, int]], colours: list[int])
 
     graph = igraph.Graph(n=vertices, edges=edges, directed=True)
     count = int(graph.count_automorphisms(color=colours))
-    return graph.automorphism_group(color=colours), graph.canonical_permutation(color=colours), count
+    labelling = graph.canonical_permutation(color=colours)
+    # Up to version 0.11 igraph gives the new number of each vertex, from 1.0 on the vertex of each new number.
+    if igraph.Graph(3).canonical_permutation(color=[1, 2, 0]) != [1, 2, 0]:
+        labelling = np.argsort(labelling).tolist()
+    return graph.automorphism_group(color=colours), labelling, count

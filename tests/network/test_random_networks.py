@@ -347,9 +347,9 @@ def constants(p):
 OPERATIONS = {
     f.__name__: f
     for f in (
-        linear, again, over_positions, convolution, function, two, scaled, norm, softmax, joined, behind, half, gate,
-        attention, grouped_attention, shifted, padded, moved, reshaped, pooled, squeezed, ordered, three, distances, bilinear, weight_normed, added_up,
-        constants,
+        linear, again, over_positions, convolution, function, two, scaled, norm, softmax, joined, behind,
+        half, gate, attention, grouped_attention, shifted, padded, moved, reshaped, pooled, squeezed, ordered,
+        three, distances, bilinear, weight_normed, added_up, constants,
     )
 } | {"more linear": linear, "one more linear": linear, "more function": function}  # fmt: skip
 
