@@ -18,6 +18,7 @@ It knows nothing of networks: see `pyro_sps.symmetry`.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -226,16 +227,23 @@ def _combine(kinds: list[_Kind], uniform: Ints) -> Group:
         inner = _renumber(kind.group, kind.vertices[0])
         swaps += inner.swaps
         moves += inner.moves
-    form = repr((uniform.tolist(), [(kind.group.form, len(kind.vertices)) for kind in kinds]))
+    form = _digest((uniform.tolist(), [(kind.group.form, len(kind.vertices)) for kind in kinds]))
     canonical = np.concatenate([kind.vertices.ravel() for kind in kinds]) if kinds else np.zeros(0, dtype=np.int64)
     searched = any(kind.group.searched for kind in kinds)
     return Group(order, canonical, form, factors, tuple(swaps), tuple(moves), searched)
+
+
+def _digest(content: object) -> str:
+    """A short name of what a form says; forms are within forms, and would grow with every level."""
+    return hashlib.sha256(repr(content).encode()).hexdigest()
 
 
 # Vertices of a connected graph from which on it is tried to hold one; BLISS needs milliseconds for fewer.
 _LARGE = 100
 # Vertices of a colour up to which it is tried to hold one of them.
 _FEW = 32
+# How many of them may be different in truth: each takes a group of its own, which BLISS needs not.
+_WAYS = 3
 
 
 def _by_holding(graph: Graph, deadline: float | None) -> Group | None:
@@ -245,7 +253,8 @@ def _by_holding(graph: Graph, deadline: float | None) -> Group | None:
     takes it to: those with which held the graph is isomorphic to the graph with the first held.
 
     Returns:
-        The group; None where the graph is small, no colour has a few vertices, or the graph does not fall into parts.
+        The group; None where the graph is small, no colour has a few vertices, the graph does not fall into parts, or
+        vertices only look alike.
     """
     names, colour, size = np.unique(graph.colour, return_inverse=True, return_counts=True)
     few = int(size[size > 1].min(initial=_FEW + 1))
@@ -272,6 +281,8 @@ def _by_holding(graph: Graph, deadline: float | None) -> Group | None:
             if groups[i].form == first.form:
                 image = np.empty(len(colour), dtype=np.int64)
                 image[first.canonical] = groups[i].canonical
+            elif len({group.form for group in groups.values()}) > _WAYS:
+                return None
         if image is not None:
             moved = np.flatnonzero(image != np.arange(len(colour)))
             moves.append((moved, image[moved]))
@@ -281,7 +292,7 @@ def _by_holding(graph: Graph, deadline: float | None) -> Group | None:
     return Group(
         length * first.order,
         best.canonical,
-        f"held {names[chosen]} {best.form}",
+        _digest((int(names[chosen]), best.form)),
         first.factors + (Counter({-length: 1}) if length > 1 else Counter()),
         first.swaps,
         tuple(moves),
@@ -372,7 +383,7 @@ def _search(graph: Graph, deadline: float | None) -> Group:
     canonical = np.argsort(labelling[:vertices], kind="stable")
     rank = np.argsort(canonical)
     arcs = sorted(zip(graph.label.tolist(), rank[graph.tail].tolist(), rank[graph.head].tolist(), strict=True))
-    form = repr((graph.colour[canonical].tolist(), arcs))
+    form = _digest((graph.colour[canonical].tolist(), arcs))
     moves = []
     for generator in generators:
         image = generator[:vertices]

@@ -66,14 +66,17 @@ class FixedEntries:
     def discrete(self, signed: bool, deadline: float | None) -> SymmetryClass:
         """The group of (signed) permutations."""
         name = "signed permutations" if signed else "permutations"
+        size: int | None = None
+        factors: Mapping[int, int] = {}
+        fixes = bool(self.units or self.entries or self.ordered)
         try:
-            size, factors = self._without_masks(signed, deadline)
-        except OutOfTimeError:
-            return SymmetryClass(name, None, None, "not determined in time")
-        try:
+            if fixes or self.topology.structure is None:
+                size, factors = self._without_masks(signed, deadline)
             group, how, moves = self.left(signed, deadline)
         except OutOfTimeError:
             return SymmetryClass(name, size, None, "not determined in time", factors=(_product(factors), ""))
+        if size is None:
+            size, factors = group.order, group.factors
         return SymmetryClass(name, size, group.order, how, moves, (_product(factors), _product(group.factors)))
 
     def left(self, signed: bool, deadline: float | None = None) -> tuple[Group, str, tuple[Move, ...]]:
