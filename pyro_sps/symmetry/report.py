@@ -192,11 +192,11 @@ class SymmetryReport:
 
     @property
     def is_rigid(self) -> bool | None:
-        """Whether nothing of any class is left; None if that was not determined."""
+        """Whether nothing of any class is left; None if that is not determined; see `Topology.unfollowed`."""
         answers = [one.is_rigid for one in self.classes]
         if False in answers or self.uncounted:
             return False
-        return None if None in answers else True
+        return None if None in answers or self.topology.unfollowed else True
 
     def orbits(self) -> dict[str, list[int]]:
         """Which hidden units can still take each other's place by a permutation.

@@ -15,7 +15,19 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from network.networks import NETWORKS, SOME, Net, attention_by_hand, concatenated, conv, gated, last_step, normed
+from network.networks import (
+    NETWORKS,
+    SOME,
+    Net,
+    attention_by_hand,
+    build,
+    concatenated,
+    conv,
+    example,
+    gated,
+    last_step,
+    normed,
+)
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -404,6 +416,28 @@ def test_one_number_for_several_units_has_a_sign_that_is_told_of(name):
         assert certify(topology, bnn.masks, zero).uncounted == (number,)
     with pytest.raises(ValueError, match="cannot remove sign flips with values=Zero"):
         sps.Rigid(signs=True)(topology, values=sps.Zero())
+
+
+def test_where_units_are_told_apart_for_want_of_a_rule_is_told():
+    """What is counted there is true, and may not be all."""
+    found = {name: sps.Topology.of(build(name), example(name)).unfollowed for name in NETWORKS}
+    assert {name for name, places in found.items() if places} == {
+        "affine embeddings", "with itself, rolled", "two of three experts", "the largest",
+    }  # fmt: skip
+    topology = sps.Topology.of(build("affine embeddings"), example("affine embeddings"))
+    report = certify(topology, {})
+    assert (
+        24 == report.permutations.before < math.factorial(4) ** 3
+    )  # units of each column can be exchanged by themselves
+    assert any("there may be more" in note for note in report.notes)
+    masks = {tensor.name: torch.zeros(tensor.shape, dtype=torch.bool) for tensor in topology.tensors}
+    values = {
+        tensor.name: torch.arange(1, tensor.numel + 1, dtype=torch.float64).reshape(tensor.shape)
+        for tensor in topology.tensors
+    }
+    fixed = certify(topology, masks, values)
+    assert all(one.is_rigid for one in fixed.classes)
+    assert fixed.is_rigid is None
 
 
 class Block(nn.Module):
