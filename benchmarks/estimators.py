@@ -195,7 +195,9 @@ def short(rows):
     yield "| --- |" + " ---: |" * (3 + len(SHOWN))
     for name, own in by_table(rows):
         lpp = {m: lpp_of(found) for m, found in own.items()}
-        others = [difference(lpp[m], lpp["ours"], overlap(name), 2) if lpp[m] else "" for m in SHOWN]
+        others = [
+            difference(lpp[m], lpp["ours"], overlap(name), 2) if set(lpp[m]) & set(lpp["ours"]) else "" for m in SHOWN
+        ]
         mean = np.mean(list(lpp["ours"].values()))
         yield f"| {name} | {rows_of(own):,} | {len(lpp['ours'])} | {mean:.2f} | " + " | ".join(others) + " |"
 
@@ -244,7 +246,8 @@ def of_cells(rows):
     yield "| --- |" + " ---: |" * (1 + len(methods))
     for name, cells in found.items():
         means = [f"{np.mean(list(cells[m].values())):.3f}" if cells[m] else "" for m in methods]
-        others = [f" ({difference(cells[m], cells['ours'], overlap(name))})" if cells[m] else "" for m in methods]
+        common = {m: set(cells[m]) & set(cells["ours"]) for m in methods}
+        others = [f" ({difference(cells[m], cells['ours'], overlap(name))})" if common[m] else "" for m in methods]
         row = [mean + (other if m != "ours" else "") for m, mean, other in zip(methods, means, others, strict=True)]
         yield f"| {name} | {len(cells['ours'])} | " + " | ".join(row) + " |"
 

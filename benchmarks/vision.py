@@ -4,7 +4,8 @@
 
 Needs torchvision of the same build as torch. Five classes, images of 64 x 64 (75 x 75 for inception_v3), random weights. CPU
 seconds of one run for `Topology.of`, and for `certify` of the network without masks, which may take --limit seconds. The
-last column: how far outputs of the function that was read are from the network's own, relative to the largest.
+last column: how far outputs of the function that was read are from the network's own, relative to the largest. "Or more":
+where units were told apart for want of a rule (`Topology.unfollowed`).
 """
 
 import time
@@ -68,7 +69,7 @@ def measure(name, build, limit):
         "millions": millions,
         "read": read - begun,
         "certify": certified - read,
-        "permutations": order(found.permutations, limit),
+        "permutations": order(found.permutations, limit) + (" or more" if topology.unfollowed else ""),
         "signed": order(found.signed_permutations, limit),
         "scalings": None if found.scalings is None else found.scalings.before,
         "off": off,
