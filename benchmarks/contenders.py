@@ -204,7 +204,7 @@ def crps(draws, y):
     """The continuous ranked probability score of draws (draws, rows, targets), which estimates that of their law."""
     import scoringrules
 
-    return float(scoringrules.crps_ensemble(y, np.moveaxis(draws, 0, -1), estimator="fair").mean())
+    return float(scoringrules.crps_ensemble(y, np.moveaxis(draws, 0, -1), estimator="pwm").mean())
 
 
 def of_classes(probabilities, y):

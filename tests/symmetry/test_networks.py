@@ -422,7 +422,7 @@ def test_where_units_are_told_apart_for_want_of_a_rule_is_told():
     """What is counted there is true, and may not be all."""
     found = {name: sps.Topology.of(build(name), example(name)).unfollowed for name in NETWORKS}
     assert {name for name, places in found.items() if places} == {
-        "affine embeddings", "with itself, rolled", "two of three experts", "the largest",
+        "affine embeddings", "with itself, rolled", "two of three experts", "the largest", "padded units",
     }  # fmt: skip
     topology = sps.Topology.of(build("affine embeddings"), example("affine embeddings"))
     report = certify(topology, {})

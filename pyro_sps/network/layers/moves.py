@@ -140,6 +140,8 @@ def pad(recorder: Recorder, call: Call) -> None:
     moved = value.map(lambda array: array[grid])
     moved = replace(moved, place=np.where(outside, np.uint64(1), pair(moved.place, 2)))
     if further.any():
+        if fill == 0:  # it has any sign, which is not noted: what it is added to loses its own
+            recorder.atoms.given_up.append(recorder.place())
         signs, scales = (np.where(further, -1, own) for own in moved.characters)
         tokens = tuple(np.where(further, -1, token) for token in moved.tokens)
         moved = replace(moved, tokens=tokens, characters=(signs, scales))
