@@ -100,8 +100,8 @@ def certify(
     if topology.unfollowed:
         more = f" and {len(topology.unfollowed) - 3} more places" if len(topology.unfollowed) > 3 else ""
         notes.append(
-            f"{', '.join(topology.unfollowed[:3])}{more}: how units hang together there is not followed in full, so that "
-            "some were told apart; what is counted is there, but there may be more"
+            f"{', '.join(topology.unfollowed[:3])}{more}: how units hang together there is not followed in full; what is "
+            "counted is there, but there may be more"
         )
     fixed = sum(int((~mask).sum()) for mask in masks.values())
     maps = _linear_maps(topology, masks, constants)
