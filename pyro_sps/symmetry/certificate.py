@@ -98,10 +98,11 @@ def certify(
             "what it multiplies, which is not counted; fixed at another value than zero it cannot"
         )
     if topology.unfollowed:
+        places = ", ".join(topology.unfollowed[:3])
         more = f" and {len(topology.unfollowed) - 3} more places" if len(topology.unfollowed) > 3 else ""
         notes.append(
-            f"{', '.join(topology.unfollowed[:3])}{more}: how units hang together there is not followed in full; what is "
-            "counted is there, but there may be more"
+            f"{places}{more}: how units hang together there is not followed in full; what is counted is there, but "
+            "there may be more"
         )
     fixed = sum(int((~mask).sum()) for mask in masks.values())
     maps = _linear_maps(topology, masks, constants)
