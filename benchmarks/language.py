@@ -2,7 +2,7 @@
 
     python benchmarks/language.py [--networks bert gpt2 ...] [--limit 20] [--threads 1] [--out FOLDER]
 
-Needs transformers. Sizes as they are published where nothing else is said, random weights, sequences of 16 tokens. The
+Needs transformers. Sizes as they are published where nothing else is said, random weights, sequences of 16 tokens, images of 64 x 64. The
 columns are those of benchmarks/vision.py.
 """
 
@@ -35,7 +35,7 @@ NETWORKS = {
         },
     ),
     "mamba": ("MambaForCausalLM", {"num_hidden_layers": 24}),
-    "beit": ("BeitForImageClassification", {"use_relative_position_bias": True}),
+    "beit": ("BeitForImageClassification", {"use_relative_position_bias": True, "image_size": 64}),
     "segformer": ("SegformerForImageClassification", {}),
     "patchtst": ("PatchTSTForRegression", {"num_targets": 2}),
 }
