@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .codes import Codes, Ints, mix, pair
+from .codes import Classes, Codes, Ints, mix, pair
 from .elements import LINEAR, SCALE
 from .mixtures import Mixture, Part
 from .recorder import Recorder
@@ -17,7 +17,8 @@ def mixtures_of(recorder: Recorder, root: Ints, kind: Codes, links: tuple[Ints, 
     """The mixtures of a recorded network.
 
     Units can be mixed if nothing but linear maps makes and reads them, if each has a scale of its own, and if any two
-    of them could change places with all else as it is.
+    of them could change places with all else as it is. What several heads make of a value that they share is one with
+    it, as are queries that share a key.
 
     Args:
         recorder: What was found.
@@ -28,51 +29,77 @@ def mixtures_of(recorder: Recorder, root: Ints, kind: Codes, links: tuple[Ints, 
     atoms = recorder.atoms
     count = len(root)
     scale = atoms.characters[SCALE].root
+    duals = {(int(scale[a]), int(scale[b])) for sides in atoms.duals for a, b in zip(*sides, strict=True)}
+    whole, links = _with_children(root, scale, links, duals)
     lost = np.zeros(count, dtype=bool)
     lost[scale[atoms.lost[LINEAR] | atoms.pinned(np.arange(count))]] = True
     bad = np.zeros(count, dtype=bool)
-    bad[root[lost[scale]]] = True
+    bad[whole[lost[scale]]] = True
     # A scale of several units is none of each.
     owner = np.full(count, -1)
-    owner[scale] = root
-    shared = owner[scale] != root
+    owner[scale] = whole
+    shared = owner[scale] != whole
     spoiled = np.zeros(count, dtype=bool)
     spoiled[scale[shared]] = True
-    bad[root[spoiled[scale]]] = True
+    bad[whole[spoiled[scale]]] = True
     child, parent, label = links
-    bad[parent] = True
+    bad[whole[parent]] = True
     place = np.zeros(count, dtype=np.uint64)
-    np.add.at(place, child, mix(pair(label, parent)))
-    duals = {int(scale[a]): int(scale[b]) for left, right in atoms.duals for a, b in zip(left, right, strict=True)}
-    twins = {**duals, **{b: a for a, b in duals.items()}}
-    sets: dict[tuple[int, int], list[int]] = {}
-    read = np.unique(root[_read(recorder)])
+    units = np.unique(root)
+    np.add.at(place, whole[units], mix(kind[units]))
+    np.add.at(place, whole[child], mix(pair(pair(label, parent), kind[child])))
+    sets: dict[int, list[int]] = {}
+    read = np.unique(whole[_read(recorder)])
     for unit in read[~bad[read]].tolist():
-        sets.setdefault((int(kind[unit]), int(place[unit])), []).append(unit)
-    # Classes of scales of each unit: one, or two that undo each other.
-    some = np.flatnonzero(~bad[root])
+        sets.setdefault(int(place[unit]), []).append(unit)
+    # Classes of scales of each unit: one, or some that undo others.
+    some = np.flatnonzero(~bad[whole])
     classes: dict[int, list[int]] = {}
-    for unit, own in np.unique(np.stack([root[some], scale[some]], 1), axis=0).tolist():
+    for unit, own in np.unique(np.stack([whole[some], scale[some]], 1), axis=0).tolist():
         classes.setdefault(unit, []).append(own)
-    where = _axes(recorder, root, scale)
+    where = _axes(recorder, whole, scale)
     found = []
-    for units in sets.values():
-        sides = [_sides(classes[unit], duals, twins) for unit in units]
-        if any(side is None for side in sides) or (len(units) == 1 and len(classes[units[0]]) == 1):
+    for mixed in sets.values():
+        sides = [_inverse(classes[unit], duals) for unit in mixed]
+        if any(side is None for side in sides) or (len(mixed) == 1 and len(classes[mixed[0]]) == 1):
             continue
-        parts = _parts(units, [side for side in sides if side is not None], where)
+        parts = _parts(mixed, [side for side in sides if side is not None], where)
         if parts:
-            found.append(Mixture(len(units), len(classes[units[0]]) == 1, parts))
+            found.append(Mixture(len(mixed), len(classes[mixed[0]]) == 1, parts))
     return tuple(found)
 
 
-def _sides(classes: list[int], duals: dict[int, int], twins: dict[int, int]) -> tuple[int, int] | None:
-    """The class of scales on which a map acts, and that on which its inverse does (−1 if there is none)."""
+def _with_children(
+    root: Ints, scale: Ints, links: tuple[Ints, Ints, Codes], duals: set[tuple[int, int]]
+) -> tuple[Ints, tuple[Ints, Ints, Codes]]:
+    """Units with those that belong to them and have their scale, or one that undoes it: one unit.
+
+    Returns:
+        For each atom its unit, and the links that are left.
+    """
+    child, parent, label = links
+    both = duals | {(b, a) for a, b in duals}
+    scales: dict[int, set[int]] = {}
+    for unit, own in np.unique(np.stack([root, scale], 1), axis=0).tolist():
+        scales.setdefault(unit, set()).add(own)
+
+    def is_one(first: int, second: int) -> bool:
+        return any(a == b or (a, b) in both for a in scales[first] for b in scales[second])
+
+    inner = np.array([is_one(*ends) for ends in zip(child.tolist(), parent.tolist(), strict=True)], dtype=bool)
+    together = Classes()
+    together.grow(len(root))
+    together.merge(child[inner], parent[inner])
+    return together.root[root], (child[~inner], parent[~inner], label[~inner])
+
+
+def _inverse(classes: list[int], duals: set[tuple[int, int]]) -> frozenset[int] | None:
+    """The classes of scales on which the inverse of a map acts; none where all are one. None if that is not clear."""
     if len(classes) == 1:
-        return None if classes[0] in twins else (classes[0], -1)
-    if len(classes) == 2 and twins.get(classes[0]) == classes[1] and twins.get(classes[1]) == classes[0]:
-        return (classes[0], classes[1]) if classes[0] in duals else (classes[1], classes[0])
-    return None
+        return None if any(classes[0] in ends for ends in duals) else frozenset()
+    second = frozenset(b for _, b in duals).intersection(classes)
+    first = set(classes) - second
+    return second if first and all((a, b) in duals for a in first for b in second) else None
 
 
 def _read(recorder: Recorder) -> Ints:
@@ -102,14 +129,14 @@ def _axes(recorder: Recorder, root: Ints, scale: Ints) -> dict[int, list[tuple[s
 
 
 def _parts(
-    units: list[int], sides: list[tuple[int, int]], where: Mapping[int, list[tuple[str, int, int, int, int]]]
+    units: list[int], sides: list[frozenset[int]], where: Mapping[int, list[tuple[str, int, int, int, int]]]
 ) -> tuple[Part, ...]:
     """What a map of the units does to each axis; nothing where they do not correspond."""
     columns: list[dict[tuple[str, int, bool], list[int]]] = []
     for unit, side in zip(units, sides, strict=True):
         own: dict[tuple[str, int, bool], list[int]] = {}
         for name, axis, index, character, role in where[unit]:
-            own.setdefault((name, axis, (role < 0) != (character == side[1])), []).append(index)
+            own.setdefault((name, axis, (role < 0) != (character in side)), []).append(index)
         columns.append(own)
     first = columns[0]
     if any(own.keys() != first.keys() for own in columns):

@@ -20,6 +20,18 @@ def attention():
     return Net(forward, into=nn.Linear(4, 12, bias=False), out=nn.Linear(4, 4, bias=False)), (2, 4, 4), [2] * 4
 
 
+def grouped():
+    """Four heads of two dimensions, of which two share keys and values."""
+
+    def forward(net, x):
+        q, k, v = (layer(x).unflatten(-1, (-1, 2)).transpose(1, 2) for layer in (net.q, net.k, net.v))
+        y = nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        return net.out(y.transpose(1, 2).flatten(2)).tanh().mean(1)
+
+    layers = {"q": nn.Linear(4, 8, bias=False), "k": nn.Linear(4, 4, bias=False), "v": nn.Linear(4, 4, bias=False)}
+    return Net(forward, **layers, out=nn.Linear(8, 4, bias=False)), (2, 4, 4), [2] * 4
+
+
 def projection():
     """The state of an LSTM that is projected."""
     net = Net(
@@ -71,7 +83,7 @@ def nullity(function, topology, masks, x):
     return derivative.shape[1] - int((singular > 1e-9 * singular[0]).sum())
 
 
-@pytest.mark.parametrize("made", [attention, projection, bottleneck, table])
+@pytest.mark.parametrize("made", [attention, grouped, projection, bottleneck, table])
 def test_dimensions_are_those_of_the_null_space(made):
     net, shape, sizes = made()
     words = shape is None
