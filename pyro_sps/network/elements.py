@@ -301,6 +301,12 @@ class Atoms:
             return "first" if count_a >= count_b else "second"
         if len(np.unique(label)) == 1 and self._share_blocks(left, right, event):
             return "free"
+        if len(pairs) == count_a * count_b:
+            for side, (atoms, units) in enumerate(((first, left), (second, right))):
+                if np.unique(np.stack([units.astype(np.uint64), label]), axis=1).shape[1] == (count_a, count_b)[side]:
+                    # All occur with all, at places that say something of this side alone.
+                    self.distinguish(atoms, pair(label[inverse], event + np.uint64(side)))
+                    return "free"
         told = [self._told(atoms, place) for atoms in (first, second)]
         for atoms, known in zip((first, second), told, strict=True):
             if known:
