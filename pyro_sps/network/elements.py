@@ -305,7 +305,10 @@ class Atoms:
             for side, (atoms, units) in enumerate(((first, left), (second, right))):
                 if np.unique(np.stack([units.astype(np.uint64), label]), axis=1).shape[1] == (count_a, count_b)[side]:
                     # All occur with all, at places that say something of this side alone.
-                    self.distinguish(atoms, pair(label[inverse], event + np.uint64(side)))
+                    if len(np.unique(label)) == (count_a, count_b)[side]:
+                        self.pin(atoms)
+                    else:
+                        self.distinguish(atoms, pair(label[inverse], event + np.uint64(side)))
                     return "free"
         told = [self._told(atoms, place) for atoms in (first, second)]
         for atoms, known in zip((first, second), told, strict=True):

@@ -118,6 +118,15 @@ def grouped_queries(net, x):
     return net.out(y.transpose(1, 2).reshape(rows, length, 8).mean(1))
 
 
+def padded_window(net, x):
+    """Two heads with a table of how far apart positions are, of which two are padding and look alike."""
+    rows = len(x)
+    q, k, v = (t.view(rows, 5, 2, 2).transpose(1, 2) for t in net.qkv(F.pad(x, (0, 0, 0, 2))).chunk(3, 2))
+    far = net.table[torch.arange(5)[:, None] - torch.arange(5) + 4].permute(2, 0, 1)
+    y = (q @ k.transpose(-2, -1) + far).softmax(-1) @ v
+    return net.out(y.transpose(1, 2).reshape(rows, 5, 4)[:, :3].mean(1))
+
+
 def states(net, x):
     """A sum over what there was before, and a state of zeros at the beginning."""
     h = net.a(x).tanh()
@@ -301,6 +310,7 @@ NETWORKS = {
     "encoder layer": (lambda: Net(lambda n, x: n.out(n.layer(n.embed(x)).mean(1)), embed=nn.Linear(3, 4), layer=nn.TransformerEncoderLayer(4, 2, 5, batch_first=True, norm_first=True), out=nn.Linear(4, 2)), (3, 3)),
     "decoder layer": (lambda: Net(lambda n, x: n.out(n.layer(n.embed(x), n.memory(x)).mean(1)), embed=nn.Linear(3, 4), memory=nn.Linear(3, 4), layer=nn.TransformerDecoderLayer(4, 2, 5, batch_first=True), out=nn.Linear(4, 2)), (3, 3)),
     "grouped queries": (lambda: Net(grouped_queries, q=nn.Linear(3, 8), k=nn.Linear(3, 4), v=nn.Linear(3, 4), table=nn.Parameter(torch.randn(5, 4)), out=nn.Linear(8, 2)), (3, 3)),
+    "padded window": (lambda: Net(padded_window, qkv=nn.Linear(3, 12, bias=False), table=nn.Parameter(torch.randn(9, 2)), out=nn.Linear(4, 2)), (3, 3)),
     "states": (lambda: Net(states, a=nn.Linear(3, 4), decay=nn.Linear(9, 4), out=nn.Linear(4, 2)), (3, 3)),
     "kernel by a view": (lambda: Net(by_a_view, a=nn.Conv1d(2, 4, 1), c=nn.Conv1d(4, 4, 2, groups=4), out=nn.Linear(4, 2)), (2, 4)),
     "padded units": (lambda: Net(lambda n, x: n.out((F.pad(n.a(x), (0, 2)) + n.b(x)).tanh()), a=nn.Linear(3, 2), b=nn.Linear(3, 4), out=nn.Linear(4, 2)), (3,)),

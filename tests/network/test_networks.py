@@ -155,6 +155,7 @@ def test_orders_that_are_known():
     assert orders("small gpt")[0] == 2 * 2**2 * 2**2 * f(4) * f(5)
     # Two groups of two heads, with keys and queries of two, and values of two; heads have rows of a table of their own.
     assert orders("grouped queries")[0] == 2 * 2**2 * 2**2 * 2**2
+    assert orders("padded window")[0] == 2 * 2**2 * 2**2
     assert orders("padded units")[0] == 2 * 2  # those that have something added, and those that have nothing
     assert orders("states") == [f(4), f(4) * 2**4]
     assert orders("kernel by a view")[0] == f(4)
