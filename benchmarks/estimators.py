@@ -143,7 +143,8 @@ def show():
                 cells[-1] += f" ({difference(lpp_of(found), lpp_of(base), overlap(name))})"
             mean = np.mean([row["error"] for row in found.values()]) if found else math.nan
             seconds = np.median([row["seconds"] for row in found.values()]) if found else math.nan
-            errors.append(f"{mean:.3f}, {seconds:.0f} s" if found else "")
+            took = f", {seconds:.0f} s" if math.isfinite(seconds) else ""  # not noted of a run that was paused
+            errors.append(f"{mean:.3f}{took}" if found else "")
         head = f"| {name} | {rows_of(by):,} | {len(by['ours'])} | "
         lines.append(head + " | ".join(cells) + " |")
         tails.append(head + " | ".join(errors) + " |")
@@ -267,7 +268,9 @@ def in_units(rows):
 
 
 def with_error(values):
-    """The mean and its standard error."""
+    """The mean and its standard error, where there are several."""
+    if len(values) == 1:
+        return f"{values[0]:.2f}"
     return f"{np.mean(values):.2f} ± {np.std(values, ddof=1) / math.sqrt(len(values)):.2f}"
 
 
