@@ -226,7 +226,11 @@ def calibration(probabilities, y, bins=10):
 
 def mixture_lpp(means, scales, y):
     """Of equally weighted normals, whose means and scales have them in front of the shape of y."""
-    log = -0.5 * ((y - means) / scales) ** 2 - np.log(scales) - 0.5 * math.log(2 * math.pi)
+    return mean_of_mixture(-0.5 * ((y - means) / scales) ** 2 - np.log(scales) - 0.5 * math.log(2 * math.pi))
+
+
+def mean_of_mixture(log):
+    """Over all that is predicted the mean logarithm of a mixture, from the logarithms of its parts."""
     return float((np.logaddexp.reduce(log, 0) - math.log(len(log))).mean())
 
 
@@ -241,7 +245,7 @@ def cell_of_mixture(means, scales, y, y_test):
     lower, upper = np.where(lower > 0, -upper, lower), np.where(lower > 0, -lower, upper)
     high = log_ndtr(upper)
     log = high + np.log1p(-np.exp(np.minimum(log_ndtr(lower) - high, -1e-300)))
-    return {"cell": float((np.logaddexp.reduce(log, 0) - math.log(len(log))).mean())}
+    return {"cell": mean_of_mixture(log)}
 
 
 def cell_of_density(log_density, y, y_test):

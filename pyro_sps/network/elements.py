@@ -99,7 +99,7 @@ class Atoms:
         links: Blocks.
         duals: Pairs of atoms whose scales undo each other: queries and keys.
         events: How many things have happened that need a number of their own.
-        given_up: Where in the network atoms were pinned that may be able to move.
+        given_up: Where in the network not all symmetries may be counted.
         at: Says where in the network it is.
     """
 
@@ -157,8 +157,12 @@ class Atoms:
     def give_up(self, atoms: Ints) -> None:
         """Pin atoms for want of a rule that says how they hang together: not all their symmetries may be counted."""
         if not self.pinned(atoms[atoms >= 0]).all():
-            self.given_up.append(self.at())
+            self.doubt()
         self.pin(atoms)
+
+    def doubt(self) -> None:
+        """Note that not all symmetries of what is here may be counted."""
+        self.given_up.append(self.at())
 
     def pinned(self, atoms: Ints) -> NDArray[np.bool_]:
         """Which atoms have an identity, in that their unit has."""
@@ -299,13 +303,14 @@ class Atoms:
                 return "equal"
             self.link(fine, coarse, pair(label, event))
             return "first" if count_a >= count_b else "second"
-        if len(np.unique(label)) == 1 and self._share_blocks(left, right, event):
+        labels = len(np.unique(label))
+        if labels == 1 and self._share_blocks(left, right, event):
             return "free"
         if len(pairs) == count_a * count_b:
-            for side, (atoms, units) in enumerate(((first, left), (second, right))):
-                if np.unique(np.stack([units.astype(np.uint64), label]), axis=1).shape[1] == (count_a, count_b)[side]:
+            for side, (atoms, units, count) in enumerate(((first, left, count_a), (second, right, count_b))):
+                if np.unique(np.stack([units.astype(np.uint64), label]), axis=1).shape[1] == count:
                     # All occur with all, at places that say something of this side alone.
-                    if len(np.unique(label)) == (count_a, count_b)[side]:
+                    if labels == count:
                         self.pin(atoms)
                     else:
                         self.distinguish(atoms, pair(label[inverse], event + np.uint64(side)))

@@ -265,30 +265,30 @@ def _by_holding(graph: Graph, deadline: float | None) -> Group | None:
     np.maximum.at(most, colour, degree)
     chosen = int(np.argmax(np.where(size == few, most, -1)))
     vertices = np.flatnonzero(colour == chosen)
-    held = [_held(graph, vertices[:1], deadline)]
-    if few == 2 and not _components(_drop_uniform(held[0])[0]).any():
+    held = _held(graph, vertices[:1], deadline)
+    if few == 2 and not _components(_drop_uniform(held)[0]).any():
         return None
-    first = automorphisms(held[0], deadline)
-    groups, moves = {0: first}, list(first.moves)
+    first = automorphisms(held, deadline)
+    groups, moves = [first], list(first.moves)
     orbit = _orbits(len(colour), first)
     for i in range(1, few):
         if (orbit[vertices[:i]] == orbit[vertices[i]]).any():
             continue  # what one of its orbit showed
         other = _held(graph, vertices[i : i + 1], deadline)
-        image = _isomorphism(held[0], other, deadline)
+        image = _isomorphism(held, other, deadline)
         if image is None:
-            groups[i] = automorphisms(other, deadline)
-            if groups[i].form == first.form:
+            groups.append(automorphisms(other, deadline))
+            if groups[-1].form == first.form:
                 image = np.empty(len(colour), dtype=np.int64)
-                image[first.canonical] = groups[i].canonical
-            elif len({group.form for group in groups.values()}) > _WAYS:
+                image[first.canonical] = groups[-1].canonical
+            elif len({group.form for group in groups}) > _WAYS:
                 return None
         if image is not None:
             moved = np.flatnonzero(image != np.arange(len(colour)))
             moves.append((moved, image[moved]))
             orbit = np.where(orbit == orbit[vertices[i]], orbit[vertices[0]], orbit)
     length = int((orbit[vertices] == orbit[vertices[0]]).sum())
-    best = min(groups.values(), key=lambda group: group.form)
+    best = min(groups, key=lambda group: group.form)
     return Group(
         length * first.order,
         best.canonical,

@@ -203,7 +203,7 @@ def two(recorder: Recorder, name: str, first: Value, second: Value, out: Tensor)
     value = join(recorder, first, second, out)
     tokens = first.tokens + second.tokens
     if 0 < len(value.tokens) < len(tokens) and not (first.tokens and second.tokens) and _of_one(recorder, tokens):
-        atoms.given_up.append(recorder.place())  # units of each row of a parameter are taken to be those of all
+        atoms.doubt()  # units of each row of a parameter are taken to be those of all
     return replace(value, characters=(characters[0], characters[1]))
 
 

@@ -75,11 +75,11 @@ def cat(recorder: Recorder, call: Call) -> None:
         if call.name == "stack":
             value = value.map(lambda array: np.expand_dims(array, dim))
         parts.append(replace(value, place=pair(value.place, number), weight=None))
-    most = max((part.tokens for part in parts), key=len)
+    most = max(parts, key=lambda part: len(part.tokens))
     for number, tensor in enumerate(tensors):
-        if most and call.known(tensor) is None:
-            parts[number] = _beside(recorder, tensor, parts[number], max(parts, key=lambda part: len(part.tokens)), dim)
-    ordered = [recorder.atoms.in_step(part.tokens, most) for part in parts]
+        if most.tokens and call.known(tensor) is None:
+            parts[number] = _beside(tensor, parts[number], most, dim)
+    ordered = [recorder.atoms.in_step(part.tokens, most.tokens) for part in parts]
     none = [np.full(part.shape, -1) for part in parts]
     tokens = tuple(
         np.concatenate([empty if own is None else own for own, empty in zip(each, none, strict=True)], axis=dim)
@@ -90,11 +90,10 @@ def cat(recorder: Recorder, call: Call) -> None:
     recorder.write(call.out, Value(tokens, place, (characters[0], characters[1])))
 
 
-def _beside(recorder: Recorder, tensor: Tensor, value: Value, other: Value, dim: int) -> Value:
+def _beside(tensor: Tensor, value: Value, other: Value, dim: int) -> Value:
     """One number, repeated, beside units: it is the same for each of them, as padding is.
 
     Args:
-        recorder: The recorder.
         tensor: The constant.
         value: What is known of it.
         other: What is known of what it lies beside.
@@ -106,10 +105,9 @@ def _beside(recorder: Recorder, tensor: Tensor, value: Value, other: Value, dim:
         return value  # it is further units
     tokens, signs, scales = other.tokens, *other.characters
     wide = [np.broadcast_to(first_along(array, dim), value.shape) for array in (*tokens, signs, scales)]
-    none = value.characters
     kept = [
         own if tensor.flatten()[0] == 0 and (array == first_along(array, dim)).all() else empty
-        for own, array, empty in zip(wide[-2:], (signs, scales), none, strict=True)
+        for own, array, empty in zip(wide[-2:], (signs, scales), value.characters, strict=True)
     ]
     return replace(value, tokens=tuple(wide[:-2]), characters=(kept[0], kept[1]))
 
@@ -141,7 +139,7 @@ def pad(recorder: Recorder, call: Call) -> None:
     moved = replace(moved, place=np.where(outside, np.uint64(1), pair(moved.place, 2)))
     if further.any():
         if fill == 0:  # it has any sign, which is not noted: what it is added to loses its own
-            recorder.atoms.given_up.append(recorder.place())
+            recorder.atoms.doubt()
         signs, scales = (np.where(further, -1, own) for own in moved.characters)
         tokens = tuple(np.where(further, -1, token) for token in moved.tokens)
         moved = replace(moved, tokens=tokens, characters=(signs, scales))

@@ -80,7 +80,7 @@ def _contracted(recorder: Recorder, left: Value, right: Value) -> Value:
     own = right.weight is not None
     batched = own and sum(size > 1 for size in recorder.weights[str(right.weight)].shape) > 2
     if batched and any((token != token[:1]).any() for token in inside_left):
-        atoms.given_up.append(recorder.place())  # units of each batch are taken to be those of all
+        atoms.doubt()  # units of each batch are taken to be those of all
     if own:
         _unmet(recorder, inside_left, inside_right, label)
     inside, label = atoms.combine(inside_left, inside_right, label)
