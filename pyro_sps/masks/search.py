@@ -76,7 +76,7 @@ def fix(topology: Topology, masks: Masks, place: Place, unit: int, whole: bool =
     if not tensor.places:  # a matrix, or a convolution
         masks[tensor.name].view(*tensor.shape[:2], -1)[row, column, slice(None) if whole else 0] = False
         return
-    if joint.partly:
+    if any(len(place.axes) > 1 for place in tensor.places):
         connected = torch.zeros([topology.groups[group].size for group in joint.groups], dtype=torch.bool)
         connected[row, column] = True
         entries = topology.entries_of(joint, connected).flatten().nonzero().flatten()

@@ -337,7 +337,7 @@ def _tensor(name: str, weight: Weight, atoms: Atoms, number: Ints, carriers: _Ca
     for axis in axes:
         own = weight.axes[axis]
         assert own is not None
-        where: tuple[int, ...] = (axis,)
+        where = weight.over.get(axis, (axis,))
         if axis == weight.grouped:
             where = (0, 1)
             other, per = weight.shape[0], own.shape[1]
@@ -379,12 +379,9 @@ def _same(places: list[Places]) -> bool:
     """Whether each entry joins a unit with itself alone, as in a depthwise convolution."""
     if len(places) < 2 or places[0].axes == places[1].axes:
         return True
-    if (0, 1) not in (places[0].axes, places[1].axes):
-        return False
-    one, other = sorted(places, key=lambda place: len(place.axes))
-    shape = other.unit.shape
-    axis = one.axes[0]
-    return bool((np.expand_dims(one.unit, 1 - axis) == other.unit.reshape(shape)).all())
+    ndim = 1 + max(axis for place in places for axis in place.axes)
+    first, second = (place.along(ndim, place.unit) for place in places[:2])
+    return bool((first == second).all())
 
 
 def _plain(tensor: WeightTensor, first: Ints) -> WeightTensor:

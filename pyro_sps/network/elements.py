@@ -99,6 +99,8 @@ class Atoms:
         links: Blocks.
         duals: Pairs of atoms whose scales undo each other: queries and keys.
         events: How many things have happened that need a number of their own.
+        sums: Blocks, or what belongs to them, of which a number is known to be a sum of numbers of units that nothing
+            else holds together: added up, they would be one sum.
         given_up: Where in the network not all symmetries may be counted.
         at: Says where in the network it is.
     """
@@ -112,6 +114,7 @@ class Atoms:
     links: list[Link] = field(default_factory=list)
     duals: list[tuple[Ints, Ints]] = field(default_factory=list)
     events: int = 0
+    sums: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     given_up: list[str] = field(default_factory=list)
     at: Callable[[], str] = str
 
@@ -144,6 +147,23 @@ class Atoms:
             label = pair(label, np.where(self.pinned(atoms), atoms.astype(np.uint64), self.mark[atoms] - then))
             ends.append(self.units.root[atoms])
         return ends[0], ends[1], label
+
+    def are_loose(self, tokens: Sequence[Ints]) -> bool:
+        """Whether there are units among tokens that belong to no block."""
+        held = np.zeros(len(self.array), dtype=bool)
+        for link in self.links:
+            held[self.units.root[link.child]] = True
+        return any(not held[self.units.root[token[token >= 0]]].all() for token in tokens)
+
+    def note_sums(self, tokens: Sequence[Ints]) -> None:
+        """Note that numbers are sums, and tokens the blocks that each of them is the sum of."""
+        self.sums = np.unique(np.concatenate([self.sums, *(token[token >= 0].ravel() for token in tokens)]))
+
+    def forget_sums(self, tokens: Sequence[Ints]) -> None:
+        """Note that numbers are no sums any more."""
+        if len(self.sums):
+            for token in tokens:
+                self.sums = self.sums[~np.isin(self.units.find(self.sums), self.units.find(token))]
 
     def event(self) -> np.uint64:
         """A number of its own for one thing that happens."""

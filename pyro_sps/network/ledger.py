@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import Any
 
@@ -24,6 +25,8 @@ class Weight:
     Attributes:
         shape: Its shape.
         axes: For each axis its atoms, or None where its indices are positions.
+        over: Where several axes say which atom it is, these axes, by the one of them that has the atoms in `axes`, an
+            array of their sizes.
         grouped: For a grouped convolution, the axis of which the atoms depend on the index of the other, else None;
             its atoms have shape (groups, size of the axis).
         roles: For each axis +1 if outputs of a layer are along it, −1 if inputs are.
@@ -36,6 +39,14 @@ class Weight:
     roles: dict[int, int] = field(default_factory=dict)
     gates: dict[int, tuple[Ints, Ints]] = field(default_factory=dict)
     looked_up: set[int] = field(default_factory=set)
+    over: dict[int, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether there are atoms for all axes, in no more than two arrays, so that each has a sign and a scale."""
+        some = {axis for axis, size in enumerate(self.shape) if size > 1}
+        known = [axis for axis, atoms in enumerate(self.axes) if atoms is not None and axis in some]
+        return len(known) <= 2 and some <= {one for axis in known for one in self.over.get(axis, (axis,))}
 
 
 class Ledger:
@@ -68,6 +79,9 @@ class Ledger:
             if parameter.dim() == 2 + len(layer.kernel_size)
         }
         self.viewed: set[str] = set()  # parameters of which there are views, and that nothing has read yet
+        self.fresh: set[str] = set()  # parameters that the operation that is running is the first to read
+        self.together: set[str] = set()  # parameters whose axes say together which unit it is, if nothing meets them
+        self.copies: dict[int, str] = {}  # parameters by the addresses of their copies
         self.given: set[int] = set()
         self.indices: dict[int, tuple[Tensor, Ints]] = {}  # tensors that say which unit it was, and these units
         self.stack: list[str] = []
@@ -155,7 +169,7 @@ class Ledger:
         kind = "transposed" if transposed else "convolution"
         name = self.parameters[address][0]
         whole = np.array_equal(places_of(tensor), places_of(self.parameters[address][1]))
-        if name not in self.weights or (name in self.viewed and whole):
+        if name not in self.weights or (name in self.viewed and whole and name not in self.copies.values()):
             self.register(address, kind, groups)
             self.viewed.discard(name)
         weight = self.weights[name]
@@ -163,6 +177,71 @@ class Ledger:
         if known.tokens or tuple(tensor.shape) != weight.shape:
             raise UnsupportedLayerError(f"{self.place()} uses {name!r} as a kernel, which is used in another way too")
         return weight
+
+    def copy(self, tensor: Tensor, value: Value) -> None:
+        """Note a copy of a parameter, or of a view of one, which is read in its place."""
+        assert value.weight is not None
+        address = address_of(tensor)
+        self.write(tensor, value)
+        if len(self.storages[address][1].tokens) == len(value.tokens):
+            self.storages[address] = (tensor, replace(self.storages[address][1], weight=value.weight))
+            self.copies[address] = value.weight
+
+    def name_of(self, tensor: Tensor) -> str | None:
+        """Name of the parameter that a tensor is, is a view of, or a copy; None for others."""
+        address = address_of(tensor)
+        return self.parameters[address][0] if address in self.parameters else self.copies.get(address)
+
+    def put_together(
+        self, name: str, sides: Sequence[tuple[int, ...]], blocks: tuple[int, ...] = ()
+    ) -> Callable[[Value], Value]:
+        """Let several axes of a parameter that nothing has read yet say together which unit it is.
+
+        Args:
+            name: The parameter.
+            sides: For each set of units the axes that say which of them it is.
+            blocks: Axes that are among those of all sides: units of both sides belong together there.
+
+        Returns:
+            What a view of the parameter is now.
+        """
+        weight = self.weights[name]
+        before = list(weight.axes)
+        owner = self.atoms.new(math.prod(weight.shape[axis] for axis in blocks), signed=False) if blocks else None
+        for axis in {axis for side in sides for axis in side}:
+            weight.axes[axis] = None
+        made: dict[tuple[int, ...], Ints] = {}
+        for side in sides:
+            sizes = [weight.shape[axis] for axis in side]
+            made[side] = self.atoms.new(math.prod(sizes)).reshape(sizes)
+            at = max(axis for axis in side if axis not in blocks or side == blocks)
+            weight.axes[at], weight.over[at] = made[side], side
+            if owner is not None:
+                belongs = np.expand_dims(
+                    owner.reshape([weight.shape[axis] for axis in blocks]),
+                    tuple(i for i, axis in enumerate(side) if axis not in blocks),
+                )
+                label = np.full(made[side].size, self.atoms.event())
+                self.atoms.link(made[side].ravel(), np.broadcast_to(belongs, sizes).ravel(), label)
+
+        def translate(value: Value) -> Value:
+            index: dict[int, Ints] = {}
+            rest = []
+            for token in value.tokens:
+                axis = next(i for i, own in enumerate(before) if own is not None and token.flat[0] in own)
+                own = before[axis]
+                assert own is not None
+                index[axis] = token - own[0]
+                if not any(axis in side for side in sides):
+                    rest.append(token)
+            tokens = [made[side][tuple(index[axis] for axis in side)] for side in sides]
+            return replace(value, tokens=(*rest, *tokens))
+
+        for address, (tensor, value) in self.storages.items():
+            if value.weight == name:
+                self.storages[address] = (tensor, translate(value))
+        self.fresh.discard(name)
+        return translate
 
     def is_parameter(self, tensor: Tensor) -> bool:
         """Whether a tensor is a parameter of the network, or a view of one."""
@@ -187,18 +266,27 @@ class Ledger:
         """A parameter as units that are read: along its last axis its numbers have signs and scales of their own."""
         if value.weight is None or not value.tokens:
             return value
+        if value.weight in self.together & self.fresh and len(value.tokens) > 1:
+            every = tuple(axis for axis, atoms in enumerate(self.weights[value.weight].axes) if atoms is not None)
+            value = self.put_together(value.weight, [every])(value)
+        name = value.weight
+        assert name is not None
         tokens, place = self.atoms.settle(value.tokens, value.place)
-        axes = [self.axis_of(value.weight, int(token[token >= 0][0])) for token in tokens]
-        none = np.full(value.shape, -1)
-        own = none
+        axes = [self.axis_of(name, int(token[token >= 0][0])) for token in tokens]
+        shape = self.weights[name].shape
+        last = max(axes, key=lambda axis: (shape[axis] > 1, axis), default=0)  # of one index, there is nothing to count
+        own = np.full(value.shape, -1)
+        kept = []
         for axis, token in zip(axes, tokens, strict=True):
-            if axis == max(axes):
-                self.role(value.weight, axis, 1)
+            if axis == last:
+                self.role(name, axis, 1)
                 own = token
             else:
                 for kind in (SIGN, SCALE):
                     self.atoms.lose(kind, token.ravel())
-        return Value(tokens, place, (own, own))
+            if axis == last or shape[axis] > 1:
+                kept.append(token)
+        return Value(tuple(kept), place, (own, own))
 
     def pin(self, value: Value) -> Ints:
         """Give an identity to all units that a value has, and no sign or scale; returns their atoms."""

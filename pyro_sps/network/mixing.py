@@ -113,9 +113,9 @@ def _read(recorder: Recorder) -> Ints:
     return np.concatenate([np.zeros(0, dtype=np.int64), *every])
 
 
-def _axes(recorder: Recorder, root: Ints, scale: Ints) -> dict[int, list[tuple[str, int, int, int, int]]]:
-    """For each unit where it is: tensor, axis, index, class of its scale, and +1 if outputs are along the axis."""
-    where: dict[int, list[tuple[str, int, int, int, int]]] = {}
+def _axes(recorder: Recorder, root: Ints, scale: Ints) -> dict[int, list[tuple[str, tuple[int, ...], int, int, int]]]:
+    """For each unit where it is: tensor, axes, index, class of its scale, and +1 if outputs are along the axes."""
+    where: dict[int, list[tuple[str, tuple[int, ...], int, int, int]]] = {}
     for name, weight in recorder.weights.items():
         for axis, own in enumerate(weight.axes):
             if own is None:
@@ -124,19 +124,21 @@ def _axes(recorder: Recorder, root: Ints, scale: Ints) -> dict[int, list[tuple[s
             flat = own.ravel()
             rows: Any = zip(root[flat].tolist(), range(len(flat)), scale[flat].tolist(), strict=True)
             for unit, index, character in rows:
-                where.setdefault(unit, []).append((name, axis, index, character, role))
+                where.setdefault(unit, []).append((name, weight.over.get(axis, (axis,)), index, character, role))
     return where
 
 
 def _parts(
-    units: list[int], sides: list[frozenset[int]], where: Mapping[int, list[tuple[str, int, int, int, int]]]
+    units: list[int],
+    sides: list[frozenset[int]],
+    where: Mapping[int, list[tuple[str, tuple[int, ...], int, int, int]]],
 ) -> tuple[Part, ...]:
     """What a map of the units does to each axis; nothing where they do not correspond."""
-    columns: list[dict[tuple[str, int, bool], list[int]]] = []
+    columns: list[dict[tuple[str, tuple[int, ...], bool], list[int]]] = []
     for unit, side in zip(units, sides, strict=True):
-        own: dict[tuple[str, int, bool], list[int]] = {}
-        for name, axis, index, character, role in where[unit]:
-            own.setdefault((name, axis, (role < 0) != (character in side)), []).append(index)
+        own: dict[tuple[str, tuple[int, ...], bool], list[int]] = {}
+        for name, axes, index, character, role in where[unit]:
+            own.setdefault((name, axes, (role < 0) != (character in side)), []).append(index)
         columns.append(own)
     first = columns[0]
     if any(own.keys() != first.keys() for own in columns):

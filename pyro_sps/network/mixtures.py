@@ -12,12 +12,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Part:
-    """What a linear map does to one axis of a weight tensor.
+    """What a linear map does to one axis of a weight tensor, or to several that together say which unit it is.
 
     Attributes:
         tensor: Its name.
-        axis: The axis.
-        index: The indices that are mixed, in the order of the units.
+        axes: The axes, mostly one.
+        index: The indices that are mixed, in the order of the units; of several axes of those taken as one.
         dual: Whether the inverse of the transposed map acts: where the units are read, or on keys if it acts on
             queries.
 
@@ -25,12 +25,12 @@ class Part:
         >>> import torch, pyro_sps as sps
         >>> net = torch.nn.Sequential(torch.nn.Conv1d(3, 2, 1), torch.nn.Conv1d(2, 4, 1), torch.nn.Tanh())
         >>> (mixture,) = sps.Topology.of(net, torch.zeros(2, 3, 5)).mixtures
-        >>> [(part.tensor, part.axis, part.dual) for part in mixture.parts]
-        [('0.weight', 0, False), ('0.bias', 0, False), ('1.weight', 1, True)]
+        >>> [(part.tensor, part.axes, part.dual) for part in mixture.parts]
+        [('0.weight', (0,), False), ('0.bias', (0,), False), ('1.weight', (1,), True)]
     """
 
     tensor: str
-    axis: int
+    axes: tuple[int, ...]
     index: tuple[int, ...]
     dual: bool
 
@@ -66,11 +66,13 @@ class Mixture:
         moved = dict(weights)
         inverse = torch.linalg.inv(matrix).mT
         for part in self.parts:
-            weight = moved[part.tensor].movedim(part.axis, 0)
+            first = tuple(range(len(part.axes)))
+            ordered = moved[part.tensor].movedim(part.axes, first)
+            weight = ordered.flatten(0, first[-1])
             index = torch.tensor(part.index, device=weight.device)
             own = (inverse if part.dual else matrix).to(weight)
             mixed = torch.tensordot(own, weight[index], dims=1)
-            moved[part.tensor] = weight.index_copy(0, index, mixed).movedim(0, part.axis)
+            moved[part.tensor] = weight.index_copy(0, index, mixed).reshape(ordered.shape).movedim(first, part.axes)
         return moved
 
     def dimension(self, masks: Mapping[str, Tensor], values: Mapping[str, Tensor | None]) -> tuple[int, bool]:
@@ -138,7 +140,8 @@ def _solutions(rows: list[list[Tensor]], columns: list[list[Tensor]], generator:
 
 
 def _along(value: Tensor, part: Part, size: int) -> Tensor:
-    return value.movedim(part.axis, 0)[list(part.index)].reshape(size, -1)
+    first = tuple(range(len(part.axes)))
+    return value.movedim(part.axes, first).flatten(0, first[-1])[list(part.index)].reshape(size, -1)
 
 
 def _rank(matrix: Tensor) -> int:

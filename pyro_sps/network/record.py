@@ -99,18 +99,11 @@ def plain_operations() -> Iterator[None]:
 def _recorded(net: nn.Module, example: Any, dtype: torch.dtype, fixed: Collection[str]) -> Topology:
     tensors = [tensor.detach().cpu().clone() for _, tensor in named_parts(example)]
     tensors = [tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in tensors]
-    for calls in (_calls(net, example, tensors), None):  # a network may do something else in each run
-        own = _with_zeros(net)
-        recorder = Recorder(own, submodules_of(own, fixed), calls)
-        _name_layers(own, recorder)
-        recorder.give(tensors)
-        try:
-            out = _run(own, example, tensors, recorder)
-        except Exception:
-            if not recorder.strayed:
-                raise
-        if not recorder.strayed:
-            break
+    recorder, out = _followed(net, example, tensors, fixed)
+    if recorder.apart_by_axis:  # whether its numbers are units of their own turns out later than where it is read
+        again = _followed(net, example, tensors, fixed, recorder.apart_by_axis)
+        if not again[0].atoms.given_up:
+            recorder, out = again
     if not isinstance(out, Tensor):
         raise UnsupportedLayerError(_several_outputs(out))
     if recorder.value(out) is None:
@@ -127,6 +120,25 @@ def _recorded(net: nn.Module, example: Any, dtype: torch.dtype, fixed: Collectio
         out.shape[-1] if out.dim() > 1 else 1,
         inputs_of(example),
     )
+
+
+def _followed(
+    net: nn.Module, example: Any, tensors: list[Tensor], fixed: Collection[str], together: Collection[str] = ()
+) -> tuple[Recorder, Any]:
+    """What a run shows, and what it returns."""
+    for calls in (_calls(net, example, tensors), None):  # a network may do something else in each run
+        own, given = _with_zeros(net), [tensor.clone() for tensor in tensors]
+        recorder = Recorder(own, submodules_of(own, fixed), calls, together)
+        _name_layers(own, recorder)
+        recorder.give(given)
+        try:
+            out = _run(own, example, given, recorder)
+        except Exception:
+            if not recorder.strayed:
+                raise
+        if not recorder.strayed:
+            break
+    return recorder, out
 
 
 def _calls(net: nn.Module, example: Any, tensors: list[Tensor]) -> list[tuple[str, bool]] | None:

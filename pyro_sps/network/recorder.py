@@ -31,6 +31,10 @@ _FACTORIES = {
     *(f"new_{what}" for what in ("zeros", "ones", "empty", "full", "empty_strided")),
     "_assert_tensor_metadata",
 }
+# What copies all numbers of a tensor and reads none of them.
+COPIES = ("_to_copy", "clone", "contiguous", "convert_element_type", "copy_strided")
+# What multiplies a parameter of several axes by numbers along each of them: no two axes say together which unit it is.
+_APART = ("_trilinear",)
 # What changes the shape of a tensor in place, and no number.
 _RESHAPED = {"transpose_", "t_", "squeeze_", "unsqueeze_", "swapaxes_", "swapdims_", "detach_", "as_strided_"}
 
@@ -92,18 +96,26 @@ class Recorder(Ledger, TorchDispatchMode):
         closed: Names of submodules in which operations need not be known.
         calls: The operations of the run, each with whether the output depends on it; those of which it does not are
             not followed.
+        together: Parameters whose axes say together which unit it is where they lie beside what has an identity.
 
     Attributes:
+        apart_by_axis: Parameters of which it may be so.
         uncounted: Names of those of which `Topology.uncounted` tells.
         number: How many operations there were so far.
         strayed: Whether they were others than the expected ones.
     """
 
     def __init__(
-        self, net: nn.Module, closed: Collection[str] = (), calls: Sequence[tuple[str, bool]] | None = None
+        self,
+        net: nn.Module,
+        closed: Collection[str] = (),
+        calls: Sequence[tuple[str, bool]] | None = None,
+        together: Collection[str] = (),
     ) -> None:
         super().__init__(net)
         self.closed, self.calls = set(closed), calls
+        self.together |= set(together)
+        self.apart_by_axis: set[str] = set()
         self.number, self.strayed, self.within = 0, False, False
         self.apart: list[tuple[str, Ints]] = []  # operations that no rule follows, and the atoms that entered them
         self.uncounted: list[str] = []
@@ -136,6 +148,8 @@ class Recorder(Ledger, TorchDispatchMode):
         if base in _FACTORIES or name in _RESHAPED or not any(value is not None for value in values.values()):
             return func(*args, **kwargs)
         self.operation = base
+        if not self.within:
+            self.fresh.clear()
         if base in ("_local_scalar_dense", "is_nonzero", "equal"):
             raise UnsupportedLayerError(
                 f"{self.place()} turns a value that depends on the inputs into a Python number, or branches on it; "
@@ -144,7 +158,7 @@ class Recorder(Ledger, TorchDispatchMode):
             )
         known, changes = base in _HANDLERS, schema.is_mutable
         if changes:  # its parts are looked for before it changes what they read
-            self._read(tensors)
+            self._read(base, tensors)
             if not known and (parts := self._in_parts(func, base, args, kwargs)) is not None:
                 return parts
         out = func(*args, **kwargs)
@@ -153,7 +167,7 @@ class Recorder(Ledger, TorchDispatchMode):
         if not changes:
             if results and all(shares(result, tensors) for result in results):
                 return out  # a view
-            self._read(tensors)
+            self._read(base, tensors)
             if not known and (parts := self._in_parts(func, base, args, kwargs)) is not None:
                 return out if self._carry_over(parts, results) else parts
         try:
@@ -163,6 +177,7 @@ class Recorder(Ledger, TorchDispatchMode):
                     "deterministic=[...] it need not be)"
                 )
             _HANDLERS[base](self, Call(base, _bind(schema, args, kwargs), values, out))
+            self.fresh.difference_update(map(self.name_of, tensors))
         except UnsupportedLayerError:
             if self.closed.isdisjoint(self.stack):
                 raise
@@ -178,11 +193,14 @@ class Recorder(Ledger, TorchDispatchMode):
         self.strayed |= known[0] != name
         return known[1]
 
-    def _read(self, tensors: Sequence[Tensor]) -> None:
+    def _read(self, operation: str, tensors: Sequence[Tensor]) -> None:
         """Note that an operation reads numbers, which a view of them does not."""
         for tensor in tensors:
-            if self.is_parameter(tensor):
-                self.viewed.discard(self.parameters[address_of(tensor)][0])
+            name = self.name_of(tensor)
+            if name in self.viewed and operation not in COPIES:
+                self.viewed.discard(name)
+                if operation not in _APART:
+                    self.fresh.add(name)
             if (found := self.indices.get(address_of(tensor))) is not None:
                 self.atoms.give_up(found[1])
 

@@ -257,7 +257,8 @@ class Topology:
         joints = []
         for tensor in self.matrices:
             to, origin = self.sides(tensor)
-            grouped = any(len(place.axes) > 1 for place in tensor.places)
+            # Units that are told by one axis both meet where that has the same index.
+            grouped = bool(tensor.places) and not set(tensor.places[0].axes).isdisjoint(tensor.places[1].axes)
             joints += [Joint(tensor.name, (a, b), grouped) for a in to for b in origin]
         return tuple(joints)
 

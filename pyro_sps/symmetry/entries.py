@@ -158,22 +158,33 @@ def apply_to_places(
     return moved
 
 
+_APART = "a relabelling takes units apart that can only move together"
+
+
 def _index(shape: tuple[int, ...], places: tuple[Places, ...], goes: Ints) -> list[Ints] | None:
     """For each axis where its indices go, in a form that broadcasts to the shape; None if nothing moves."""
     index = [
         np.arange(size).reshape([-1 if i == axis else 1 for i in range(len(shape))]) for axis, size in enumerate(shape)
     ]
-    still = True
+    still, found = True, set[int]()
     for place in sorted(places, key=lambda place: len(place.axes)):
         if np.array_equal(goes[place.unit], place.unit) and (len(place.axes) == 1 or still):
+            if len(place.axes) == 1:
+                found.add(place.axes[0])
             continue
         still = False
         slots = int(place.slot.max()) + 1
         own, wanted = place.unit * slots + place.slot, goes[place.unit] * slots + place.slot
-        axis = place.axes[-1]
-        if len(place.axes) == 1:
-            index[axis] = place.along(len(shape), _found(own, wanted))
+        if len(np.unique(own)) == own.size:
+            where = np.unravel_index(_found(own.ravel(), wanted.ravel()), own.shape)
+            for axis, there in zip(place.axes, where, strict=True):
+                new = place.along(len(shape), there.reshape(own.shape))
+                if axis in found and (index[axis] != new).any():
+                    raise ValueError(_APART)
+                index[axis] = new
+            found.update(place.axes)
             continue
+        axis = place.axes[-1]
         # The units along one axis depend on the index of the other: look for them where that has gone.
         rows = index[place.axes[0]].ravel()
         new = np.empty_like(own)
@@ -188,7 +199,7 @@ def _found(own: Ints, wanted: Ints) -> Ints:
     order = np.argsort(own)
     place = np.searchsorted(own[order], wanted)
     if (place == len(own)).any() or (own[order][place] != wanted).any():
-        raise ValueError("a relabelling takes units apart that can only move together")
+        raise ValueError(_APART)
     return order[place]
 
 

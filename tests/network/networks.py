@@ -118,6 +118,49 @@ def grouped_queries(net, x):
     return net.out(y.transpose(1, 2).reshape(rows, length, 8).mean(1))
 
 
+def heads_of_one_tensor(net, x):
+    """Attention whose weights have an axis of heads."""
+    q, k, v = (torch.einsum("nli,hie->nhle", x, weight) for weight in (net.q, net.k, net.v))
+    weights = torch.einsum("nhqe,nhke->nhqk", q + net.shift[:, None], k).softmax(-1)
+    z = torch.einsum("nhqk,nhke->nhqe", weights, v)
+    return net.out(torch.einsum("nhqe,hed->nqd", z, net.o).tanh().mean(1))
+
+
+def side_by_side(net, x):
+    """Networks of one hidden layer in the same tensors, whose probabilities are averaged."""
+    h = (x @ net.first + net.bias).tanh()
+    return net.out((h @ net.second).softmax(-1).mean(0))
+
+
+def stacked_layers(net, x):
+    """Layers whose weights are slices of one tensor."""
+    x = net.a(x).relu()
+    for weight, bias in zip(net.weights, net.biases, strict=True):
+        x = (x @ weight + bias).relu()
+    return net.out(x)
+
+
+def rows_of_scales(net, x):
+    """Scales and shifts of two layers, each pair the rows of one tensor."""
+    x = net.a(x)
+    for layer in range(2):
+        x = F.gelu(x * net.scale[layer] + net.shift[layer])
+    return net.out(x)
+
+
+def feature_tokens(net, x):
+    """A transformer of a table (Gorishniy et al. 2021): each column is a token, and there is one more."""
+    tokens = x[..., None] * net.weight + net.bias
+    return net.out(net.block(torch.cat([net.token.expand(len(x), 1, -1), tokens], 1))[:, 0])
+
+
+def periodic_embeddings(net, x):
+    """Each column by itself becomes sines, and these a few units of its own (Gorishniy et al. 2022)."""
+    waves = 2 * torch.pi * net.frequency * x[..., None]
+    waves = torch.cat([waves.cos(), waves.sin()], -1)
+    return net.out(((waves[..., None, :] @ net.weight).squeeze(-2) + net.bias).relu().flatten(1))
+
+
 def padded_window(net, x):
     """Two heads with a table of how far apart positions are, of which two are padding and look alike."""
     rows = len(x)
@@ -311,6 +354,11 @@ NETWORKS = {
     "decoder layer": (lambda: Net(lambda n, x: n.out(n.layer(n.embed(x), n.memory(x)).mean(1)), embed=nn.Linear(3, 4), memory=nn.Linear(3, 4), layer=nn.TransformerDecoderLayer(4, 2, 5, batch_first=True), out=nn.Linear(4, 2)), (3, 3)),
     "grouped queries": (lambda: Net(grouped_queries, q=nn.Linear(3, 8), k=nn.Linear(3, 4), v=nn.Linear(3, 4), table=nn.Parameter(torch.randn(5, 4)), out=nn.Linear(8, 2)), (3, 3)),
     "padded window": (lambda: Net(padded_window, qkv=nn.Linear(3, 12, bias=False), table=nn.Parameter(torch.randn(9, 2)), out=nn.Linear(4, 2)), (3, 3)),
+    "heads of one tensor": (lambda: Net(heads_of_one_tensor, q=numbers(2, 3, 2), k=numbers(2, 3, 2), shift=numbers(2, 2), v=numbers(2, 3, 2), o=numbers(2, 2, 4), out=nn.Linear(4, 2)), (3, 3)),
+    "side by side": (lambda: Net(side_by_side, first=numbers(3, 3, 4), bias=numbers(3, 1, 4), second=numbers(3, 4, 2), out=nn.Linear(2, 2)), (3,)),
+    "stacked layers": (lambda: Net(stacked_layers, a=nn.Linear(3, 4), weights=numbers(2, 4, 4), biases=numbers(2, 4), out=nn.Linear(4, 2)), (3,)),
+    "feature tokens": (lambda: Net(feature_tokens, weight=numbers(3, 4), bias=numbers(3, 4), token=numbers(1, 4), block=nn.TransformerEncoderLayer(4, 2, 5, batch_first=True), out=nn.Linear(4, 2)), (3,)),
+    "periodic embeddings": (lambda: Net(periodic_embeddings, frequency=numbers(3, 4), weight=numbers(3, 8, 2), bias=numbers(3, 2), out=nn.Linear(6, 2)), (3,)),
     "states": (lambda: Net(states, a=nn.Linear(3, 4), decay=nn.Linear(9, 4), out=nn.Linear(4, 2)), (3, 3)),
     "kernel by a view": (lambda: Net(by_a_view, a=nn.Conv1d(2, 4, 1), c=nn.Conv1d(4, 4, 2, groups=4), out=nn.Linear(4, 2)), (2, 4)),
     "padded units": (lambda: Net(lambda n, x: n.out((F.pad(n.a(x), (0, 2)) + n.b(x)).tanh()), a=nn.Linear(3, 2), b=nn.Linear(3, 4), out=nn.Linear(4, 2)), (3,)),
@@ -322,6 +370,10 @@ NETWORKS = {
     "embedding bag": (lambda: Net(lambda n, x: n.out(n.e(x)), e=nn.EmbeddingBag(5, 4), out=nn.Linear(4, 2)), "ids"),
     "two uses of one layer": (lambda: Net(lambda n, x: n.out(n.b(n.b(n.a(x)).tanh()).tanh()), a=nn.Linear(3, 4), b=nn.Linear(4, 4), out=nn.Linear(4, 2)), (3,)),
 }  # fmt: skip
+
+
+def numbers(*shape):
+    return nn.Parameter(torch.randn(shape))
 
 
 def example(name, rows=ROWS, generator=None):

@@ -229,3 +229,14 @@ def test_a_wrapped_network_of_several_outputs_works():
     both = Net(lambda net, x: (net.a(x), net.b(x)), a=nn.LayerNorm(3), b=nn.Linear(3, 1))
     wrapped = Net(lambda net, x: torch.cat(net.both(x), -1), both=both)
     assert sps.Topology.of(wrapped, torch.zeros(2, 3)).num_outputs == 4
+
+
+@pytest.mark.parametrize("width", [4, 5])
+def test_rows_of_a_turned_table_are_refused(width):
+    """Of a square one rows and columns used to be taken for each other."""
+    net = Net(
+        lambda n, x: n.out(torch.nn.functional.embedding(x, n.table.T).tanh().sum(1)),
+        table=nn.Parameter(torch.zeros(4, width)), out=nn.Linear(4, 1),
+    )  # fmt: skip
+    with pytest.raises(sps.UnsupportedLayerError, match="rows of a view of 'table'"):
+        sps.Topology.of(net, torch.zeros(2, 3, dtype=torch.int64))

@@ -344,12 +344,80 @@ def constants(p):
     p.then(run, positions, 4)
 
 
+def matrices(p):
+    """A matrix for each position, and numbers that are added or multiplied there."""
+    i = p.pick()
+    positions, units = p.widths[i]
+    width = int(p.rng.choice([2, 4]))
+    weight = p.layer(nn.Parameter(torch.ones(positions, units, width)))
+    number = p.layer(nn.Parameter(torch.ones(positions, width)))
+    way, kind = p.rng.integers(2), p.rng.integers(3)
+
+    def run(net, v):
+        own, more = getattr(net, weight), getattr(net, number)
+        y = torch.einsum("npu,puk->npk", v[i], own) if way else (v[i].transpose(0, 1) @ own).transpose(0, 1)
+        return (y, y + more, y.relu() * more)[kind]
+
+    p.then(run, positions, width)
+
+
+def in_heads(p):
+    """A matrix for each of two heads, whose units lie side by side, or are put together."""
+    i = p.pick()
+    positions, units = p.widths[i]
+    weight, other = (p.layer(nn.Parameter(torch.ones(2, units, 2))) for _ in range(2))
+    way, kind = p.rng.integers(2), p.rng.integers(4)
+
+    def run(net, v):
+        first, second = getattr(net, weight), getattr(net, other)
+        y = torch.einsum("npu,huk->nhpk", v[i], first) if way else v[i].unsqueeze(1) @ first
+        if kind == 0:
+            return y.transpose(1, 2).flatten(2)
+        if kind == 1:
+            return y.tanh().sum(1)
+        if kind == 2:
+            return torch.einsum("nhpk,huk->npu", y.relu(), second)
+        return (y.tanh() @ second.mT).softmax(-1).mean(1)
+
+    p.then(run, positions, (4, 2, units, units)[kind])
+
+
+def slices(p):
+    """Layers whose weights and biases are slices of one tensor."""
+    i = p.pick()
+    positions, units = p.widths[i]
+    weight = p.layer(nn.Parameter(torch.ones(2, units, units)))
+    bias = p.layer(nn.Parameter(torch.ones(2, units)))
+
+    def run(net, v):
+        y = v[i]
+        for w, b in zip(getattr(net, weight), getattr(net, bias), strict=True):
+            y = (y @ w + b).relu()
+        return y
+
+    p.then(run, positions, units)
+
+
+def by_itself(p):
+    """Each unit becomes two, as embeddings of numbers do."""
+    i = p.pick(lambda _, units: units <= 4)
+    if i is None:
+        return
+    positions, units = p.widths[i]
+    weight, shift = (p.layer(nn.Parameter(torch.ones(units, 2))) for _ in range(2))
+    p.then(
+        lambda net, v: (v[i].unsqueeze(-1) * getattr(net, weight) + getattr(net, shift)).relu().flatten(2),
+        positions,
+        2 * units,
+    )
+
+
 OPERATIONS = {
     f.__name__: f
     for f in (
         linear, again, over_positions, convolution, function, two, scaled, norm, softmax, joined, behind,
         half, gate, attention, grouped_attention, shifted, padded, moved, reshaped, pooled, squeezed, ordered,
-        three, distances, bilinear, weight_normed, added_up, constants,
+        three, distances, bilinear, weight_normed, added_up, constants, matrices, in_heads, slices, by_itself,
     )
 } | {"more linear": linear, "one more linear": linear, "more function": function}  # fmt: skip
 

@@ -25,8 +25,13 @@ from network.networks import (
     conv,
     example,
     gated,
+    heads_of_one_tensor,
     last_step,
     normed,
+    numbers,
+    rows_of_scales,
+    side_by_side,
+    stacked_layers,
 )
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
@@ -91,6 +96,12 @@ FAMILIES = {
     "in order": (lambda: Net(lambda n, x: n.out(torch.cat([n.a(x).sort(1).values[:, 1:], n.b(x).topk(1).values], 1)), a=nn.Linear(2, 3), b=nn.Linear(2, 3), out=nn.Linear(3, 1)), (2,), True),
     "the largest": (lambda: Net(lambda n, x: n.out(torch.cat([n.a(x).argmax(1, keepdim=True) + n.b(x), n.a(x)], 1).relu()), a=nn.Linear(2, 3), b=nn.Linear(2, 3), out=nn.Linear(6, 1)), (2,), True),
     "in between": (lambda: Net(lambda n, x: n.out(torch.lerp(n.a(x).relu(), n.b(x), n.g(x).sigmoid())), a=nn.Linear(2, 3), b=nn.Linear(2, 3), g=nn.Linear(2, 3), out=nn.Linear(3, 1)), (2,), True),
+    "heads of one tensor": (lambda: Net(heads_of_one_tensor, q=numbers(2, 2, 2), k=numbers(2, 2, 2), shift=numbers(2, 2), v=numbers(2, 2, 1), o=numbers(2, 1, 2), out=nn.Linear(2, 1)), (3, 2), True),
+    "side by side": (lambda: Net(side_by_side, first=numbers(2, 2, 2), bias=numbers(2, 1, 2), second=numbers(2, 2, 2), out=nn.Linear(2, 1)), (2,), True),
+    "stacked layers": (lambda: Net(stacked_layers, a=nn.Linear(2, 3), weights=numbers(2, 3, 3), biases=numbers(2, 3), out=nn.Linear(3, 1)), (2,), True),
+    "rows of scales": (lambda: Net(rows_of_scales, a=nn.Linear(2, 4), scale=numbers(2, 4), shift=numbers(2, 4), out=nn.Linear(4, 1)), (2,), True),
+    "affine embeddings": (lambda: Net(lambda n, x: n.out(torch.addcmul(n.bias, n.weight, x[..., None]).relu().flatten(1)), weight=numbers(3, 3), bias=numbers(3, 3), out=nn.Linear(9, 1)), (3,), True),
+    "three sides": (lambda: Net(lambda n, x: n.out(torch.einsum("ni,oij,nj->no", n.a(x).tanh(), n.weight, n.b(x).tanh()).relu()), a=nn.Linear(2, 2), b=nn.Linear(2, 2), weight=numbers(2, 2, 2), out=nn.Linear(2, 1)), (2,), True),
     "product of two": (lambda: Net(lambda n, x: n.out(n.a(x) * n.b(x)), a=nn.Linear(2, 2), b=nn.Linear(2, 2), out=nn.Linear(2, 1)), (2,), False),
 }  # fmt: skip
 
@@ -422,13 +433,13 @@ def test_where_units_are_told_apart_for_want_of_a_rule_is_told():
     """What is counted there is true, and may not be all."""
     found = {name: sps.Topology.of(build(name), example(name)).unfollowed for name in NETWORKS}
     assert {name for name, places in found.items() if places} == {
-        "affine embeddings", "with itself, rolled", "two of three experts", "the largest", "padded units",
+        "with itself, rolled", "two of three experts", "the largest", "padded units",
     }  # fmt: skip
-    topology = sps.Topology.of(build("affine embeddings"), example("affine embeddings"))
+    mean = Net(lambda n, x: ((x @ n.first).tanh() @ n.second).mean(0), first=numbers(3, 2, 4), second=numbers(3, 4, 1))
+    topology = sps.Topology.of(mean, torch.zeros(2, 2))
     report = certify(topology, {})
-    assert (
-        24 == report.permutations.before < math.factorial(4) ** 3
-    )  # units of each column can be exchanged by themselves
+    members = math.factorial(3) * math.factorial(4) ** 3
+    assert members == report.permutations.before < math.factorial(12)  # as a sum they are one network of 12 units
     assert any("there may be more" in note for note in report.notes)
     masks = {tensor.name: torch.zeros(tensor.shape, dtype=torch.bool) for tensor in topology.tensors}
     values = {
@@ -438,6 +449,38 @@ def test_where_units_are_told_apart_for_want_of_a_rule_is_told():
     fixed = certify(topology, masks, values)
     assert all(one.is_rigid for one in fixed.classes)
     assert fixed.is_rigid is None
+
+
+def test_axes_that_say_together_which_unit_it_is():
+    """Counts of networks whose parameters have more than two axes, or a unit for each number."""
+    two, four, five = math.factorial(2), math.factorial(4), math.factorial(5)
+    expected = {
+        "heads of one tensor": two * (two * two) ** 2 * four,  # heads; of each queries and values; what is read of them
+        "side by side": 6 * four**3 * two,  # networks; units of each; classes, which are averaged in pairs
+        "stacked layers": four**3,
+        "affine embeddings": four**3,
+        "periodic embeddings": four**3 * two**3,
+        "feature tokens": four * two * (two * two) ** 2 * five,  # the width; heads as above; the hidden layer
+    }
+    for name, count in expected.items():
+        topology = sps.Topology.of(build(name), example(name))
+        assert (certify(topology, {}).permutations.before, topology.unfollowed) == (count, ()), name
+    # One tensor of all heads is what one layer of all of them is.
+    topology = sps.Topology.of(build("heads of one tensor"), example("heads of one tensor"))
+    plain = Net(
+        heads_of_one_layer, q=nn.Linear(3, 4), k=nn.Linear(3, 4, False), v=nn.Linear(3, 4, False),
+        o=nn.Linear(4, 4, False), out=nn.Linear(4, 2),
+    )  # fmt: skip
+    layered = sps.Topology.of(plain, example("heads of one tensor"))
+    for one, other in zip(certify(topology, {}).classes, certify(layered, {}).classes, strict=True):
+        assert (one.name, one.before) == (other.name, other.before)
+    assert sorted(m.size for m in topology.mixtures) == sorted(m.size for m in layered.mixtures) == [2, 2, 2, 2]
+
+
+def heads_of_one_layer(net, x):
+    q, k, v = (layer(x).unflatten(2, (2, 2)).transpose(1, 2) for layer in (net.q, net.k, net.v))
+    z = (q @ k.transpose(2, 3)).softmax(-1) @ v
+    return net.out(net.o(z.transpose(1, 2).flatten(2)).tanh().mean(1))
 
 
 class Block(nn.Module):

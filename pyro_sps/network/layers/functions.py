@@ -15,6 +15,7 @@ from ..codes import Ints, pair
 from ..elements import LINEAR, SCALE, SIGN, Value
 from ..ledger import constant
 from ..recorder import Call, Recorder, handles
+from .together import for_pair
 
 # What a function does to a sign: it passes it on, it forgets it, or it needs to know it. Scales are passed on or not.
 ODD, EVEN, NEITHER = "odd", "even", "neither"
@@ -43,6 +44,8 @@ def apply(recorder: Recorder, value: Value, parity: str, homogeneous: bool) -> V
     value = recorder.as_value(value)
     if parity == NEITHER:
         recorder.atoms.lose(SIGN, value.characters[SIGN].ravel())
+    if parity != ODD or not homogeneous:
+        recorder.atoms.forget_sums(value.tokens)
     if not homogeneous:
         recorder.atoms.lose(SCALE, value.characters[SCALE].ravel())
         value = value.without(SCALE)
@@ -157,6 +160,10 @@ def binary(recorder: Recorder, call: Call) -> None:
 
 def two(recorder: Recorder, name: str, first: Value, second: Value, out: Tensor) -> Value:
     """The result of an operation on two values, such as `mul`."""
+    for own in (first, second):
+        if own.weight is not None and len(own.tokens) > 1:
+            wide = (_expanded(first, out), _expanded(second, out))
+            first, second = for_pair(recorder, wide[0], wide[1]), for_pair(recorder, wide[1], wide[0])
     if name == "mul" and first.weight is not None and second.weight is None:
         first, second = second, first
     if name == "mul" and second.weight is not None and first.weight is None and len(second.tokens) < 2:
@@ -202,16 +209,21 @@ def two(recorder: Recorder, name: str, first: Value, second: Value, out: Tensor)
         characters.append(result.reshape(tuple(out.shape)))
     value = join(recorder, first, second, out)
     tokens = first.tokens + second.tokens
-    if 0 < len(value.tokens) < len(tokens) and not (first.tokens and second.tokens) and _of_one(recorder, tokens):
+    fewer = 0 < len(value.tokens) < len(tokens) and not (first.tokens and second.tokens)
+    if fewer and (names := _of_one(recorder, tokens)):
         atoms.doubt()  # units of each row of a parameter are taken to be those of all
+        recorder.apart_by_axis.update(names)
     return replace(value, characters=(characters[0], characters[1]))
 
 
-def _of_one(recorder: Recorder, tokens: Sequence[Ints]) -> bool:
-    """Whether tokens are of several axes of one parameter."""
+def _of_one(recorder: Recorder, tokens: Sequence[Ints]) -> list[str]:
+    """Parameters of which several axes are among tokens."""
     atoms = [int(token.max()) for token in tokens]
-    every = ([axis for axis in weight.axes if axis is not None] for weight in recorder.weights.values())
-    return any(sum(any(atom in axis for atom in atoms) for axis in axes) > 1 for axes in every)
+    every = {name: [axis for axis in weight.axes if axis is not None] for name, weight in recorder.weights.items()}
+    return [name for name, axes in every.items() if sum(any(atom in axis for atom in atoms) for axis in axes) > 1]
+
+
+_NOT_YET = -2  # what numbers of a parameter multiply that nothing has read
 
 
 def _scaled(recorder: Recorder, value: Value, weight: Value, out: Tensor) -> Value:
@@ -229,12 +241,16 @@ def _scaled(recorder: Recorder, value: Value, weight: Value, out: Tensor) -> Val
     gates = []
     for kind in (SIGN, SCALE):
         before = value.characters[kind].ravel()
-        gate = np.full(len(recorder.atoms.array), -1)
+        gate = np.full(len(recorder.atoms.array), _NOT_YET)
         gate[own[::-1]] = before[::-1]
         recorder.atoms.equate(kind, gate[own], before)
+        now = gate[first]
         if axis in known.gates:
-            recorder.atoms.equate(kind, known.gates[axis][kind], gate[first])
-        gates.append(gate[first])
+            old = known.gates[axis][kind]
+            both = (old != _NOT_YET) & (now != _NOT_YET)
+            recorder.atoms.equate(kind, old[both], now[both])
+            now = np.where(now == _NOT_YET, old, now)
+        gates.append(now)
     known.gates[axis] = (gates[0], gates[1])
     for one in (own, value.characters[SCALE].ravel()):
         recorder.atoms.lose(LINEAR, one)
@@ -310,7 +326,7 @@ def _slices(recorder: Recorder, value: Value, dim: int) -> Ints | None:
         return None
     known = recorder.weights[value.weight]
     own = known.axes[dim]
-    if own is None or tuple(value.shape) != known.shape:
+    if own is None or known.over or tuple(value.shape) != known.shape:
         return None
     recorder.role(value.weight, dim, 1)
     for axis, atoms in enumerate(known.axes):

@@ -13,15 +13,12 @@ from torch import Tensor
 from ..codes import first_along, mix, pair
 from ..elements import LINEAR, SCALE, SIGN, Value
 from ..memory import leaves
-from ..recorder import Call, Recorder, handles
-
-# What leaves numbers where they are.
-_COPIES = ("_to_copy", "clone", "contiguous", "convert_element_type", "copy_strided")
+from ..recorder import COPIES, Call, Recorder, handles
 
 
 @handles(
     *[
-        *_COPIES,
+        *COPIES,
         "repeat",
         "repeat_interleave",
         "roll",
@@ -43,10 +40,13 @@ def move(recorder: Recorder, call: Call) -> None:
     for tensor in leaves([value for value in call.args.values() if value is not argument]):
         if call.known(tensor) is not None:
             raise recorder.unsupported(f"{call.name} at places that the network computes is not known")
-    value = recorder.as_value(recorder.operand(argument, call))
+    value = recorder.operand(argument, call)
+    if call.name in COPIES and value.weight is not None:
+        return recorder.copy(call.out, value)
+    value = recorder.as_value(value)
     # Zero stays for what is not a copy, such as the edges of unfolded images.
     places = torch.arange(1, argument.numel() + 1, dtype=torch.float64).reshape(argument.shape)
-    moved = places.clone() if call.name in _COPIES else _again(call, places)
+    moved = places.clone() if call.name in COPIES else _again(call, places)
     index = moved.to(torch.int64).numpy() - 1
     flat = value.map(lambda array: array.ravel()[np.maximum(index, 0)])
     if (index < 0).any():
@@ -206,6 +206,12 @@ def spectral_norm(recorder: Recorder, call: Call) -> None:
 def _look_up(recorder: Recorder, table: Value, place: Any, out: Tensor) -> None:
     assert table.weight is not None
     weight = recorder.weights[table.weight]
+    as_stored = table.shape == weight.shape and not weight.over
+    if not as_stored or any((t != first_along(t, 1 - axis)).any() for axis, t in enumerate(table.tokens)):
+        raise recorder.unsupported(
+            f"it looks up rows of a view of {table.weight!r}, or of what has been read in another way before; make the "
+            "table a parameter by itself, of shape (rows, width)"
+        )
     rows, columns = weight.axes
     assert rows is not None
     assert columns is not None

@@ -18,6 +18,7 @@ from ..elements import LINEAR, SCALE, SIGN, Value
 from ..memory import address_of
 from ..recorder import Call, Recorder, handles, rows_code
 from .functions import two
+from .together import for_product
 
 
 @handles("mm", "bmm", "mv", "dot")
@@ -71,18 +72,20 @@ def contract(recorder: Recorder, call: Call, first: Tensor, second: Tensor) -> V
 
 def _contracted(recorder: Recorder, left: Value, right: Value) -> Value:
     atoms = recorder.atoms
-    left, right = _aligned(recorder, left, 1), _aligned(recorder, right, 2)
+    left, right = _aligned(recorder, left, 1), for_product(recorder, left, _aligned(recorder, right, 2))
     outside_left, inside_left = _split(left, summed=2, other=1)
     outside_right, inside_right = _split(right, summed=1, other=2)
     label_left, row = _label(left.place.swapaxes(1, 2)), rows_code(left.place)
     label_right, column = _label(right.place), rows_code(right.place.swapaxes(1, 2))
     label = pair(label_left, label_right)
     own = right.weight is not None
-    batched = own and sum(size > 1 for size in recorder.weights[str(right.weight)].shape) > 2
-    if batched and any((token != token[:1]).any() for token in inside_left):
+    several = own and sum(size > 1 for size in recorder.weights[str(right.weight)].shape) > 2
+    differ = [any((token != token[:1]).any() for token in side) for side in (inside_left, inside_right)]
+    if several and differ == [True, False]:
         atoms.doubt()  # units of each batch are taken to be those of all
     if own:
         _unmet(recorder, inside_left, inside_right, label)
+    loose = own and atoms.are_loose(inside_left)
     inside, label = atoms.combine(inside_left, inside_right, label)
     blocks: list[Ints] = []
     if not own or (len(left.shape) == 3 and left.shape[0] > 1):
@@ -104,6 +107,8 @@ def _contracted(recorder: Recorder, left: Value, right: Value) -> Value:
             wide = np.broadcast_to(np.expand_dims(token, axis), shape)
             kept, place = atoms.combine(tokens, [wide], place)
             tokens = list(kept)
+    if loose and blocks:
+        atoms.note_sums(tokens)
     if own:
         characters = _through_weight(recorder, left, right, inside_right, outside_right, shape)
     else:
@@ -125,7 +130,7 @@ def _aligned(recorder: Recorder, value: Value, axis: int) -> Value:
             some = (first >= 0) & (token >= 0)
             how = "pinned"
             if ((first >= 0) == (token >= 0)).all():
-                how = recorder.atoms.relate(first[some], token[some], np.zeros(int(some.sum()), dtype=np.uint64))
+                how = recorder.atoms.relate(first[some], token[some], value.place[some])
             if how != "equal":
                 recorder.atoms.give_up(token.ravel())
             token = np.where(token >= 0, recorder.atoms.units.find(token), -1) if how == "equal" else token
@@ -200,10 +205,7 @@ def _through_weight(
     for tokens, role in ((inside, -1), (outside, 1)):
         for token in tokens:
             recorder.role(name, recorder.axis_of(name, int(token[token >= 0][0])), role)
-    single = (
-        len(inside) == len(outside) == 1
-        and len(recorder.weights[name].shape) - recorder.weights[name].shape.count(1) <= 2
-    )
+    single = len(inside) == len(outside) == 1 and recorder.weights[name].is_followed
     result = []
     for kind in (SIGN, SCALE):
         own = left.characters[kind]

@@ -67,6 +67,10 @@ def reduced(recorder: Recorder, value: Value, axes: Sequence[int], sign: str, sc
         The value, of one axis (the rest), and how to give it its shape.
     """
     flat, restore = _flat(recorder, value, axes)
+    if sign == "odd" and scale and len(sums := recorder.atoms.units.find(recorder.atoms.sums)):
+        varying = [token for token in flat.tokens if not (token == token[:, :1]).all()]
+        if any(np.isin(token, sums).any() for token in varying):
+            recorder.atoms.doubt()  # a sum of sums: what is told apart is the sum that each number was in
     tokens, place = _over(recorder, flat)
     if sign != "odd":
         recorder.atoms.lose(LINEAR, flat.characters[SCALE].ravel())
@@ -179,6 +183,7 @@ def _normalised(recorder: Recorder, value: Value, axes: Sequence[int], sign: boo
     wide = flat.place.shape
     place = pair(flat.place, np.broadcast_to(code[:, None], wide))
     recorder.atoms.lose(SCALE, flat.characters[SCALE].ravel())
+    recorder.atoms.forget_sums(flat.tokens)
     none = np.full(wide, -1)
     signs = none
     if sign:
