@@ -178,6 +178,8 @@ def _positions(weight: Weight, axis: int, found: _Units) -> bool:
     """Whether an axis counts positions: no layer reads or makes units along it."""
     if axis in weight.roles or axis in weight.looked_up:
         return False
+    if weight.shape[axis] == 1 and len(weight.shape) > 1:
+        return True
     return bool(found.pinned[_atoms(weight, axis)].all())
 
 
@@ -395,6 +397,7 @@ def _plain(tensor: WeightTensor, first: Ints) -> WeightTensor:
             or place.slot.any()
             or not np.array_equal(place.unit, units)
             or not np.array_equal(place.carrier, units)
+            or place.power != (-1 if axis else 1)
         ):
             return tensor
     return WeightTensor(tensor.name, tensor.shape, tensor.groups)

@@ -262,15 +262,18 @@ class Ledger:
             assert atoms is not None
             self.atoms.lose(SCALE, atoms.ravel())
 
+    def gathered(self, value: Value) -> Value:
+        """A parameter of which each number is a unit of its own, if it is one of `together` that nothing has read."""
+        if value.weight is None or value.weight not in self.together & self.fresh or len(value.tokens) < 2:
+            return value
+        axes = tuple(axis for axis, atoms in enumerate(self.weights[value.weight].axes) if atoms is not None)
+        return self.put_together(value.weight, [axes])(value)
+
     def as_value(self, value: Value) -> Value:
         """A parameter as units that are read: along its last axis its numbers have signs and scales of their own."""
         if value.weight is None or not value.tokens:
             return value
-        if value.weight in self.together & self.fresh and len(value.tokens) > 1:
-            every = tuple(axis for axis, atoms in enumerate(self.weights[value.weight].axes) if atoms is not None)
-            value = self.put_together(value.weight, [every])(value)
-        name = value.weight
-        assert name is not None
+        name, value = value.weight, self.gathered(value)
         tokens, place = self.atoms.settle(value.tokens, value.place)
         axes = [self.axis_of(name, int(token[token >= 0][0])) for token in tokens]
         shape = self.weights[name].shape

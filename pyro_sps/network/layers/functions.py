@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +14,7 @@ from ..codes import Ints, pair
 from ..elements import LINEAR, SCALE, SIGN, Value
 from ..ledger import constant
 from ..recorder import Call, Recorder, handles
-from .together import for_pair
+from .together import doubt_rows, for_pair
 
 # What a function does to a sign: it passes it on, it forgets it, or it needs to know it. Scales are passed on or not.
 ODD, EVEN, NEITHER = "odd", "even", "neither"
@@ -209,18 +208,9 @@ def two(recorder: Recorder, name: str, first: Value, second: Value, out: Tensor)
         characters.append(result.reshape(tuple(out.shape)))
     value = join(recorder, first, second, out)
     tokens = first.tokens + second.tokens
-    fewer = 0 < len(value.tokens) < len(tokens) and not (first.tokens and second.tokens)
-    if fewer and (names := _of_one(recorder, tokens)):
-        atoms.doubt()  # units of each row of a parameter are taken to be those of all
-        recorder.apart_by_axis.update(names)
+    if 0 < len(value.tokens) < len(tokens) and not (first.tokens and second.tokens):
+        doubt_rows(recorder, tokens)
     return replace(value, characters=(characters[0], characters[1]))
-
-
-def _of_one(recorder: Recorder, tokens: Sequence[Ints]) -> list[str]:
-    """Parameters of which several axes are among tokens."""
-    atoms = [int(token.max()) for token in tokens]
-    every = {name: [axis for axis in weight.axes if axis is not None] for name, weight in recorder.weights.items()}
-    return [name for name, axes in every.items() if sum(any(atom in axis for atom in atoms) for axis in axes) > 1]
 
 
 _NOT_YET = -2  # what numbers of a parameter multiply that nothing has read

@@ -18,7 +18,7 @@ from ..elements import LINEAR, SCALE, SIGN, Value
 from ..memory import address_of
 from ..recorder import Call, Recorder, handles, rows_code
 from .functions import two
-from .together import for_product
+from .together import doubt_rows, for_product
 
 
 @handles("mm", "bmm", "mv", "dot")
@@ -85,6 +85,9 @@ def _contracted(recorder: Recorder, left: Value, right: Value) -> Value:
         atoms.doubt()  # units of each batch are taken to be those of all
     if own:
         _unmet(recorder, inside_left, inside_right, label)
+    if own:
+        by_batch = any((token != token[:1]).any() for token in inside_right)
+        doubt_rows(recorder, [token for token in inside_left if by_batch or len(np.unique(token)) < token.shape[1]])
     loose = own and atoms.are_loose(inside_left)
     inside, label = atoms.combine(inside_left, inside_right, label)
     blocks: list[Ints] = []

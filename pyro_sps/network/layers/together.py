@@ -6,9 +6,12 @@ for each pair of indices, so has the parameter.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from ..codes import first_along
+import numpy as np
+
+from ..codes import Ints, first_along
 from ..elements import Value
 from ..recorder import Recorder
 
@@ -60,6 +63,7 @@ def for_pair(recorder: Recorder, own: Value, other: Value) -> Value:
         own: What may be a parameter.
         other: What is beside it, of the same shape.
     """
+    own = recorder.gathered(own)
     if own.weight is None or own.weight not in recorder.fresh:
         return own
     weight = recorder.weights[own.weight]
@@ -72,6 +76,32 @@ def for_pair(recorder: Recorder, own: Value, other: Value) -> Value:
         if len(met) > 1 and not weight.over:
             return recorder.put_together(own.weight, [tuple(sorted(met))])(own)
     return own
+
+
+def doubt_rows(recorder: Recorder, tokens: Iterable[Ints]) -> None:
+    """Note that units of each row of a parameter are taken to be those of all.
+
+    Args:
+        recorder: What is known, and where it is noted.
+        tokens: Of numbers that are told by row. Where none but parameters of several axes made a unit, it may be of one
+            row alone.
+    """
+    atoms = recorder.atoms
+    of = {
+        int(atoms.array[axis.flat[0]]): name
+        for name, weight in recorder.weights.items()
+        if -1 not in weight.roles.values() and sum(size > 1 for size in weight.shape) > 1
+        for axis in weight.axes
+        if axis is not None and axis.size and not weight.over
+    }
+    names = set()
+    for token in tokens:
+        arrays = np.unique(atoms.array[np.isin(atoms.units.root, atoms.units.find(token[token >= 0]))]).tolist()
+        if arrays and all(array in of for array in arrays):
+            names |= {of[array] for array in arrays}
+    if names:
+        atoms.doubt()
+        recorder.apart_by_axis |= names
 
 
 def _varying(token: Any) -> list[int]:
