@@ -58,9 +58,10 @@ def mixtures_of(recorder: Recorder, root: Ints, kind: Codes, links: tuple[Ints, 
     for unit, own in np.unique(np.stack([whole[some], scale[some]], 1), axis=0).tolist():
         classes.setdefault(unit, []).append(own)
     where = _axes(recorder, whole, scale)
+    undone = (frozenset(a for a, _ in duals), frozenset(b for _, b in duals))
     found = []
     for mixed in sets.values():
-        sides = [_inverse(classes[unit], duals) for unit in mixed]
+        sides = [_inverse(classes[unit], duals, undone) for unit in mixed]
         if any(side is None for side in sides) or (len(mixed) == 1 and len(classes[mixed[0]]) == 1):
             continue
         parts = _parts(mixed, [side for side in sides if side is not None], where)
@@ -93,11 +94,19 @@ def _with_children(
     return together.root[root], (child[~inner], parent[~inner], label[~inner])
 
 
-def _inverse(classes: list[int], duals: set[tuple[int, int]]) -> frozenset[int] | None:
-    """The classes of scales on which the inverse of a map acts; none where all are one. None if that is not clear."""
+def _inverse(
+    classes: list[int], duals: set[tuple[int, int]], undone: tuple[frozenset[int], frozenset[int]]
+) -> frozenset[int] | None:
+    """The classes of scales on which the inverse of a map acts; none where all are one. None if that is not clear.
+
+    Args:
+        classes: Those of one unit.
+        duals: Pairs of classes that undo each other.
+        undone: All that are first in such a pair, and all that are second.
+    """
     if len(classes) == 1:
-        return None if any(classes[0] in ends for ends in duals) else frozenset()
-    second = frozenset(b for _, b in duals).intersection(classes)
+        return None if any(classes[0] in ends for ends in undone) else frozenset()
+    second = undone[1].intersection(classes)
     first = set(classes) - second
     return second if first and all((a, b) in duals for a in first for b in second) else None
 
