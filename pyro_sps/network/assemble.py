@@ -178,7 +178,7 @@ def _positions(weight: Weight, axis: int, found: _Units) -> bool:
     """Whether an axis counts positions: no layer reads or makes units along it."""
     if axis in weight.roles or axis in weight.looked_up:
         return False
-    if weight.shape[axis] == 1 and len(weight.shape) > 1:
+    if weight.shape[axis] == 1 and len(weight.shape) > 1:  # one index, of a parameter that is added or multiplies
         return True
     return bool(found.pinned[_atoms(weight, axis)].all())
 
@@ -381,6 +381,8 @@ def _same(places: list[Places]) -> bool:
     """Whether each entry joins a unit with itself alone, as in a depthwise convolution."""
     if len(places) < 2 or places[0].axes == places[1].axes:
         return True
+    if all(len(place.axes) == 1 for place in places[:2]):
+        return False
     ndim = 1 + max(axis for place in places for axis in place.axes)
     first, second = (place.along(ndim, place.unit) for place in places[:2])
     return bool((first == second).all())

@@ -41,7 +41,7 @@ def move(recorder: Recorder, call: Call) -> None:
         if call.known(tensor) is not None:
             raise recorder.unsupported(f"{call.name} at places that the network computes is not known")
     value = recorder.operand(argument, call)
-    if call.name in COPIES and value.weight is not None:
+    if call.name in COPIES and value.weight is not None and value.tokens:
         return recorder.copy(call.out, value)
     value = recorder.as_value(value)
     # Zero stays for what is not a copy, such as the edges of unfolded images.

@@ -6,7 +6,7 @@ for each pair of indices, so has the parameter.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -78,7 +78,7 @@ def for_pair(recorder: Recorder, own: Value, other: Value) -> Value:
     return own
 
 
-def doubt_rows(recorder: Recorder, tokens: Iterable[Ints]) -> None:
+def doubt_rows(recorder: Recorder, tokens: Sequence[Ints]) -> None:
     """Note that units of each row of a parameter are taken to be those of all.
 
     Args:
@@ -86,6 +86,8 @@ def doubt_rows(recorder: Recorder, tokens: Iterable[Ints]) -> None:
         tokens: Of numbers that are told by row. Where none but parameters of several axes made a unit, it may be of one
             row alone.
     """
+    if not tokens:
+        return
     atoms = recorder.atoms
     of = {
         int(atoms.array[axis.flat[0]]): name
