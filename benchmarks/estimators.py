@@ -142,8 +142,8 @@ def show():
             if method != "ours" and set(found) & set(base):
                 cells[-1] += f" ({difference(lpp_of(found), lpp_of(base), overlap(name))})"
             mean = np.mean([row["error"] for row in found.values()]) if found else math.nan
-            seconds = np.median([row["seconds"] for row in found.values()]) if found else math.nan
-            took = f", {seconds:.0f} s" if math.isfinite(seconds) else ""  # not noted of a run that was paused
+            noted = [row["seconds"] for row in found.values() if math.isfinite(row["seconds"])]  # not if it was paused
+            took = f", {np.median(noted):.0f} s" if noted else ""
             errors.append(f"{mean:.3f}{took}" if found else "")
         head = f"| {name} | {rows_of(by):,} | {len(by['ours'])} | "
         lines.append(head + " | ".join(cells) + " |")
