@@ -96,7 +96,7 @@ FAMILIES = {
     "in order": (lambda: Net(lambda n, x: n.out(torch.cat([n.a(x).sort(1).values[:, 1:], n.b(x).topk(1).values], 1)), a=nn.Linear(2, 3), b=nn.Linear(2, 3), out=nn.Linear(3, 1)), (2,), True),
     "the largest": (lambda: Net(lambda n, x: n.out(torch.cat([n.a(x).argmax(1, keepdim=True) + n.b(x), n.a(x)], 1).relu()), a=nn.Linear(2, 3), b=nn.Linear(2, 3), out=nn.Linear(6, 1)), (2,), True),
     "in between": (lambda: Net(lambda n, x: n.out(torch.lerp(n.a(x).relu(), n.b(x), n.g(x).sigmoid())), a=nn.Linear(2, 3), b=nn.Linear(2, 3), g=nn.Linear(2, 3), out=nn.Linear(3, 1)), (2,), True),
-    "heads of one tensor": (lambda: Net(heads_of_one_tensor, q=numbers(2, 2, 2), k=numbers(2, 2, 2), shift=numbers(2, 2), v=numbers(2, 2, 1), o=numbers(2, 1, 2), out=nn.Linear(2, 1)), (3, 2), True),
+    "heads of one tensor": (lambda: Net(heads_of_one_tensor, q=numbers(2, 2, 2), k=numbers(2, 2, 2), shift=numbers(2, 2), v=numbers(2, 2, 1), o=numbers(2, 1, 1), out=nn.Linear(1, 1)), (3, 2), True),
     "side by side": (lambda: Net(side_by_side, first=numbers(2, 2, 2), bias=numbers(2, 1, 2), second=numbers(2, 2, 2), out=nn.Linear(2, 1)), (2,), True),
     "stacked layers": (lambda: Net(stacked_layers, a=nn.Linear(2, 3), weights=numbers(2, 3, 3), biases=numbers(2, 3), out=nn.Linear(3, 1)), (2,), True),
     "rows of scales": (lambda: Net(rows_of_scales, a=nn.Linear(2, 4), scale=numbers(2, 4), shift=numbers(2, 4), out=nn.Linear(4, 1)), (2,), True),
