@@ -159,10 +159,10 @@ def binary(recorder: Recorder, call: Call) -> None:
 
 def two(recorder: Recorder, name: str, first: Value, second: Value, out: Tensor) -> Value:
     """The result of an operation on two values, such as `mul`."""
-    for own in (first, second):
-        if own.weight is not None and len(own.tokens) > 1:
-            wide = (_expanded(first, out), _expanded(second, out))
-            first, second = for_pair(recorder, wide[0], wide[1]), for_pair(recorder, wide[1], wide[0])
+    if any(own.weight is not None and len(own.tokens) > 1 for own in (first, second)):
+        first, second = (recorder.gathered(_expanded(own, out)) for own in (first, second))
+        first = for_pair(recorder, first, second)
+        second = for_pair(recorder, second, first)
     if name == "mul" and first.weight is not None and second.weight is None:
         first, second = second, first
     if name == "mul" and second.weight is not None and first.weight is None and len(second.tokens) < 2:

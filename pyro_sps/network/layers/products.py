@@ -85,8 +85,7 @@ def _contracted(recorder: Recorder, left: Value, right: Value) -> Value:
         atoms.doubt()  # units of each batch are taken to be those of all
     if own:
         _unmet(recorder, inside_left, inside_right, label)
-        by_batch = any((token != token[:1]).any() for token in inside_right)
-        doubt_rows(recorder, [token for token in inside_left if by_batch or len(np.unique(token)) < token.shape[1]])
+        doubt_rows(recorder, [token for token in inside_left if differ[1] or len(np.unique(token)) < token.shape[1]])
     loose = own and left.shape[0] > 1 and atoms.are_loose(inside_left)
     inside, label = atoms.combine(inside_left, inside_right, label)
     blocks: list[Ints] = []

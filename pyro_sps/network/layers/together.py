@@ -63,7 +63,6 @@ def for_pair(recorder: Recorder, own: Value, other: Value) -> Value:
         own: What may be a parameter.
         other: What is beside it, of the same shape.
     """
-    own = recorder.gathered(own)
     if own.weight is None or own.weight not in recorder.fresh:
         return own
     weight = recorder.weights[own.weight]
